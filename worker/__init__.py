@@ -1,0 +1,18 @@
+"""The worker: everything between a stored job and its stored result.
+
+The map, in the order in which a job passes through it:
+
+* ``service``: the contract that a plugin's author writes
+* ``discovery``: finds the plugins by entry point; imports one only when it is asked for
+* ``jobs``: what a job is, its states and the one table of their transitions
+* ``ledger`` and ``ledger.lua``: the truth about every job, in Redis
+* ``dispatch``: a job's record and its Celery message, written together
+* ``celery``: the Celery app (``celery -A worker``)
+* ``consumer``: Celery's side of the worker: ``-Q``, the pool, events, remote control
+* ``feeder``: claims batches for free pool slots
+* ``runner``: the five stages of a batch, in a pool child
+* ``keeper``: the worker's lease, and the sweep for what a lost worker left behind
+* ``backend``: Celery's ``AsyncResult`` over the ledger
+
+This module imports nothing, so that a plugin's ``schema.py`` and the API never pay for the worker.
+"""

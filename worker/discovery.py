@@ -1,0 +1,168 @@
+"""Find the installed plugins, and import one only when it is asked for.
+
+Listing reads the metadata of installed distributions and imports nothing. ``load_schema`` (the API) imports a plugin's
+``schema.py`` alone, not even its package's ``__init__``; ``load_service`` (the worker) imports all of it. Both turn
+whatever the plugin raises into ``ServiceFailed`` with the plugin's name, so that one broken plugin harms no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+from worker.errors import ServiceFailed, UnknownService
+from worker.service import Service
+
+#: The entry-point group of the project's founding document.
+GROUP = "libs_service.services"
+
+#: A service's name is also a queue, a URL's part and half of a task's name.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One installed plugin, as its distribution's metadata describes it; nothing of it has been imported."""
+
+    name: str
+    target: str  #: "antifraud.service:Antifraud"
+    distribution: str
+    version: str
+    description: str
+
+    @property
+    def module(self) -> str:
+        """The module that holds the service."""
+        return self.target.partition(":")[0].strip()
+
+    @property
+    def schema_module(self) -> str | None:
+        """The module beside it that holds the schema; None where there is no package to hold one."""
+        package = self.module.rpartition(".")[0]
+        return f"{package}.schema" if package else None
+
+
+def list_plugins() -> dict[str, Plugin]:
+    """Every installed plugin by name, sorted. Where two distributions claim one name, the first on the path has it."""
+    found: dict[str, Plugin] = {}
+    for entry in entry_points(group=GROUP):
+        if NAME.fullmatch(entry.name):
+            found.setdefault(entry.name, _describe(entry))
+    return dict(sorted(found.items()))
+
+
+def find_plugins(names: Iterable[str]) -> list[Plugin]:
+    """The installed plugins of these names; raises ``UnknownService`` that lists what is installed."""
+    installed = list_plugins()
+    unknown = [name for name in names if name not in installed]
+    if unknown:
+        raise UnknownService(f"no installed plugin is named {' or '.join(map(repr, unknown))}; {say_known(installed)}")
+    return [installed[name] for name in names]
+
+
+def say_known(installed: Iterable[str]) -> str:
+    """The installed services, for an error's text."""
+    names = ", ".join(installed)
+    return f"installed services: {names}" if names else "no service is installed (`pip install -e plugins/<name>`)"
+
+
+def load_schema(plugin: Plugin) -> ModuleType | None:
+    """Import the plugin's ``schema.py`` and nothing else of it; None where it ships none.
+
+    Raises ``ServiceFailed`` where the module cannot be imported or has no pydantic ``Input``.
+    """
+    name = plugin.schema_module
+    if name is None or _find_without_import(name) is None:
+        return None
+    try:
+        with _hollow_parents(name):
+            module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_say(error)}") from error
+    if not hasattr(module, "Input") or not hasattr(module.Input, "model_validate_json"):
+        raise ServiceFailed(f"{plugin.name}: {name} must define `class Input(BaseModel)`")
+    return module
+
+
+def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
+    """Import the plugin's service class, with whatever it imports. Raises ``ServiceFailed``."""
+    try:
+        target = EntryPoint(name=plugin.name, value=plugin.target, group=GROUP).load()
+    except (Exception, SystemExit) as error:
+        raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_say(error)}") from error
+    if not (isinstance(target, type) and issubclass(target, Service)):
+        raise ServiceFailed(f"{plugin.name}: {plugin.target} must be a subclass of worker.service.Service")
+    return target
+
+
+def _describe(entry: EntryPoint) -> Plugin:
+    distribution = entry.dist
+    metadata = distribution.metadata if distribution else None
+    return Plugin(
+        name=entry.name,
+        target=entry.value,
+        distribution=distribution.name if distribution else "",
+        version=distribution.version if distribution else "",
+        description=(metadata["Summary"] if metadata and "Summary" in metadata else "") or "",
+    )
+
+
+def _find_without_import(name: str) -> ModuleSpec | None:
+    """Like ``importlib.util.find_spec``, which would import (and so run) the parent packages."""
+    path = None
+    spec = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:depth]), path) or _find_by_hooks(".".join(parts[:depth]), path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec
+
+
+def _find_by_hooks(name: str, path: Any) -> ModuleSpec | None:
+    """Ask the other finders too: an editable install may put a package on no path and bring a finder of its own."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        if finder is not PathFinder and find is not None:
+            spec: ModuleSpec | None = find(name, path)
+            if spec is not None:
+                return spec
+    return None
+
+
+@contextmanager
+def _hollow_parents(name: str) -> Iterator[None]:
+    """While the block runs, the packages above ``name`` are empty modules that know their folder.
+
+    So ``schema.py`` may import its neighbours, and no package's ``__init__``, which may import the model's libraries,
+    is run. Packages that are imported already are left as they are.
+    """
+    parts = name.split(".")
+    hollow = []
+    for depth in range(1, len(parts)):
+        parent = ".".join(parts[:depth])
+        if parent in sys.modules:
+            continue
+        spec = _find_without_import(parent)
+        module = ModuleType(parent)
+        module.__path__ = list(spec.submodule_search_locations or ()) if spec else []
+        sys.modules[parent] = module
+        hollow.append(parent)
+    try:
+        yield
+    finally:
+        for parent in hollow:
+            sys.modules.pop(parent, None)
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")

@@ -1,0 +1,113 @@
+"""Every error that the system raises on purpose.
+
+An exception's docstring is its default message; ``code`` is stable and reaches the client, and ``retryable`` says
+whether the same job may succeed if it is sent again. The mapping to HTTP lives in ``api/problems.py`` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ServicesError(Exception):
+    """Something went wrong in libs-service."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, errors: list[dict[str, Any]] | None = None) -> None:
+        self.message = message or (self.__doc__ or "").strip().splitlines()[0]
+        self.errors = errors
+        super().__init__(self.message)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``error`` of a failed job, as ``contract.md`` section 3 has it."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "retryable": self.retryable}
+        if self.errors:
+            error["errors"] = self.errors
+        return error
+
+
+# -- a job's own errors -----------------------------------------------------------------------------------------------
+
+
+class InvalidInput(ServicesError):
+    """The input does not fit the service's Input."""
+
+    code = "invalid_input"
+
+
+class PredictFailed(ServicesError):
+    """The service raised an exception."""
+
+    code = "predict_failed"
+
+
+class InvalidOutput(ServicesError):
+    """The service's output does not fit its Output."""
+
+    code = "invalid_output"
+
+
+class WorkerLost(ServicesError):
+    """The process that ran the job died each time that it was tried."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class TimedOut(ServicesError):
+    """The run took longer than the service's time_limit_s."""
+
+    code = "timed_out"
+    retryable = True
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+
+class UnknownService(ServicesError):
+    """No installed plugin has this name."""
+
+    code = "unknown_service"
+
+
+class ServiceFailed(ServicesError):
+    """The plugin cannot be imported or loaded."""
+
+    code = "service_failed"
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+class StoreUnavailable(ServicesError):
+    """Redis cannot be reached; nothing was accepted. Try again."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class JobNotFound(ServicesError):
+    """No job has this id."""
+
+    code = "job_not_found"
+
+
+class JobExpired(ServicesError):
+    """The job's record was dropped when its keep_for_s was over."""
+
+    code = "job_expired"
+
+
+class JobFinished(ServicesError):
+    """The job has already ended, so it cannot be cancelled."""
+
+    code = "job_finished"
+
+
+class QueueFull(ServicesError):
+    """The service's queue holds max_queue_size jobs; try again later."""
+
+    code = "queue_full"
+    retryable = True

@@ -1,0 +1,167 @@
+"""What a job is, its states, and the one table of their transitions.
+
+A job is an immutable record: only the ledger's Lua (``ledger.lua``) changes what is stored, by this table, and
+``Job.from_record`` reads what stands there.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """The states of a job."""
+
+    QUEUED = "queued"  #: stored, waits for a worker
+    RUNNING = "running"  #: claimed by a worker under its lease
+    SUCCEEDED = "succeeded"  #: ended with an output
+    FAILED = "failed"  #: ended with an error
+    CANCELLED = "cancelled"  #: ended by DELETE
+    EXPIRED = "expired"  #: ended because it did not start within start_within_s
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+ACTIVE = frozenset({Status.QUEUED, Status.RUNNING})
+
+#: The one table of transitions. ``ledger.lua`` keeps it and a test tries every edge that is not here.
+#: ``RUNNING -> QUEUED`` happens only when a worker was lost, handed back or is run again alone.
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
+    Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.QUEUED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+    Status.EXPIRED: frozenset(),
+}
+
+
+class Priority(StrEnum):
+    """How urgent a job is."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated job that is about to be stored.
+
+    ``input`` and ``metadata`` are JSON texts; durations are in seconds; 0 means "no limit".
+    """
+
+    service: str
+    input: bytes
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    version: str = ""
+    priority: Priority = Priority.NORMAL
+    start_within_s: float = 0
+    finish_within_s: float = 0
+    keep_for_s: float = 86_400
+    metadata: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet."""
+
+    id: str
+    service: str
+    status: Status
+    version: str
+    priority: Priority
+    attempt: int
+    batch_size: int | None
+    created_us: int
+    started_us: int
+    finished_us: int
+    expires_us: int
+    output: bytes | None  #: JSON text
+    error: bytes | None  #: JSON text
+    timings: bytes | None  #: JSON text: the stages' milliseconds, by name
+    metadata: bytes  #: JSON text
+    position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is terminal."""
+        return self.status in TERMINAL
+
+    @classmethod
+    def from_record(cls, id: str, record: dict[bytes, bytes], position: int | None = None) -> Job:
+        """Read the ledger's hash (``{service}:job:<id>``)."""
+        return cls(
+            id=id,
+            service=record[b"service"].decode(),
+            status=Status(record[b"status"].decode()),
+            version=record.get(b"version", b"").decode(),
+            priority=Priority(record[b"priority"].decode()),
+            attempt=int(record[b"attempt"]),
+            batch_size=int(record[b"batch_size"]) if b"batch_size" in record else None,
+            created_us=int(record[b"created"]),
+            started_us=int(record.get(b"started", 0)),
+            finished_us=int(record.get(b"finished", 0)),
+            expires_us=int(record.get(b"expires", 0)),
+            output=record.get(b"output"),
+            error=record.get(b"error"),
+            timings=record.get(b"timings"),
+            metadata=record.get(b"metadata", b"{}"),
+            position=position if record[b"status"] == b"queued" else None,
+        )
+
+    def to_json(self) -> bytes:
+        """The job as ``contract.md`` section 3 shows it.
+
+        The output, error and metadata are JSON texts already and are put in as they stand, not parsed again.
+        """
+        parts: dict[str, bytes] = {
+            "id": _dump(self.id),
+            "service": _dump(self.service),
+            "version": _dump(self.version),
+            "status": _dump(self.status),
+            "output": self.output or b"null",
+            "error": self.error or b"null",
+            "attempt": _dump(self.attempt),
+            "progress": b"null",
+            "position": _dump(self.position),
+            "created_at": _dump(rfc3339(self.created_us)),
+            "started_at": _dump(rfc3339(self.started_us)),
+            "finished_at": _dump(rfc3339(self.finished_us)),
+            "expires_at": _dump(rfc3339(self.expires_us)),
+            "timings": _dump(self._timings()),
+            "batch_size": _dump(self.batch_size),
+            "priority": _dump(self.priority),
+            "metadata": self.metadata,
+            "links": _dump({"self": f"/jobs/{self.id}"}),
+        }
+        return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in parts.items()) + b"}"
+
+    def _timings(self) -> dict[str, float | None]:
+        stages = json.loads(self.timings) if self.timings else {}
+        return {
+            "queued_ms": _ms_between(self.created_us, self.started_us),
+            "preprocess_ms": stages.get("preprocess_ms"),
+            "predict_ms": stages.get("predict_ms"),
+            "postprocess_ms": stages.get("postprocess_ms"),
+            "total_ms": _ms_between(self.created_us, self.finished_us),
+        }
+
+
+def rfc3339(us: int) -> str | None:
+    """Microseconds since the epoch as an RFC 3339 time in UTC; None for 0."""
+    if not us:
+        return None
+    return datetime.fromtimestamp(us / 1_000_000, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _ms_between(start_us: int, end_us: int) -> float | None:
+    return round((end_us - start_us) / 1000, 3) if start_us and end_us else None
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,129 @@
+"""Every setting, in one class. Read once a process; nothing else reads the environment.
+
+Each field's docstring is its documentation: ``docs/settings.md`` lists them all, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
+UNIX_SOCKET_PATH_BYTES = 108
+
+
+class Settings(BaseSettings):
+    """Settings of the API, the workers and the ``services`` command, from environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVICES_", use_attribute_docstrings=True, frozen=True)
+
+    redis_url: str = Field("", validation_alias=AliasChoices("redis_url", "REDIS_URL"))
+    """Where Redis is: `redis://`, `rediss://` or `unix://`. Empty: the checkout's private Redis (`services redis`)."""
+
+    services: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=AliasChoices("services", "SERVICES"))
+    """Names of the services to start, comma-separated. Empty: every installed one."""
+
+    data_dir: Path = Path(".services")
+    """Folder of the private Redis and its data; a relative path is below the checkout (else the current folder)."""
+
+    log_level: str = "INFO"
+    """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
+
+    max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
+    """Largest request body; a larger one gets 413 `payload_too_large`."""
+
+    max_wait_s: float = Field(60, ge=0)
+    """Longest that `Prefer: wait` may hold an answer."""
+
+    keep_for_s: float = Field(86_400, gt=0)
+    """How long a finished job is kept, unless the job says otherwise."""
+
+    max_keep_for_s: float = Field(30 * 86_400, gt=0)
+    """Longest `keep_for_s` that a job may ask for."""
+
+    remember_for_s: float = Field(86_400, ge=86_400)
+    """How long the id of a dropped job still answers 410 `job_expired` instead of 404."""
+
+    store_timeout_s: float = Field(2, gt=0, le=2)
+    """Longest wait for one answer of Redis in the API; then 503 `store_unavailable`."""
+
+    lease_s: float = Field(4, ge=1, le=8)
+    """A worker that has not renewed its lease for this long is taken for dead and its jobs run elsewhere."""
+
+    load_timeout_s: float = Field(600, gt=0)
+    """Longest time that a plugin may take to load its model in a pool process."""
+
+    concurrency: int = Field(1, ge=1)
+    """Pool processes of a worker, where `celery worker` is not given `--concurrency`. Each loads its own model."""
+
+    priority_step_s: float = Field(300, ge=0)
+    """A job goes before one of the next higher priority that came this much later, so that none starves."""
+
+    event_rate: float = Field(100, ge=0)
+    """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
+
+    celery_results: bool = True
+    """Also write each result as stock Celery does, for `AsyncResult` in programs without this package."""
+
+    @field_validator("services", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @property
+    def private_redis(self) -> bool:
+        """Whether no REDIS_URL is set, so that the checkout's own Redis is used."""
+        return not self.redis_url
+
+    @property
+    def redis_dir(self) -> Path:
+        """Folder of the private Redis."""
+        folder = self.data_dir if self.data_dir.is_absolute() else find_checkout() / self.data_dir
+        return folder / "redis"
+
+    @property
+    def redis_socket(self) -> Path:
+        """The private Redis's unix socket, in a folder that only its owner can enter."""
+        socket = self.redis_dir / "redis.sock"
+        if len(os.fsencode(socket)) < UNIX_SOCKET_PATH_BYTES:
+            return socket
+        short = hashlib.sha256(os.fsencode(self.redis_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"services-{os.getuid()}-{short}" / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        """The URL for redis-py."""
+        return self.redis_url.replace("redis+socket://", "unix://") or f"unix://{self.redis_socket}"
+
+    @property
+    def celery_url(self) -> str:
+        """The same Redis as Celery and kombu write it: ``redis+socket://`` for a unix socket."""
+        return self.url.replace("unix://", "redis+socket://")
+
+    @property
+    def away_hint(self) -> str:
+        """What to do when Redis cannot be reached."""
+        if self.private_redis:
+            return "The private Redis is not running: run `services redis` (or `make run`), or set REDIS_URL."
+        return "Check that the Redis of REDIS_URL is running and can be reached from here."
+
+
+def find_checkout() -> Path:
+    """The nearest folder, from the current one upwards, that has a Procfile; else the current one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "Procfile").is_file()), here)
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings."""
+    return Settings()
