@@ -1,0 +1,75 @@
+"""A job's record and its Celery message, written together.
+
+The message is built here rather than by ``app.send_task`` because the API stores hundreds of jobs in one round trip
+(``celery-facts``: 42,000 messages a second in a pipeline against 1,000 to 2,000 through kombu). A test holds it equal
+to what ``send_task`` publishes (Celery's message protocol, version 2).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import uuid
+from functools import lru_cache
+
+#: First key of our messages, by which ``ledger.lua`` tells them from other producers'. Celery and kombu ignore it.
+OURS = '{"libs_service"'
+
+_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def task_name(service: str) -> str:
+    """The Celery task of a service."""
+    return f"{service}.predict"
+
+
+def build_message(service: str, job_id: str) -> bytes:
+    """The Celery message that tells a service's queue that this job waits. It carries no input: the ledger has it."""
+    head, rest = _template(service)
+    quoted = json.dumps(job_id)
+    return (head + rest.replace('"@ID@"', quoted).replace('"@TAG@"', json.dumps(str(uuid.uuid4())))).encode()
+
+
+@lru_cache(maxsize=1024)
+def _template(service: str) -> tuple[str, str]:
+    body = base64.b64encode(json.dumps([[], {}, _EMBED]).encode()).decode()
+    headers = {
+        "lang": "py",
+        "task": task_name(service),
+        "id": "@ID@",
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": "@ID@",
+        "parent_id": None,
+        "argsrepr": "()",
+        "kwargsrepr": "{}",
+        "origin": f"{os.getpid()}@{socket.gethostname()}",
+        "ignore_result": False,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "correlation_id": "@ID@",
+        "reply_to": None,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": service},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": "@TAG@",
+    }
+    message = {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": properties,
+    }
+    return OURS + ": 1, ", json.dumps(message)[1:]

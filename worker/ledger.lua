@@ -1,0 +1,429 @@
+-- The job ledger: every change of a job's state happens in here, each call atomic.
+--
+-- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
+-- ARGV    operation, remember_us, date (RFC 3339; empty: write no Celery results), then the operation's own.
+--
+-- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster.
+--   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
+--   S:job:<id>           hash   the record of one job; lives keep_for after its end
+--   job:<id>             string the job's service; lives remember_for longer than the record (410 rather than 404)
+--   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
+--   S:index              zset   every kept job by the time of its creation
+--   S:expires            zset   finished jobs by the time at which their record is dropped
+--   S:deadlines          zset   unfinished jobs with start_within or finish_within, by the next of the two
+--   S:workers            zset   live workers by the time at which their lease lapses
+--   S:workers:info       hash   worker -> JSON: host, pid, state
+--   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
+--   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
+--   S:cancels:<worker>   set    running jobs of this worker that were cancelled
+--   S:about              hash   what the last worker told of the service: version, knobs, max_queue_size, failure
+--   S:swept              string held for half a second by the worker that sweeps
+--   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   services             set    every service that ever had a job or a worker
+-- Channel jobs:ended: a JSON array of the ids that have just ended.
+--
+-- All times are microseconds by Redis's own clock, so that no host's clock matters.
+
+local service = KEYS[1]
+local S = '{' .. service .. '}:'
+local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
+local WORKERS, INFO, ABOUT = S .. 'workers', S .. 'workers:info', S .. 'about'
+
+local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local FIRST = 4
+
+-- Our own messages start like this (dispatch.py); nothing inside another producer's message can forge it.
+local OURS = '{"libs_service"'
+-- kombu's lists for the priorities 0, 3, 6 and 9 (0 is the most urgent), joined by its separator.
+local QUEUES = {service, service .. '\6\0223', service .. '\6\0226', service .. '\6\0229'}
+-- The same table as TRANSITIONS in jobs.py; a test holds them equal.
+local TRANSITIONS = {
+  queued = {running = true, cancelled = true, expired = true, failed = true},
+  running = {succeeded = true, failed = true, cancelled = true, queued = true},
+}
+
+local ended = {}
+
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+local now = clock()
+
+local function record(id) return S .. 'job:' .. id end
+
+local function must_go(id, from, to)
+  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
+    error('job ' .. id .. ' cannot go from ' .. tostring(from) .. ' to ' .. to)
+  end
+end
+
+local function error_json(code, message, retryable)
+  return cjson.encode({code = code, message = message, retryable = retryable})
+end
+
+-- What stock Celery's Redis backend would have stored, and the channel on which it would have told.
+local function tell_celery(id, status, value, keep)
+  if date == '' then return end
+  local state, result = 'SUCCESS', value
+  if status == 'failed' then
+    local problem = cjson.decode(value)
+    local class = ('_' .. problem.code):gsub('_(%l)', string.upper)
+    state = 'FAILURE'
+    result = cjson.encode({exc_type = class, exc_message = {problem.message}, exc_module = 'worker.errors'})
+  elseif status ~= 'succeeded' then
+    state = 'REVOKED'
+    result = cjson.encode({exc_type = 'TaskRevokedError', exc_message = {status}, exc_module = 'celery.exceptions'})
+  end
+  local meta = '{"status":"' .. state .. '","result":' .. result .. ',"traceback":null,"children":[],"date_done":"'
+    .. date .. '","task_id":' .. cjson.encode(id) .. '}'
+  redis.call('SET', 'celery-task-meta-' .. id, meta, 'PX', math.max(1, math.floor(keep / 1000)))
+  redis.call('PUBLISH', 'celery-task-meta-' .. id, meta)
+end
+
+-- The only way into a terminal state. ``value`` is the output or the error, a JSON text; extra: further fields.
+local function finish(id, status, value, extra)
+  local key = record(id)
+  local job = redis.call('HMGET', key, 'status', 'worker', 'keep')
+  must_go(id, job[1], status)
+  local keep = tonumber(job[3])
+  redis.call('HSET', key, 'status', status, 'finished', now, 'expires', now + keep, unpack(extra or {}))
+  if value then redis.call('HSET', key, status == 'succeeded' and 'output' or 'error', value) end
+  redis.call('PEXPIRE', key, math.max(1, math.floor(keep / 1000)))
+  redis.call('PEXPIRE', 'job:' .. id, math.floor((keep + remember) / 1000))
+  redis.call('ZREM', WAITING, id)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('ZADD', EXPIRES, now + keep, id)
+  if job[2] then redis.call('HDEL', S .. 'running:' .. job[2], id) end
+  tell_celery(id, status, value, keep)
+  ended[#ended + 1] = id
+end
+
+local function ring(id)
+  redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
+end
+
+-- Back to the queue, with the place that its age gives it.
+local function put_back(id, charged, alone)
+  local key = record(id)
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score')
+  must_go(id, job[1], 'queued')
+  redis.call('HDEL', S .. 'running:' .. job[2], id)
+  redis.call('HSET', key, 'status', 'queued', 'alone', alone and 1 or 0)
+  redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size')
+  if not charged then redis.call('HINCRBY', key, 'attempt', -1) end
+  redis.call('ZADD', WAITING, job[3], id)
+end
+
+-- A job past a deadline; true where that ended it.
+local function end_if_late(id, start_by, finish_by, status)
+  if start_by > 0 and start_by <= now and status == 'queued' then
+    finish(id, 'expired')
+    return true
+  elseif finish_by > 0 and finish_by <= now then
+    finish(id, 'failed', error_json('timed_out', 'not finished within finish_within_s', true))
+    return true
+  end
+  return false
+end
+
+local function next_deadline(start_by, finish_by)
+  if start_by > 0 and finish_by > 0 then return math.min(start_by, finish_by) end
+  return math.max(start_by, finish_by)
+end
+
+local operations = {}
+
+-- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
+-- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once).
+-- Gives per job: state ("queued" or "full"), created, position.
+function operations.create()
+  local limit = tonumber(redis.call('HGET', ABOUT, 'max_queue_size') or 0)
+  local waiting = redis.call('ZCARD', WAITING)
+  local reply = {}
+  redis.call('SADD', 'services', service)
+  for i = FIRST, #ARGV, 11 do
+    local id, message = ARGV[i], ARGV[i + 9]
+    local key = record(id)
+    local known = redis.call('HGET', key, 'created')
+    local state, created = 'queued', known or (now + #reply)
+    if not known and limit > 0 and waiting >= limit and message ~= '' then
+      state = 'full'
+    elseif not known then
+      local start_by, finish_by = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
+      if start_by > 0 then start_by = now + start_by end
+      if finish_by > 0 then finish_by = now + finish_by end
+      local score = created + ARGV[i + 3]
+      redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
+        'attempt', 0, 'created', created, 'score', score, 'start_by', start_by, 'finish_by', finish_by,
+        'keep', ARGV[i + 6], 'metadata', ARGV[i + 7], 'input', ARGV[i + 8])
+      redis.call('SET', 'job:' .. id, service)
+      redis.call('ZADD', WAITING, score, id)
+      redis.call('ZADD', INDEX, created, id)
+      local deadline = next_deadline(start_by, finish_by)
+      if deadline > 0 then redis.call('ZADD', DEADLINES, deadline, id) end
+      if message ~= '' then redis.call('LPUSH', service, message) end
+      waiting = waiting + 1
+      if ARGV[i + 10] ~= '' then finish(id, 'failed', ARGV[i + 10]) end
+    end
+    reply[#reply + 1] = state
+    reply[#reply + 1] = string.format('%.0f', created)
+    reply[#reply + 1] = redis.call('ZRANK', WAITING, id) or -1
+  end
+  return reply
+end
+
+-- Others' messages wait for their adoption under the worker's name, so that its death cannot lose one.
+local function take_messages(worker, most)
+  local foreign = {}
+  for _, queue in ipairs(QUEUES) do
+    local messages = redis.call('RPOP', queue, most)
+    for i, message in ipairs(messages or {}) do
+      if message:sub(1, #OURS) ~= OURS then
+        local field = string.format('%.0f', now) .. ':' .. queue .. ':' .. i
+        redis.call('HSET', S .. 'taken:' .. worker, field, message)
+        foreign[#foreign + 1] = field
+        foreign[#foreign + 1] = message
+      end
+    end
+  end
+  return foreign
+end
+
+-- How long a batch that is not full is still held back for more; 0: not at all.
+local function hold(ids, most, delay)
+  if delay == 0 or #ids == 0 or #ids >= most then return 0 end
+  local oldest = now
+  for _, id in ipairs(ids) do
+    oldest = math.min(oldest, tonumber(redis.call('HGET', record(id), 'created') or now))
+  end
+  return math.max(0, oldest + delay - now)
+end
+
+local function start(id, worker, token, max_attempts)
+  local key = record(id)
+  redis.call('ZREM', WAITING, id)
+  redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HSET', key, 'status', 'running', 'worker', worker, 'token', token, 'started', now,
+    'start_by', 0, 'max_attempts', max_attempts)
+  redis.call('HSET', S .. 'running:' .. worker, id, token)
+end
+
+local function gather(ids, worker, token, max_attempts)
+  local batch = {}
+  for _, id in ipairs(ids) do
+    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone')
+    if not job[1] then
+      redis.call('ZREM', WAITING, id)  -- its record was deleted by hand
+    elseif not end_if_late(id, tonumber(job[2]), tonumber(job[3]), job[1]) then
+      -- A job whose batch died is run alone, so that only the culprit is charged.
+      if job[4] == '1' and #batch > 0 then break end
+      must_go(id, job[1], 'running')
+      start(id, worker, token, max_attempts)
+      batch[#batch + 1] = id
+      if job[4] == '1' then break end
+    end
+  end
+  for _, id in ipairs(batch) do redis.call('HSET', record(id), 'batch_size', #batch) end
+  return batch
+end
+
+-- worker, token, most, delay_us, max_attempts. Gives {"fenced"}, {"foreign", {field, message, ...}},
+-- {"hold", us} or {"batch", {id, ...}} (no id: nothing waits). Sent twice with one token, it gives the same batch.
+function operations.claim()
+  local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
+  if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
+  local mine = redis.call('HGETALL', S .. 'running:' .. worker)
+  local batch = {}
+  for i = 1, #mine, 2 do
+    if mine[i + 1] == token then batch[#batch + 1] = mine[i] end
+  end
+  if #batch > 0 then return {'batch', batch} end
+  local foreign = take_messages(worker, most)
+  if #foreign > 0 then return {'foreign', foreign} end
+  while #batch == 0 do
+    local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
+    if #ids == 0 then break end
+    local wait = hold(ids, most, tonumber(ARGV[7]))
+    if wait > 0 then return {'hold', wait} end
+    batch = gather(ids, worker, token, ARGV[8])
+  end
+  return {'batch', batch}
+end
+
+-- worker, fields of S:taken:<worker> whose messages are jobs of the ledger now
+function operations.adopted()
+  redis.call('HDEL', S .. 'taken:' .. ARGV[4], unpack(ARGV, 5))
+end
+
+-- token, then per job: id, status, output or error, timings, batch_size. Gives 1 for each that stands as told, 0 for
+-- each that is no longer this batch's (cancelled, or run elsewhere since): the fence against a late worker.
+function operations.complete()
+  local token, reply = ARGV[4], {}
+  for i = 5, #ARGV, 5 do
+    local id, status = ARGV[i], ARGV[i + 1]
+    local job = redis.call('HMGET', record(id), 'token', 'status')
+    local mine = job[1] == token
+    if mine and job[2] == 'running' then
+      finish(id, status, ARGV[i + 2], {'timings', ARGV[i + 3], 'batch_size', ARGV[i + 4]})
+    end
+    reply[#reply + 1] = (mine and (job[2] == 'running' or job[2] == status)) and 1 or 0
+  end
+  return reply
+end
+
+-- id. Gives the status that it had, or nothing for an unknown id.
+function operations.cancel()
+  local id = ARGV[4]
+  local job = redis.call('HMGET', record(id), 'status', 'worker')
+  if job[1] == 'queued' or job[1] == 'running' then
+    if job[1] == 'running' then redis.call('SADD', S .. 'cancels:' .. job[2], id) end
+    finish(id, 'cancelled')
+  end
+  return job[1]
+end
+
+-- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
+local function run_again(id, reason)
+  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'max_attempts')
+  local alone = tonumber(job[1] or 1) <= 1
+  if reason == 'handed_back' then
+    put_back(id, false, false)
+  elseif not alone then
+    put_back(id, false, true)
+  elseif reason == 'timed_out' then
+    finish(id, 'failed', error_json('timed_out', 'the run took longer than the service\'s time_limit_s', true))
+    return
+  elseif tonumber(job[2]) >= tonumber(job[3]) then
+    finish(id, 'failed', error_json('worker_lost', 'the process that ran the job died in each of '
+      .. job[2] .. ' attempts', true))
+    return
+  else
+    put_back(id, true, true)
+  end
+  ring(id)
+end
+
+-- worker, token, reason ("lost", "timed_out", "handed_back"). Gives the ids whose run had come to nothing.
+function operations.give_up()
+  local worker, token, reason = ARGV[4], ARGV[5], ARGV[6]
+  local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
+  for i = 1, #mine, 2 do
+    if mine[i + 1] == token then
+      run_again(mine[i], reason)
+      given[#given + 1] = mine[i]
+    end
+  end
+  return given
+end
+
+local function forget(worker, reason)
+  local mine = redis.call('HKEYS', S .. 'running:' .. worker)
+  for _, id in ipairs(mine) do run_again(id, reason) end
+  for _, message in ipairs(redis.call('HVALS', S .. 'taken:' .. worker)) do
+    redis.call('RPUSH', service, message)
+  end
+  redis.call('DEL', S .. 'running:' .. worker, S .. 'taken:' .. worker, S .. 'cancels:' .. worker)
+  redis.call('ZREM', WORKERS, worker)
+  redis.call('HDEL', INFO, worker)
+  return mine
+end
+
+-- worker, lease_us, info, version, knobs, max_queue_size: a new worker of this service
+function operations.join()
+  redis.call('SADD', 'services', service)
+  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
+  redis.call('HSET', INFO, ARGV[4], ARGV[6])
+  redis.call('HSET', ABOUT, 'version', ARGV[7], 'knobs', ARGV[8], 'max_queue_size', ARGV[9])
+end
+
+-- worker, lease_us, info ("" : unchanged). Gives {1 or 0: whether the lease was still held, {cancelled job, ...}}
+function operations.renew()
+  if not redis.call('ZSCORE', WORKERS, ARGV[4]) then return {0, {}} end
+  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
+  if ARGV[6] ~= '' then redis.call('HSET', INFO, ARGV[4], ARGV[6]) end
+  local cancels = redis.call('SMEMBERS', S .. 'cancels:' .. ARGV[4])
+  redis.call('DEL', S .. 'cancels:' .. ARGV[4])
+  return {1, cancels}
+end
+
+-- worker, failure (JSON; "" : the service is well). Why the plugin cannot be loaded, for GET /services.
+function operations.report()
+  if ARGV[5] == '' then
+    redis.call('HDEL', ABOUT, 'failure')
+  else
+    redis.call('SADD', 'services', service)
+    redis.call('HSET', ABOUT, 'failure', ARGV[5])
+  end
+end
+
+-- worker: it stops; what it has not finished goes back at once, uncharged
+function operations.leave()
+  return forget(ARGV[4], 'handed_back')
+end
+
+-- Run every second by each worker: recovers what dead workers left, ends what is late, forgets what has expired.
+-- Gives the jobs of dead workers.
+function operations.sweep()
+  if not redis.call('SET', S .. 'swept', 1, 'NX', 'PX', 500) then return {} end
+  local lost = {}
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do
+    for _, id in ipairs(forget(worker, 'lost')) do lost[#lost + 1] = id end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, 1000)) do
+    local job = redis.call('HMGET', record(id), 'start_by', 'finish_by', 'status')
+    redis.call('ZREM', DEADLINES, id)
+    if job[1] then
+      local start_by, finish_by = tonumber(job[1]), tonumber(job[2])
+      if not end_if_late(id, start_by, finish_by, job[3]) and finish_by > now then
+        redis.call('ZADD', DEADLINES, finish_by, id)
+      end
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)) do
+    redis.call('ZREM', EXPIRES, id)
+    redis.call('ZREM', INDEX, id)
+  end
+  return lost
+end
+
+-- status ("" : any), before_us, before_id, most, look. Newest first: {us and id of the last one looked at, or ""
+-- where there are no more, {id, ...}}. It looks at no more than `look` records, so a page may be short.
+function operations.list()
+  local status, bound, last_id, most, look = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+  local found, skip, seen, last_us = {}, 0, 0, ''
+  while true do
+    local page = redis.call('ZREVRANGEBYSCORE', INDEX, bound, '-inf', 'WITHSCORES', 'LIMIT', skip, 100)
+    for i = 1, #page, 2 do
+      local id, us = page[i], page[i + 1]
+      local passed = us == ARGV[5] and id >= ARGV[6]
+      if not passed then
+        if #found == most or seen == look then return {last_us, last_id, found} end
+        local state = redis.call('HGET', record(id), 'status')
+        seen, last_us, last_id = seen + 1, us, id
+        if state and (status == '' or status == state) then found[#found + 1] = id end
+      end
+    end
+    if #page < 200 then return {'', '', found} end
+    skip = skip + 100
+  end
+end
+
+-- Gives {depth, created of the oldest of the ten jobs that are next (0: none), now, {info of a live worker, ...}, about}
+function operations.overview()
+  local oldest = 0
+  for _, id in ipairs(redis.call('ZRANGE', WAITING, 0, 9)) do
+    local created = tonumber(redis.call('HGET', record(id), 'created') or now)
+    if oldest == 0 or created < oldest then oldest = created end
+  end
+  local live = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. string.format('%.0f', now), '+inf')
+  local infos = {}
+  for _, worker in ipairs(live) do infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}' end
+  return {redis.call('ZCARD', WAITING), string.format('%.0f', oldest), string.format('%.0f', now), infos,
+    redis.call('HGETALL', ABOUT)}
+end
+
+local reply = operations[operation]()
+if #ended > 0 then redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended)) end
+return reply

@@ -1,0 +1,362 @@
+"""The job ledger: the truth about every job, in Redis.
+
+``ledger.lua`` names every key and changes every state; this module only speaks to it. ``AsyncLedger`` is the API's
+side (create, get, cancel, list), ``Ledger`` the worker's (claim, complete, give up, leases). Every call may be sent
+twice without harm, because redis-py repeats a call whose answer it lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, Literal, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.retry import Retry
+
+from worker.dispatch import build_message
+from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
+from worker.jobs import TERMINAL, Job, NewJob, Priority, Status
+from worker.settings import Settings
+
+LUA = files("worker").joinpath("ledger.lua").read_text()
+
+#: Channel on which the ids of ended jobs are published, as a JSON array.
+ENDED_CHANNEL = "jobs:ended"
+
+#: Records that one page of ``GET /jobs`` looks at, at most.
+LOOK_AT = 1000
+
+T = TypeVar("T")
+Priorities = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
+
+
+def record_key(service: str, job_id: str) -> str:
+    """The hash that holds a job."""
+    return f"{{{service}}}:job:{job_id}"
+
+
+def pointer_key(job_id: str) -> str:
+    """The string that names a job's service."""
+    return f"job:{job_id}"
+
+
+def _head(operation: str, settings: Settings) -> list[Any]:
+    """The arguments that every operation of ``ledger.lua`` begins with."""
+    date = datetime.now(UTC).isoformat() if settings.celery_results else ""
+    return [operation, round(settings.remember_for_s * 1e6), date]
+
+
+def _create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequence[bytes] | None = None) -> list[Any]:
+    """``create``'s arguments. With ``errors``: jobs that came as messages, each with why it failed at once or b""."""
+    arguments = _head("create", settings)
+    for i, job in enumerate(jobs):
+        message = build_message(job.service, job.id) if errors is None else b""
+        durations = (job.start_within_s, job.finish_within_s, job.keep_for_s)
+        arguments += [job.id, job.version, job.priority.value]
+        arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
+        arguments += [round(seconds * 1e6) for seconds in durations]
+        arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
+    return arguments
+
+
+# -- the API's side ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first, and where the next page starts (microseconds and id; None: no more)."""
+
+    jobs: list[Job]
+    next: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the ledger knows of one service."""
+
+    depth: int  #: queued jobs
+    oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
+    workers: list[dict[str, Any]]  #: each live worker's host, pid and state
+    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
+    failure: dict[str, Any] | None  #: why the plugin cannot be loaded
+
+
+class AsyncLedger:
+    """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        timeout = settings.store_timeout_s
+        # A blocking pool, because redis-py's default one raises where all its connections are busy. No retry: a
+        # client that waits is told at once, and an answer that was lost is the client's to ask for again.
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            settings.url,
+            max_connections=16,
+            timeout=timeout,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=AsyncRetry(NoBackoff(), 1),
+        )
+        self.redis = redis.asyncio.Redis(connection_pool=pool)
+        self._script = self.redis.register_script(LUA)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose(close_connection_pool=True)
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` unless Redis answers."""
+        async with self._guard():
+            await self.redis.execute_command("PING")
+
+    async def create(self, jobs: Sequence[NewJob]) -> list[Job | QueueFull]:
+        """Store jobs of one service and their messages, in one step; each as stored, or ``QueueFull``."""
+        service = jobs[0].service
+        reply = await self._call(service, _create_arguments(self._settings, jobs))
+        states = zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)
+        return [
+            QueueFull(f"the queue of {service} is full (its max_queue_size); try again later")
+            if state == b"full"
+            else _as_created(job, int(created), int(position))
+            for job, state, created, position in states
+        ]
+
+    async def get(self, job_id: str) -> Job:
+        """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
+        jobs = await self.get_many([job_id])
+        if jobs[0] is None:
+            raise JobNotFound(f"no job has the id {job_id[:100]!r}")
+        return jobs[0]
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """Jobs of any services; None for an id never seen. Raises ``JobExpired`` for a single dropped one."""
+        async with self._guard():
+            services = await self.redis.mget([pointer_key(job_id) for job_id in job_ids])
+        found = [(i, s.decode(), job_ids[i]) for i, s in enumerate(services) if s is not None]
+        jobs: list[Job | None] = [None] * len(job_ids)
+        for (i, _, job_id), job in zip(found, await self._read([(s, j) for _, s, j in found]), strict=True):
+            jobs[i] = job
+            if job is None and len(job_ids) == 1:
+                raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
+        return jobs
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
+        job = await self.get(job_id)
+        before = await self._call(job.service, [*_head("cancel", self._settings), job_id])
+        if before is None or Status(before.decode()) in TERMINAL:
+            raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
+        return await self.get(job_id)
+
+    async def list(
+        self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
+    ) -> Page:
+        """The newest jobs of these services, below ``before``. A page may be short although more follow."""
+        bound, last_id = before or ("+inf", "")
+        arguments = [*_head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT]
+        replies = [await self._call(service, arguments) for service in services]
+        keys = [(s, i.decode()) for s, (_, _, ids) in zip(services, replies, strict=True) for i in ids]
+        jobs = [job for job in await self._read(keys) if job is not None]
+        jobs.sort(key=lambda job: (job.created_us, job.id), reverse=True)
+        # Where a service's search stopped early, nothing older than that point may be shown yet.
+        stops = [(int(us), i.decode()) for us, i, _ in replies if us]
+        floor = max(stops, default=(0, ""))
+        page = [job for job in jobs if (job.created_us, job.id) >= floor][:limit]
+        if len(page) == limit and (len(jobs) > limit or stops):
+            return Page(page, (str(page[-1].created_us), page[-1].id))
+        return Page(page, (str(floor[0]), floor[1]) if stops else None)
+
+    async def overview(self, service: str) -> Overview:
+        """What the ledger knows of one service."""
+        depth, oldest, now, infos, about = await self._call(service, _head("overview", self._settings))
+        fields = dict(zip(about[0::2], about[1::2], strict=True))
+        return Overview(
+            depth=depth,
+            oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
+            workers=[json.loads(info) for info in infos],
+            knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
+            failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
+        )
+
+    async def _read(self, keys: Sequence[tuple[str, str]]) -> list[Job | None]:
+        """The records of (service, id) pairs, in one round trip."""
+        if not keys:
+            return []
+        async with self._guard():
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for service, job_id in keys:
+                    pipe.hgetall(record_key(service, job_id))
+                    pipe.zrank(f"{{{service}}}:waiting", job_id)
+                replies = await pipe.execute()
+        records = zip(keys, replies[0::2], replies[1::2], strict=True)
+        return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
+
+    async def _call(self, service: str, arguments: list[Any]) -> Any:
+        async with self._guard():
+            return await self._script(keys=[service], args=arguments)
+
+    @asynccontextmanager
+    async def _guard(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
+            raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+
+
+def _as_created(job: NewJob, created_us: int, position: int) -> Job:
+    return Job(
+        id=job.id,
+        service=job.service,
+        status=Status.QUEUED,
+        version=job.version,
+        priority=job.priority,
+        attempt=0,
+        batch_size=None,
+        created_us=created_us,
+        started_us=0,
+        finished_us=0,
+        expires_us=0,
+        output=None,
+        error=None,
+        timings=None,
+        metadata=job.metadata,
+        position=position if position >= 0 else None,
+    )
+
+
+# -- the worker's side ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of asking for a batch."""
+
+    kind: Literal["batch", "foreign", "hold", "fenced"]
+    ids: list[str]  #: "batch": the jobs that are now this worker's
+    messages: list[tuple[bytes, bytes]]  #: "foreign": other producers' messages, each with its field
+    hold_s: float  #: "hold": how long the batch is held back for more
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one job of a batch ended: its output or its error, as JSON."""
+
+    id: str
+    status: Status
+    value: bytes
+    timings: bytes
+    batch_size: int
+
+
+class Ledger:
+    """The ledger for a worker's processes and for Celery's result backend. Raises redis-py's own errors.
+
+    Args:
+        timeout_s: longest wait for an answer; the call is repeated ``retries`` times after that.
+    """
+
+    def __init__(self, settings: Settings, timeout_s: float = 5, retries: int = 3) -> None:
+        self._settings = settings
+        self.redis = redis.Redis.from_url(
+            settings.url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
+            health_check_interval=15,
+        )
+        self._script = self.redis.register_script(LUA)
+
+    def claim(self, service: str, worker: str, token: str, most: int, delay_ms: float, max_attempts: int) -> Claim:
+        """Claim up to ``most`` jobs for ``worker`` under ``token``, or learn why there are none."""
+        arguments = [worker, token, most, round(delay_ms * 1000), max_attempts]
+        kind, *rest = self._call(service, "claim", *arguments)
+        name = kind.decode()
+        value = rest[0] if rest else []
+        return Claim(
+            kind=name,
+            ids=[i.decode() for i in value] if name == "batch" else [],
+            messages=list(zip(value[0::2], value[1::2], strict=True)) if name == "foreign" else [],
+            hold_s=value / 1e6 if name == "hold" else 0,
+        )
+
+    def adopt(self, service: str, worker: str, jobs: Sequence[NewJob], errors: Sequence[bytes], fields: Any) -> None:
+        """Store the jobs that came as other producers' messages; those with an error end with it at once."""
+        if jobs:
+            self._script(keys=[service], args=_create_arguments(self._settings, jobs, errors))
+        self._call(service, "adopted", worker, *fields)
+
+    def wait(self, service: str, timeout_s: float) -> None:
+        """Block until a message is in the service's queue, at most so long. Takes nothing out.
+
+        Moving the last message of a list to its end changes nothing, and blocks where there is none.
+        """
+        self.redis.blmove(service, service, timeout_s, "RIGHT", "RIGHT")
+
+    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[tuple[str, bytes]]:
+        """Id and input (JSON) of each of these jobs that this token still holds."""
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hmget(record_key(service, job_id), "token", "status", "input")
+        held = [token.encode(), b"running"]
+        return [(i, reply[2]) for i, reply in zip(ids, pipe.execute(), strict=True) if reply[:2] == held]
+
+    def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[bool]:
+        """Write how the jobs of a batch ended; False for each that is no longer this batch's."""
+        flat: list[Any] = []
+        for end in endings:
+            flat += [end.id, end.status.value, end.value, end.timings, end.batch_size]
+        return [bool(stored) for stored in self._call(service, "complete", token, *flat)]
+
+    def give_up(self, service: str, worker: str, token: str, reason: str) -> list[str]:
+        """End a batch whose run came to nothing: "lost", "timed_out" or "handed_back"."""
+        return _decode(self._call(service, "give_up", worker, token, reason))
+
+    def join(self, service: str, worker: str, info: dict[str, Any], version: str, knobs: dict[str, Any]) -> None:
+        """Enter a new worker, with its lease."""
+        told = [json.dumps(info), version, json.dumps(knobs), knobs["max_queue_size"]]
+        self._call(service, "join", worker, self._lease_us, *told)
+
+    def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[str]]:
+        """Renew a worker's lease: whether it was still held, and its running jobs that were cancelled since."""
+        held, cancelled = self._call(service, "renew", worker, self._lease_us, json.dumps(info))
+        return bool(held), _decode(cancelled)
+
+    def report(self, service: str, worker: str, failure: dict[str, Any] | None) -> None:
+        """Tell why a plugin cannot be loaded, or that it can (None)."""
+        self._call(service, "report", worker, json.dumps(failure) if failure else "")
+
+    def leave(self, service: str, worker: str) -> list[str]:
+        """Take a worker out; what it had not finished goes back at once, uncharged."""
+        return _decode(self._call(service, "leave", worker))
+
+    def sweep(self, service: str) -> list[str]:
+        """Recover what dead workers left and end what is late; gives the dead workers' jobs."""
+        return _decode(self._call(service, "sweep"))
+
+    def get(self, job_id: str) -> Job | None:
+        """One job; None for one that is unknown or dropped."""
+        service = self.redis.get(pointer_key(job_id))
+        if service is None:
+            return None
+        record = self.redis.hgetall(record_key(service.decode(), job_id))
+        return Job.from_record(job_id, record) if record else None
+
+    @property
+    def _lease_us(self) -> int:
+        return round(self._settings.lease_s * 1e6)
+
+    def _call(self, service: str, operation: str, *arguments: Any) -> Any:
+        return self._script(keys=[service], args=[*_head(operation, self._settings), *arguments])
+
+
+def _decode(ids: Sequence[bytes]) -> list[str]:
+    return [job_id.decode() for job_id in ids]
