@@ -1,7 +1,7 @@
 -- The job ledger: every change of a job's state happens in here, each call atomic.
 --
 -- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
--- ARGV    operation, remember_us, date (RFC 3339; empty: write no Celery results), then the operation's own.
+-- ARGV    operation, remember_us, date (RFC 3339, for Celery's results), then the operation's own.
 --
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
@@ -65,7 +65,6 @@ end
 
 -- What stock Celery's Redis backend would have stored, and the channel on which it would have told.
 local function tell_celery(id, status, value, keep)
-  if date == '' then return end
   local state, result = 'SUCCESS', value
   if status == 'failed' then
     local problem = cjson.decode(value)
@@ -330,12 +329,14 @@ local function forget(worker, reason)
   return mine
 end
 
--- worker, lease_us, info, version, knobs, max_queue_size: a new worker of this service
+-- worker, lease_us, info, version, knobs ("": not known yet), max_queue_size: a worker of this service
 function operations.join()
   redis.call('SADD', 'services', service)
   redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
-  redis.call('HSET', ABOUT, 'version', ARGV[7], 'knobs', ARGV[8], 'max_queue_size', ARGV[9])
+  if ARGV[8] ~= '' then
+    redis.call('HSET', ABOUT, 'version', ARGV[7], 'knobs', ARGV[8], 'max_queue_size', ARGV[9])
+  end
 end
 
 -- worker, lease_us, info ("" : unchanged). Gives {1 or 0: whether the lease was still held, {cancelled job, ...}}

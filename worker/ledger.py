@@ -50,8 +50,7 @@ def pointer_key(job_id: str) -> str:
 
 def _head(operation: str, settings: Settings) -> list[Any]:
     """The arguments that every operation of ``ledger.lua`` begins with."""
-    date = datetime.now(UTC).isoformat() if settings.celery_results else ""
-    return [operation, round(settings.remember_for_s * 1e6), date]
+    return [operation, round(settings.remember_for_s * 1e6), datetime.now(UTC).isoformat()]
 
 
 def _create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequence[bytes] | None = None) -> list[Any]:
@@ -301,13 +300,14 @@ class Ledger:
         """
         self.redis.blmove(service, service, timeout_s, "RIGHT", "RIGHT")
 
-    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[tuple[str, bytes]]:
-        """Id and input (JSON) of each of these jobs that this token still holds."""
+    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[tuple[str, int, bytes]]:
+        """Id, attempt and input (JSON) of each of these jobs that this token still holds."""
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hmget(record_key(service, job_id), "token", "status", "input")
+            pipe.hmget(record_key(service, job_id), "token", "status", "attempt", "input")
         held = [token.encode(), b"running"]
-        return [(i, reply[2]) for i, reply in zip(ids, pipe.execute(), strict=True) if reply[:2] == held]
+        replies = zip(ids, pipe.execute(), strict=True)
+        return [(job_id, int(reply[2]), reply[3]) for job_id, reply in replies if reply[:2] == held]
 
     def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[bool]:
         """Write how the jobs of a batch ended; False for each that is no longer this batch's."""
@@ -320,10 +320,12 @@ class Ledger:
         """End a batch whose run came to nothing: "lost", "timed_out" or "handed_back"."""
         return _decode(self._call(service, "give_up", worker, token, reason))
 
-    def join(self, service: str, worker: str, info: dict[str, Any], version: str, knobs: dict[str, Any]) -> None:
-        """Enter a new worker, with its lease."""
-        told = [json.dumps(info), version, json.dumps(knobs), knobs["max_queue_size"]]
-        self._call(service, "join", worker, self._lease_us, *told)
+    def join(
+        self, service: str, worker: str, info: dict[str, Any], version: str, knobs: dict[str, Any] | None
+    ) -> None:
+        """Enter a worker, with its lease; ``knobs`` as soon as its model is loaded."""
+        told = [json.dumps(knobs), knobs["max_queue_size"]] if knobs else ["", 0]
+        self._call(service, "join", worker, self._lease_us, json.dumps(info), version, *told)
 
     def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[str]]:
         """Renew a worker's lease: whether it was still held, and its running jobs that were cancelled since."""
@@ -341,6 +343,12 @@ class Ledger:
     def sweep(self, service: str) -> list[str]:
         """Recover what dead workers left and end what is late; gives the dead workers' jobs."""
         return _decode(self._call(service, "sweep"))
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that has not ended; nothing happens to one that has."""
+        service = self.redis.get(pointer_key(job_id))
+        if service is not None:
+            self._call(service.decode(), "cancel", job_id)
 
     def get(self, job_id: str) -> Job | None:
         """One job; None for one that is unknown or dropped."""

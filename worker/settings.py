@@ -69,9 +69,6 @@ class Settings(BaseSettings):
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
 
-    celery_results: bool = True
-    """Also write each result as stock Celery does, for `AsyncResult` in programs without this package."""
-
     @field_validator("services", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -1,0 +1,42 @@
+"""The Celery app: ``celery -A worker worker -Q <service>``, ``celery -A worker flower``, ``app.send_task(…)``."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+
+from worker.settings import get_settings
+
+settings = get_settings()
+
+app = Celery(
+    "services",
+    broker=settings.celery_url,
+    backend=f"worker.backend:LedgerBackend+{settings.celery_url}",
+    include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
+)
+
+app.conf.update(
+    worker_pool="worker.pool:ServicePool",
+    worker_concurrency=settings.concurrency,
+    # JSON only: a pickle in the queue is refused, not run.
+    accept_content=["json"],
+    result_accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    # Celery gives up after 100 tries by default, and a worker that has given up is down for good.
+    broker_connection_max_retries=None,
+    broker_connection_retry_on_startup=True,
+    # Without timeouts a frozen Redis hangs the caller for ever.
+    broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5},
+    redis_socket_timeout=5,
+    redis_socket_connect_timeout=2,
+    # Our pool processes are not Celery's to cancel when the broker is away: their leases decide.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_redirect_stdouts=False,
+    worker_send_task_events=True,
+)
+
+# Flower binds every interface by default, and shows jobs to whoever comes. An own setting or option still wins.
+os.environ.setdefault("FLOWER_ADDRESS", "127.0.0.1")

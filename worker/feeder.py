@@ -1,0 +1,159 @@
+"""Find the next batch for a free pool slot.
+
+Work-conserving: a free slot takes whatever waits, up to ``max_batch_size``, at once; while all slots are busy, the
+next batch grows in Redis. So there is nothing to tune, and no job is in a worker's hands before it can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.dispatch import task_name
+from worker.errors import InvalidInput
+from worker.jobs import NewJob
+from worker.ledger import Claim, Ledger
+from worker.settings import Settings
+
+log = logging.getLogger("services.worker")
+
+#: Seconds to wait for a message before looking at the ledger again, which finds jobs whose message was lost.
+LOOK_AGAIN_S = 1.0
+#: The same with several queues, of which only one can be waited on at a time.
+TURN_S = 0.02
+#: Seconds between two looks at a batch that is held back for more.
+HOLD_STEP_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs of one service that this worker has claimed under one token."""
+
+    service: str
+    token: str
+    ids: list[str]
+
+
+class Feeder:
+    """Claims batches for one slot. ``knobs`` by service: what its author set."""
+
+    def __init__(self, settings: Settings, worker: Callable[[], str], knobs: dict[str, dict[str, Any]]) -> None:
+        self._settings = settings
+        self._ledger = Ledger(settings)
+        self._worker = worker
+        self._knobs = knobs
+        self._names = list(knobs)
+        self._token = uuid.uuid4().hex  # kept until its batch is here: a claim whose answer was lost is asked again
+
+    def next_batch(self) -> Batch | None:
+        """The next batch; None after a second (or so) without work. Raises redis-py's errors."""
+        for _ in self._names:
+            name = self._names[0]
+            self._names.append(self._names.pop(0))  # in turn, so that no queue starves another
+            claim = self._claim(name)
+            if claim.ids:
+                batch = Batch(name, self._token, claim.ids)
+                self._token = uuid.uuid4().hex
+                return batch
+            if claim.kind == "fenced":
+                time.sleep(0.1)  # the keeper enters the worker again
+                return None
+        self._ledger.wait(self._names[0], TURN_S if len(self._names) > 1 else LOOK_AGAIN_S)
+        return None
+
+    def _claim(self, name: str) -> Claim:
+        """Claim, adopting other producers' messages and holding a batch back as its author asked."""
+        knobs = self._knobs[name]
+        delay_ms, max_attempts = knobs["max_queue_delay_ms"], knobs["max_attempts"]
+        while True:
+            worker = self._worker()
+            claim = self._ledger.claim(
+                name, worker, self._token, knobs["max_batch_size"], delay_ms, max_attempts
+            )
+            if claim.kind == "foreign":
+                self._adopt(name, worker, claim.messages)
+            elif claim.kind == "hold":
+                time.sleep(min(claim.hold_s, HOLD_STEP_S))
+            else:
+                return claim
+
+    def _adopt(self, name: str, worker: str, messages: list[tuple[bytes, bytes]]) -> None:
+        """Other producers' messages become jobs of the ledger; what is no job at all is logged and dropped."""
+        jobs, errors = [], []
+        for _, raw in messages:
+            try:
+                job, error = read_message(name, raw, self._settings.keep_for_s)
+            except (ValueError, KeyError, TypeError, AttributeError) as problem:
+                log.error("dropped a message in queue %s that is no Celery task: %s: %.200r", name, problem, raw)
+                continue
+            log.info("job adopted id=%s service=%s from another Celery producer", job.id, name)
+            jobs.append(job)
+            errors.append(json.dumps(error.to_dict()).encode() if error else b"")
+        self._ledger.adopt(name, worker, jobs, errors, [field for field, _ in messages])
+
+
+def read_message(service: str, raw: bytes, keep_for_s: float) -> tuple[NewJob, InvalidInput | None]:
+    """Another producer's Celery message (protocol 2, JSON) as a job, and why it cannot run, if so.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for what is no such message.
+    """
+    message = json.loads(raw)
+    headers = message["headers"]
+    job_id = headers["id"]
+    if not isinstance(job_id, str):
+        raise TypeError(f"the task's id must be a string, got {job_id!r}")
+    error, text = None, b"null"
+    start_within_s = 0.0
+    try:
+        _check_headers(service, message)
+        start_within_s = _seconds_until(headers.get("expires"))
+        text = _input_of(message)
+    except (InvalidInput, ValueError, TypeError) as problem:
+        error = problem if isinstance(problem, InvalidInput) else InvalidInput(f"the message's body: {problem}")
+    job = NewJob(service=service, id=job_id, input=text, keep_for_s=keep_for_s, start_within_s=start_within_s)
+    return job, error
+
+
+def _check_headers(service: str, message: dict[str, Any]) -> None:
+    headers, kind = message["headers"], message.get("content-type")
+    if kind != "application/json":
+        raise InvalidInput(f"messages must be application/json; {kind} is refused")
+    if headers.get("task") != task_name(service):
+        raise InvalidInput(f"queue {service} runs the task {task_name(service)!r}, not {headers.get('task')!r}")
+    if headers.get("eta"):
+        raise InvalidInput("eta and countdown are not supported: send the job when it is due")
+
+
+def _input_of(message: dict[str, Any]) -> bytes:
+    """The one argument of the task, as JSON."""
+    body = message["body"]
+    if message.get("properties", {}).get("body_encoding") == "base64":
+        body = base64.b64decode(body, validate=True)
+    args, kwargs, _ = json.loads(body, parse_constant=_refuse_constant)
+    if len(args) == 1 and not kwargs:
+        value = args[0]
+    elif not args and set(kwargs) == {"input"}:
+        value = kwargs["input"]
+    else:
+        given = f"{len(args)} args and kwargs {sorted(kwargs)}"
+        raise InvalidInput(f"the task takes one argument, the input: args=[{{…}}]; got {given}")
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidInput(f"{name} is not JSON")
+
+
+def _seconds_until(expires: str | None) -> float:
+    """Celery's ``expires`` header as seconds from now: at least a millisecond, since 0 means "never"."""
+    if not expires:
+        return 0
+    moment = datetime.fromisoformat(expires)
+    return max((moment.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.001)

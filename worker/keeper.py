@@ -1,0 +1,139 @@
+"""Keep the worker's lease, and look after what others left behind.
+
+One thread in the worker's main process, so that a model that computes for hours, or holds the GIL of its own process,
+cannot let the lease lapse. Each tick renews the lease of every service of this worker, hands on cancelled jobs, and
+sweeps: jobs of workers whose lease has lapsed run again elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from worker.ledger import Ledger
+from worker.settings import Settings
+
+log = logging.getLogger("services.worker")
+
+#: Seconds between two renewals; a cancelled job's process is ended within four of them.
+TICK_S = 0.5
+
+
+class Keeper(threading.Thread):
+    """The lease of one worker.
+
+    Args:
+        names: the services that it runs.
+        on_cancel: called with the ids of running jobs that were cancelled.
+        on_lost: called when the lease had lapsed: what runs belongs to others now and must end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        names: list[str],
+        on_cancel: Callable[[list[str]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        super().__init__(name="keeper", daemon=True)
+        self._settings = settings
+        self._names = names
+        self._on_cancel = on_cancel
+        self._on_lost = on_lost
+        self._ledger = Ledger(settings, timeout_s=settings.lease_s / 2, retries=0)
+        self._about: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._state = "loading"
+        self._stop_event = threading.Event()
+        self._steady_since = time.monotonic()
+        self._joined = False
+        self.worker = _new_worker_id()
+
+    def run(self) -> None:
+        """Tick until stopped. Redis being away is a matter of waiting."""
+        away = False
+        while not self._stop_event.is_set():
+            try:
+                started = time.monotonic()
+                self._tick()
+                if away:
+                    log.info("Redis is back")
+                away = False
+            except redis.RedisError as error:
+                if not away:
+                    log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
+                away = True
+            if away or time.monotonic() - started > self._settings.lease_s / 2:
+                self._steady_since = time.monotonic()
+            self._stop_event.wait(TICK_S)
+
+    def ready(self, about: dict[str, tuple[str, dict[str, Any]]]) -> None:
+        """The first pool process has loaded: ``about`` gives each service's version and knobs."""
+        self._about = about
+        self._state = "ready"
+        self._joined = False  # the next tick tells
+
+    def fail(self, service: str, reason: str) -> None:
+        """Tell ``GET /services`` why a plugin cannot be loaded."""
+        failure = {"reason": reason, "worker": self.worker, "host": socket.gethostname()}
+        self._try_once(lambda: self._ledger.report(service, self.worker, failure), "tell why the service failed")
+
+    def leave(self) -> None:
+        """Stop, and give back at once what is still this worker's."""
+        self._stop_event.set()
+        self.join(timeout=self._settings.lease_s)
+        for name in self._names:
+            self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
+
+    def _tick(self) -> None:
+        for name in self._names:
+            if not self._joined:
+                self._join(name)
+                continue
+            held, cancelled = self._ledger.renew(name, self.worker, self._info())
+            if not held:
+                self._start_anew()
+                return
+            if cancelled:
+                self._on_cancel(cancelled)
+            self._sweep(name)
+        self._joined = True
+
+    def _join(self, name: str) -> None:
+        version, knobs = self._about.get(name, ("", None))
+        self._ledger.join(name, self.worker, self._info(), version, knobs)
+        if knobs:
+            self._ledger.report(name, self.worker, None)
+
+    def _start_anew(self) -> None:
+        log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)
+        self.worker = _new_worker_id()
+        self._joined = False
+        self._on_lost()
+
+    def _sweep(self, name: str) -> None:
+        """Recover dead workers' jobs; not in the first seconds after Redis was away, when living ones lapsed too."""
+        if time.monotonic() - self._steady_since < self._settings.lease_s:
+            return
+        for job_id in self._ledger.sweep(name):
+            log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
+
+    def _info(self) -> dict[str, Any]:
+        return {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "state": self._state}
+
+    def _try_once(self, call: Callable[[], Any], what: str) -> None:
+        try:
+            call()
+        except redis.RedisError as error:
+            log.error("could not %s: %s; the lease will lapse by itself", what, error)
+
+
+def _new_worker_id() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,253 @@
+"""One batch, in a pool process: validate → preprocess → predict → postprocess → complete.
+
+Each stage is a function over a list of items. An item that fails keeps its error and is passed over by the stages
+that follow, so one bad input, one bad output or one exception costs its own job only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from worker.errors import InvalidInput, InvalidOutput, PredictFailed, ServicesError
+from worker.jobs import Status
+from worker.ledger import Ending, Ledger
+from worker.service import Service, has_own
+
+log = logging.getLogger("services.worker")
+
+#: Characters of an exception's text that reach the client.
+MAX_MESSAGE = 2000
+
+#: What passes by itself when Redis is back, has loaded its file, has room again or has a new master.
+AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError)
+
+#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must not take its batch along.
+PLUGIN_ERRORS = (Exception, SystemExit)
+
+
+@dataclass(slots=True)
+class Item:
+    """A job inside a batch: ``value`` goes from stage to stage until ``error`` is set."""
+
+    job_id: str
+    value: Any  #: input JSON → Input → features → raw → Output → output JSON
+    attempt: int = 1
+    error: ServicesError | None = None
+
+
+@dataclass(slots=True)
+class Timings:
+    """Milliseconds that the batch spent in each stage, and how many items the model saw."""
+
+    preprocess_ms: float = 0
+    predict_ms: float = 0
+    postprocess_ms: float = 0
+    batch_size: int = 0
+
+    def to_json(self) -> bytes:
+        """As the ledger stores them."""
+        stages = {"preprocess_ms": self.preprocess_ms, "predict_ms": self.predict_ms}
+        return to_json({**stages, "postprocess_ms": self.postprocess_ms})
+
+
+def run_batch(
+    service: Service[Any, Any], name: str, ledger: Ledger, token: str, ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Run these jobs and write how they ended. Gives, for Celery's events, how each ended."""
+    started = time.perf_counter()
+    held = _persist(lambda: ledger.inputs(name, ids, token))
+    items = [Item(job_id, value, attempt) for job_id, attempt, value in held]
+    timings = run_stages(service, items)
+    stored = complete(name, ledger, token, items, timings)
+    seconds = time.perf_counter() - started
+    for item, written in zip(items, stored, strict=True):
+        _log_end(name, item, written, timings.batch_size, seconds)
+    return [_describe(item, seconds) for item, written in zip(items, stored, strict=True) if written]
+
+
+def run_stages(service: Service[Any, Any], items: list[Item]) -> Timings:
+    """The four stages that need no ledger, in place; ``value`` of each item without error is its output's JSON."""
+    timings = Timings()
+    timings.preprocess_ms = _timed(lambda: (validate(service, items), preprocess(service, items)))
+    timings.batch_size = len(_alive(items))
+    timings.predict_ms = _timed(lambda: predict(service, items))
+    timings.postprocess_ms = _timed(lambda: postprocess(service, items))
+    return timings
+
+
+def validate(service: Service[Any, Any], items: list[Item]) -> None:
+    """Stage 1: the input's JSON becomes the service's ``Input``."""
+    for item in _alive(items):
+        try:
+            item.value = service.Input.model_validate_json(item.value)
+        except ValidationError as error:
+            item.error = InvalidInput(_count(error, "input"), errors=field_errors(error))
+        except PLUGIN_ERRORS as error:
+            item.error = _failed(error, "the Input's validation")
+
+
+def preprocess(service: Service[Any, Any], items: list[Item]) -> None:
+    """Stage 2: each input becomes what the model takes."""
+    for item in _alive(items):
+        try:
+            item.value = service.preprocess(item.value)
+        except PLUGIN_ERRORS as error:
+            item.error = _failed(error, "preprocess")
+
+
+def predict(service: Service[Any, Any], items: list[Item]) -> None:
+    """Stage 3: the model. One call for all, where the author wrote ``predict_batch``."""
+    alive = _alive(items)
+    if has_own(type(service), "predict_batch"):
+        if alive:
+            _predict_together(service, alive)
+        return
+    for item in alive:
+        try:
+            item.value = service.predict(item.value)
+        except PLUGIN_ERRORS as error:
+            item.error = _failed(error, "predict")
+
+
+def postprocess(service: Service[Any, Any], items: list[Item]) -> None:
+    """Stage 4: each raw result becomes the ``Output``, as JSON."""
+    for item in _alive(items):
+        try:
+            output = service.postprocess(item.value)
+            item.value = _dump_output(service, output)
+        except ValidationError as error:
+            item.error = InvalidOutput(_count(error, "output"), errors=field_errors(error))
+        except InvalidOutput as error:
+            item.error = error
+        except PLUGIN_ERRORS as error:
+            item.error = _failed(error, "postprocess")
+
+
+def complete(name: str, ledger: Ledger, token: str, items: list[Item], timings: Timings) -> list[bool]:
+    """Stage 5: write every end, in one call. False for a job that is no longer this batch's."""
+    told = timings.to_json()
+    endings = [
+        Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), told, timings.batch_size)
+        if item.error
+        else Ending(item.job_id, Status.SUCCEEDED, item.value, told, timings.batch_size)
+        for item in items
+    ]
+    return _persist(lambda: ledger.complete(name, token, endings)) if endings else []
+
+
+def field_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in details]
+
+
+def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
+    """One call of the model; where it raises, its halves again, down to the culprit."""
+    try:
+        raws = service.predict_batch([item.value for item in items])
+    except PLUGIN_ERRORS as error:
+        if len(items) == 1 or not service.split_failed_batches:
+            for item in items:
+                item.error = _failed(error, "predict_batch")
+            return
+        half = len(items) // 2
+        log.warning("predict_batch raised on %d items (%s); running its halves", len(items), _say(error))
+        _predict_together(service, items[:half])
+        _predict_together(service, items[half:])
+        return
+    try:
+        results = _one_each(raws, len(items))
+    except InvalidOutput as wrong:
+        log.error(wrong.message)
+        for item in items:
+            item.error = wrong
+        return
+    for item, raw in zip(items, results, strict=True):
+        item.value = raw
+
+
+def _one_each(raws: Any, expected: int) -> list[Any]:
+    """The model's results; raises ``InvalidOutput`` unless there is one for each input."""
+    if isinstance(raws, str | bytes | dict | set) or not hasattr(raws, "__len__"):
+        got = type(raws).__name__
+        raise InvalidOutput(f"predict_batch must return a list of {expected} results, one for each input; got {got}")
+    results = list(raws)
+    if len(results) != expected:
+        must = "predict_batch must return one result for each input, in order"
+        raise InvalidOutput(f"{must}; expected {expected}, got {len(results)}")
+    return results
+
+
+def _dump_output(service: Service[Any, Any], output: Any) -> bytes:
+    if not isinstance(output, service.Output):
+        output = service.Output.model_validate(output)
+    text = to_json(output, inf_nan_mode="constants")
+    if b"NaN" in text or b"Infinity" in text:
+        try:
+            from_json(text, allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidOutput("the output holds NaN or Infinity, which JSON has not") from error
+    return text
+
+
+def _persist(call: Callable[[], Any]) -> Any:
+    """Call until Redis answers. A worker without Redis has nothing else to do, and its lease guards the others."""
+    pause = 0.1
+    while True:
+        try:
+            return call()
+        except AWAY as error:
+            log.warning("Redis is away (%s); trying again in %.1f s", _say(error), pause)
+            time.sleep(pause)
+            pause = min(pause * 2, 1)
+
+
+def _alive(items: list[Item]) -> list[Item]:
+    return [item for item in items if item.error is None]
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return round((time.perf_counter() - started) * 1000, 3)
+
+
+def _failed(error: BaseException, verb: str) -> PredictFailed:
+    """Any exception of the plugin. A MemoryError too: Celery ends a whole worker on one (celery#10462)."""
+    failure = PredictFailed(f"{_say(error)[:MAX_MESSAGE]} (in {verb})")
+    failure.__cause__ = error
+    return failure
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _count(error: ValidationError, what: str) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    return f"the {what} does not fit the service's {error.title}: {where}: {first['msg']}"[:MAX_MESSAGE]
+
+
+def _log_end(name: str, item: Item, written: bool, batch_size: int, seconds: float) -> None:
+    ending = "dropped (it was no longer this batch's)" if not written else "failed" if item.error else "succeeded"
+    cause = item.error.__cause__ if item.error and written else None
+    line = "job %s id=%s service=%s attempt=%d batch_size=%d ms=%.1f"
+    values = [ending, item.job_id, name, item.attempt, batch_size, seconds * 1000]
+    if item.error and written:
+        line, values = line + " error=%s: %s", [*values, item.error.code, item.error.message]
+    log.log(logging.WARNING if item.error else logging.INFO, line, *values, exc_info=cause)
+
+
+def _describe(item: Item, seconds: float) -> dict[str, Any]:
+    error = item.error.message if item.error else None
+    result = None if item.error else item.value[:200].decode(errors="replace")
+    return {"id": item.job_id, "error": error, "result": result, "seconds": seconds}
