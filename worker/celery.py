@@ -13,7 +13,8 @@ settings = get_settings()
 app = Celery(
     "services",
     broker=settings.celery_url,
-    backend=f"worker.backend:LedgerBackend+{settings.celery_url}",
+    # Celery's backends write redis+socket:// as socket://, since "+" ends the class's name.
+    backend=f"worker.backend:LedgerBackend+{settings.celery_url.replace('redis+socket://', 'socket://')}",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
 

@@ -42,14 +42,16 @@ class Batch:
 
 
 class Feeder:
-    """Claims batches for one slot. ``knobs`` by service: what its author set."""
+    """Claims batches for one slot. ``about`` gives each service's version and its author's knobs."""
 
-    def __init__(self, settings: Settings, worker: Callable[[], str], knobs: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, settings: Settings, worker: Callable[[], str], about: dict[str, tuple[str, dict[str, Any]]]
+    ) -> None:
         self._settings = settings
         self._ledger = Ledger(settings)
         self._worker = worker
-        self._knobs = knobs
-        self._names = list(knobs)
+        self._about = about
+        self._names = list(about)
         self._token = uuid.uuid4().hex  # kept until its batch is here: a claim whose answer was lost is asked again
 
     def next_batch(self) -> Batch | None:
@@ -70,13 +72,10 @@ class Feeder:
 
     def _claim(self, name: str) -> Claim:
         """Claim, adopting other producers' messages and holding a batch back as its author asked."""
-        knobs = self._knobs[name]
-        delay_ms, max_attempts = knobs["max_queue_delay_ms"], knobs["max_attempts"]
+        version, knobs = self._about[name]
         while True:
             worker = self._worker()
-            claim = self._ledger.claim(
-                name, worker, self._token, knobs["max_batch_size"], delay_ms, max_attempts
-            )
+            claim = self._ledger.claim(name, worker, self._token, knobs, version)
             if claim.kind == "foreign":
                 self._adopt(name, worker, claim.messages)
             elif claim.kind == "hold":

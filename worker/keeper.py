@@ -53,7 +53,7 @@ class Keeper(threading.Thread):
         self._state = "loading"
         self._stop_event = threading.Event()
         self._steady_since = time.monotonic()
-        self._joined = False
+        self._joined_as = ""  # the state that the ledger knows of
         self.worker = _new_worker_id()
 
     def run(self) -> None:
@@ -77,8 +77,7 @@ class Keeper(threading.Thread):
     def ready(self, about: dict[str, tuple[str, dict[str, Any]]]) -> None:
         """The first pool process has loaded: ``about`` gives each service's version and knobs."""
         self._about = about
-        self._state = "ready"
-        self._joined = False  # the next tick tells
+        self._state = "ready"  # the next tick tells
 
     def fail(self, service: str, reason: str) -> None:
         """Tell ``GET /services`` why a plugin cannot be loaded."""
@@ -93,8 +92,9 @@ class Keeper(threading.Thread):
             self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
 
     def _tick(self) -> None:
+        state = self._state
         for name in self._names:
-            if not self._joined:
+            if self._joined_as != state:
                 self._join(name)
                 continue
             held, cancelled = self._ledger.renew(name, self.worker, self._info())
@@ -104,7 +104,7 @@ class Keeper(threading.Thread):
             if cancelled:
                 self._on_cancel(cancelled)
             self._sweep(name)
-        self._joined = True
+        self._joined_as = state
 
     def _join(self, name: str) -> None:
         version, knobs = self._about.get(name, ("", None))
@@ -115,7 +115,7 @@ class Keeper(threading.Thread):
     def _start_anew(self) -> None:
         log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)
         self.worker = _new_worker_id()
-        self._joined = False
+        self._joined_as = ""
         self._on_lost()
 
     def _sweep(self, name: str) -> None:

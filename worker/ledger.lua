@@ -200,16 +200,16 @@ local function hold(ids, most, delay)
   return math.max(0, oldest + delay - now)
 end
 
-local function start(id, worker, token, max_attempts)
+local function start(id, worker, token, max_attempts, version)
   local key = record(id)
   redis.call('ZREM', WAITING, id)
   redis.call('HINCRBY', key, 'attempt', 1)
   redis.call('HSET', key, 'status', 'running', 'worker', worker, 'token', token, 'started', now,
-    'start_by', 0, 'max_attempts', max_attempts)
+    'start_by', 0, 'max_attempts', max_attempts, 'version', version)
   redis.call('HSET', S .. 'running:' .. worker, id, token)
 end
 
-local function gather(ids, worker, token, max_attempts)
+local function gather(ids, worker, token, max_attempts, version)
   local batch = {}
   for _, id in ipairs(ids) do
     local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone')
@@ -219,7 +219,7 @@ local function gather(ids, worker, token, max_attempts)
       -- A job whose batch died is run alone, so that only the culprit is charged.
       if job[4] == '1' and #batch > 0 then break end
       must_go(id, job[1], 'running')
-      start(id, worker, token, max_attempts)
+      start(id, worker, token, max_attempts, version)
       batch[#batch + 1] = id
       if job[4] == '1' then break end
     end
@@ -228,7 +228,7 @@ local function gather(ids, worker, token, max_attempts)
   return batch
 end
 
--- worker, token, most, delay_us, max_attempts. Gives {"fenced"}, {"foreign", {field, message, ...}},
+-- worker, token, most, delay_us, max_attempts, version. Gives {"fenced"}, {"foreign", {field, message, ...}},
 -- {"hold", us} or {"batch", {id, ...}} (no id: nothing waits). Sent twice with one token, it gives the same batch.
 function operations.claim()
   local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
@@ -246,7 +246,7 @@ function operations.claim()
     if #ids == 0 then break end
     local wait = hold(ids, most, tonumber(ARGV[7]))
     if wait > 0 then return {'hold', wait} end
-    batch = gather(ids, worker, token, ARGV[8])
+    batch = gather(ids, worker, token, ARGV[8], ARGV[9])
   end
   return {'batch', batch}
 end

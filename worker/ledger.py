@@ -274,10 +274,10 @@ class Ledger:
         )
         self._script = self.redis.register_script(LUA)
 
-    def claim(self, service: str, worker: str, token: str, most: int, delay_ms: float, max_attempts: int) -> Claim:
-        """Claim up to ``most`` jobs for ``worker`` under ``token``, or learn why there are none."""
-        arguments = [worker, token, most, round(delay_ms * 1000), max_attempts]
-        kind, *rest = self._call(service, "claim", *arguments)
+    def claim(self, service: str, worker: str, token: str, knobs: dict[str, Any], version: str = "") -> Claim:
+        """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none."""
+        limits = [knobs["max_batch_size"], round(knobs["max_queue_delay_ms"] * 1000), knobs["max_attempts"]]
+        kind, *rest = self._call(service, "claim", worker, token, *limits, version)
         name = kind.decode()
         value = rest[0] if rest else []
         return Claim(

@@ -151,27 +151,25 @@ def field_errors(error: ValidationError) -> list[dict[str, Any]]:
 
 def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
     """One call of the model; where it raises, its halves again, down to the culprit."""
+    failure: ServicesError
     try:
-        raws = service.predict_batch([item.value for item in items])
+        results = _one_each(service.predict_batch([item.value for item in items]), len(items))
+    except InvalidOutput as error:
+        failure, split = error, False  # a wrong number of results is the author's to mend: no run of less hides it
     except PLUGIN_ERRORS as error:
-        if len(items) == 1 or not service.split_failed_batches:
-            for item in items:
-                item.error = _failed(error, "predict_batch")
-            return
+        failure, split = _failed(error, "predict_batch"), service.split_failed_batches and len(items) > 1
+    else:
+        for item, raw in zip(items, results, strict=True):
+            item.value = raw
+        return
+    if split:
         half = len(items) // 2
-        log.warning("predict_batch raised on %d items (%s); running its halves", len(items), _say(error))
+        log.warning("%s raised on %d items; running its halves", failure.message, len(items))
         _predict_together(service, items[:half])
         _predict_together(service, items[half:])
         return
-    try:
-        results = _one_each(raws, len(items))
-    except InvalidOutput as wrong:
-        log.error(wrong.message)
-        for item in items:
-            item.error = wrong
-        return
-    for item, raw in zip(items, results, strict=True):
-        item.value = raw
+    for item in items:
+        item.error = failure
 
 
 def _one_each(raws: Any, expected: int) -> list[Any]:
@@ -189,10 +187,12 @@ def _one_each(raws: Any, expected: int) -> list[Any]:
 def _dump_output(service: Service[Any, Any], output: Any) -> bytes:
     if not isinstance(output, service.Output):
         output = service.Output.model_validate(output)
-    text = to_json(output, inf_nan_mode="constants")
-    if b"NaN" in text or b"Infinity" in text:
+    text: bytes = to_json(output)
+    # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
+    if b"null" in text:
+        values = to_json(output.model_dump(mode="json"), inf_nan_mode="constants")
         try:
-            from_json(text, allow_inf_nan=False)
+            from_json(values, allow_inf_nan=False)
         except ValueError as error:
             raise InvalidOutput("the output holds NaN or Infinity, which JSON has not") from error
     return text

@@ -1,0 +1,77 @@
+"""Celery's side of the worker: which services (``-Q``), its start and its end. Imported by a worker alone."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from celery import signals
+from celery.worker.control import inspect_command
+
+from worker.celery import app
+from worker.discovery import find_plugins, list_plugins, say_known
+from worker.dispatch import task_name
+from worker.errors import UnknownService
+from worker.logs import setup_logging
+from worker.pool import ServicePool
+from worker.settings import get_settings
+
+log = logging.getLogger("services.worker")
+
+#: Exit code for a command line that cannot be, as everywhere.
+EX_USAGE = 2
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def on_worker_init(sender: Any, **_: Any) -> None:
+    """Check the command line before anything starts: ``-Q`` is known from here on."""
+    setup_logging(get_settings().log_level)
+    names = check_queues(app.amqp.queues._consume_from)
+    if sender.pool_cls not in (ServicePool, app.conf.worker_pool):
+        _refuse("services run in pool processes of their own: leave --pool out")
+    # Neither tells this worker anything, and mingle waits a second for others at each start.
+    sender.options.update(without_gossip=True, without_mingle=True)
+    app.services_hostname = sender.hostname
+    for name in names:
+        app.task(name=task_name(name))(_in_the_pool)
+
+
+def check_queues(queues: dict[str, Any] | None) -> list[str]:
+    """The services that ``-Q`` names; ends the process with exit code 2 where that makes no sense."""
+    if not queues:
+        _refuse(f"name the services to run: celery -A worker worker -Q NAME; {say_known(list_plugins())}")
+    try:
+        return [plugin.name for plugin in find_plugins(queues or ())]
+    except UnknownService as error:
+        _refuse(error.message)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def on_worker_ready(sender: Any, **_: Any) -> None:
+    """``sender`` is Celery's consumer, whose event dispatcher the reporter uses."""
+    app.services_consumer = sender
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def on_worker_shutting_down(**_: Any) -> None:
+    """Sent by the signal handler itself: claim nothing more from this moment on."""
+    pool = getattr(app, "services_pool", None)
+    if pool is not None:
+        pool.stop_claiming()
+
+
+@inspect_command(alias="dump_active_queues")  # type: ignore[untyped-decorator]
+def active_queues(state: Any) -> list[dict[str, Any]]:
+    """The queues that this worker serves: Celery's own answer would be none, since the feeders take the messages."""
+    return [{"name": name, "routing_key": name, "durable": True} for name in state.consumer.pool.names]
+
+
+def _in_the_pool(*_: Any) -> None:
+    """A service's task, as ``celery inspect registered`` lists it. Its jobs run in the pool, never as this function."""
+    raise RuntimeError("this task runs in a worker of its service; send it to the service's queue")
+
+
+def _refuse(message: str) -> Any:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(EX_USAGE)

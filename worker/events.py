@@ -1,0 +1,157 @@
+"""Show jobs as Celery tasks: to Flower and ``celery events`` as they go, to ``celery inspect`` as they run.
+
+Flower follows at most some 1,300 tasks a second and pays 7 kB for each (``celery-facts``), so above ``event_rate`` jobs a
+second only a sample of them is told. Events leave by a thread of their own: a broker that is away delays no job.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker import state
+
+from worker.dispatch import task_name
+from worker.feeder import Batch
+
+log = logging.getLogger("services.worker")
+
+#: Events that may wait for the broker; more are dropped, since they only inform.
+MAX_WAITING = 10_000
+
+
+class JobRequest:
+    """A running job as ``celery inspect active`` and ``celery control revoke --terminate`` expect a request."""
+
+    def __init__(self, job_id: str, service: str, hostname: str, pid: int, cancel: Callable[[str], None]) -> None:
+        self.id = job_id
+        self.name = task_name(service)
+        self.hostname = hostname
+        self.worker_pid = pid
+        self.time_start = time.time()
+        self._service = service
+        self._cancel = cancel
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """The keys of ``celery.worker.request.Request.info``."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "args": [],
+            "kwargs": {},
+            "type": self.name,
+            "hostname": self.hostname,
+            "time_start": self.time_start,
+            "acknowledged": True,
+            "delivery_info": {"exchange": "", "routing_key": self._service, "priority": 0, "redelivered": False},
+            "worker_pid": self.worker_pid,
+        }
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Flower's "terminate" button: the job is cancelled, and the keeper ends its process."""
+        self._cancel(self.id)
+
+
+class Reporter(threading.Thread):
+    """Tells Celery about batches.
+
+    Args:
+        dispatcher: gives the consumer's current event dispatcher; None while the broker is away.
+        rate: jobs a second that are told.
+    """
+
+    def __init__(self, dispatcher: Callable[[], Any], rate: float, hostname: str, cancel: Callable[[str], None]) -> None:
+        super().__init__(name="events", daemon=True)
+        self._dispatcher = dispatcher
+        self._sample = Sample(rate)
+        self._hostname = hostname
+        self._cancel = cancel
+        self._waiting: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(MAX_WAITING)
+        self._running: dict[str, list[JobRequest]] = {}
+
+    def started(self, batch: Batch, pid: int) -> None:
+        """A batch begins to run in the pool process ``pid``."""
+        requests = [JobRequest(i, batch.service, self._hostname, pid, self._cancel) for i in batch.ids]
+        self._running[batch.token] = requests
+        told = self._enabled()
+        for request in requests:
+            state.task_reserved(request)
+            state.task_accepted(request)
+            if told and self._sample.take(request.id):
+                name = {"name": request.name, "args": "()", "kwargs": "{}", "root_id": request.id, "retries": 0}
+                self._put("task-received", uuid=request.id, **name)
+                self._put("task-started", uuid=request.id, pid=pid)
+
+    def ended(self, batch: Batch, results: list[dict[str, Any]]) -> None:
+        """A batch has ended; jobs of it that are not in ``results`` were cancelled or go elsewhere."""
+        by_id = {result["id"]: result for result in results}
+        for request in self._running.pop(batch.token, []):
+            result = by_id.get(request.id)
+            state.task_ready(request, successful=bool(result and not result["error"]))
+            if self._sample.drop(request.id):
+                self._tell_end(request.id, result)
+
+    def run(self) -> None:
+        """Send what waits, one after the other."""
+        while True:
+            kind, fields = self._waiting.get()
+            try:
+                dispatcher = self._dispatcher()
+                if dispatcher is not None and dispatcher.enabled:
+                    dispatcher.send(kind, **fields)
+            except Exception as error:  # whatever the broker's client raises: an event is never worth a job
+                log.debug("event %s not sent: %s", kind, error)
+
+    def _tell_end(self, job_id: str, result: dict[str, Any] | None) -> None:
+        if result is None:
+            self._put("task-revoked", uuid=job_id, terminated=False, signum=None, expired=False)
+        elif result["error"]:
+            self._put("task-failed", uuid=job_id, exception=result["error"], traceback="")
+        else:
+            self._put("task-succeeded", uuid=job_id, result=result["result"], runtime=result["seconds"])
+
+    def _enabled(self) -> bool:
+        dispatcher = self._dispatcher()
+        return dispatcher is not None and bool(dispatcher.enabled)
+
+    def _put(self, kind: str, **fields: Any) -> None:
+        try:
+            self._waiting.put_nowait((kind, {**fields, "timestamp": time.time()}))
+        except queue.Full:
+            log.debug("event %s dropped: %d wait already", kind, MAX_WAITING)
+
+
+class Sample:
+    """Which jobs are told: a token bucket of ``rate`` a second, that holds one second's worth."""
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._level = rate
+        self._filled = clock()
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def take(self, job_id: str) -> bool:
+        """Whether this job is told."""
+        with self._lock:
+            now = self._clock()
+            self._level = min(self._rate, self._level + (now - self._filled) * self._rate)
+            self._filled = now
+            if self._level < 1:
+                return False
+            self._level -= 1
+            self._told.add(job_id)
+            return True
+
+    def drop(self, job_id: str) -> bool:
+        """Whether it was; forgets it."""
+        with self._lock:
+            if job_id not in self._told:
+                return False
+            self._told.remove(job_id)
+            return True

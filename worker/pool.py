@@ -1,0 +1,307 @@
+"""The worker's pool: slots, each a thread of the main process with a pool process of its own.
+
+Celery's prefork pool shares its hub with the broker connection, so results wait while the broker is away; its threaded
+one shares a lock between processes, which a kill -9 can leave locked for ever. Here a slot does one thing after the
+other: it starts its process, waits until that has loaded its model, and then takes and runs batch after batch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import redis
+from celery.concurrency.base import BasePool
+from celery.worker import state
+
+from worker.events import Reporter
+from worker.feeder import Batch, Feeder
+from worker.keeper import Keeper
+from worker.ledger import Ledger
+from worker.settings import Settings, get_settings
+
+log = logging.getLogger("services.worker")
+
+#: Seconds between two looks at a running batch for a cancel or the time limit.
+LOOK_S = 0.25
+#: A batch with a cancelled job may still end by itself for this long.
+CANCEL_GRACE_S = 0.5
+#: A process that dies this often while it loads its model is given up.
+MAX_LOAD_DEATHS = 3
+
+
+class ServicePool(BasePool):  # type: ignore[misc]  # celery ships no types
+    """What ``celery worker`` takes for its pool: ``limit`` slots, the keeper and the reporter."""
+
+    def on_start(self) -> None:
+        """Start all threads. Nothing here waits for Redis or for a model."""
+        self.app.services_pool = self  # for the signal handlers of consumer.py
+        self.settings: Settings = get_settings()
+        self.names = take_queues(self.app)
+        self.stopping = threading.Event()
+        self.ledger = Ledger(self.settings)
+        self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
+        hostname = getattr(self.app, "services_hostname", socket.gethostname())
+        self.reporter = Reporter(self._dispatcher, self.settings.event_rate, hostname, self._cancel)
+        self.slots = [Slot(self, index) for index in range(self.limit)]
+        for thread in (self.keeper, self.reporter, *self.slots):
+            thread.start()
+
+    def stop_claiming(self) -> None:
+        """Take no further batch; safe in a signal handler."""
+        if hasattr(self, "stopping"):
+            self.stopping.set()
+
+    def on_stop(self) -> None:
+        """A warm shutdown: let what runs end, then give back the rest."""
+        self.stop_claiming()
+        for slot in self.slots:
+            slot.join()
+        self.keeper.leave()
+
+    def on_terminate(self) -> None:
+        """A cold shutdown: end what runs, then give it back for others."""
+        self.stop_claiming()
+        for slot in self.slots:
+            slot.kill()
+        self.on_stop()
+
+    def fail(self, service: str, reason: str) -> None:
+        """A plugin cannot be loaded: tell why and stop this worker with exit code 1."""
+        if self.stopping.is_set():
+            return
+        self.stop_claiming()
+        log.critical("service %s cannot be loaded, so its worker stops: %s", service, reason)
+        self.keeper.fail(service, reason)
+        state.should_stop = 1
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()
+        return {**info, "processes": [slot.pid for slot in self.slots if slot.pid]}
+
+    def _on_cancel(self, ids: list[str]) -> None:
+        for slot in self.slots:
+            slot.cancel(set(ids))
+
+    def _on_lease_lost(self) -> None:
+        for slot in self.slots:
+            slot.kill()
+
+    def _cancel(self, job_id: str) -> None:
+        self.ledger.cancel(job_id)
+
+    def _dispatcher(self) -> Any:
+        consumer = getattr(self.app, "services_consumer", None)
+        return getattr(consumer, "event_dispatcher", None)
+
+
+def take_queues(app: Any) -> list[str]:
+    """The names of ``-Q``. Celery's consumer is left with no queue: the feeders take the messages."""
+    names = list(app.amqp.queues.consume_from)
+    app.amqp.queues._consume_from = {}
+    return names
+
+
+class Slot(threading.Thread):
+    """One thread and its pool process."""
+
+    def __init__(self, pool: ServicePool, index: int) -> None:
+        super().__init__(name=f"slot-{index}", daemon=True)
+        self._pool = pool
+        self._child: Child | None = None
+        self._cancelled: set[str] = set()
+        self._running: frozenset[str] = frozenset()
+        self._load_deaths = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The pool process's id."""
+        return self._child.pid if self._child else None
+
+    def run(self) -> None:
+        """One process after the other, until the worker stops."""
+        while not self._pool.stopping.is_set():
+            self._child = Child(self._pool.names)
+            try:
+                self._serve(self._child)
+            except Exception:
+                log.exception("slot failed; starting its process again")
+                time.sleep(1)
+            finally:
+                self._child.end()
+                self._child = None
+
+    def cancel(self, ids: set[str]) -> None:
+        """Jobs of this worker that were cancelled while they ran."""
+        self._cancelled |= ids & self._running
+
+    def kill(self) -> None:
+        """End the process now."""
+        child = self._child
+        if child:
+            child.kill()
+
+    def _serve(self, child: Child) -> None:
+        loaded = self._load(child)
+        if loaded is None:
+            return
+        about = {name: (told["version"], told["knobs"]) for name, told in loaded.items()}
+        self._pool.keeper.ready(about)
+        feeder = Feeder(self._pool.settings, lambda: self._pool.keeper.worker, about)
+        while not self._pool.stopping.is_set() and child.alive:
+            batch = self._next(feeder)
+            if batch and not self._run_batch(child, batch, about[batch.service][1]["time_limit_s"]):
+                return
+
+    def _load(self, child: Child) -> dict[str, Any] | None:
+        """Wait until the models are loaded; None where they are not to be."""
+        deadline = time.monotonic() + self._pool.settings.load_timeout_s
+        while not self._pool.stopping.is_set():
+            message = child.receive(LOOK_S)
+            if message and "loaded" in message:
+                self._load_deaths = 0
+                log.info("service ready name=%s pid=%d", ",".join(self._pool.names), child.pid)
+                loaded: dict[str, Any] = message["loaded"]
+                return loaded
+            if message and "failed" in message:
+                self._pool.fail(message["failed"]["service"], message["failed"]["reason"])
+            elif not child.alive:
+                self._load_died(child)
+                return None
+            elif time.monotonic() > deadline:
+                limit = f"load() did not end within {self._pool.settings.load_timeout_s:g} s (SERVICES_LOAD_TIMEOUT_S)"
+                self._pool.fail(",".join(self._pool.names), limit)
+        return None
+
+    def _load_died(self, child: Child) -> None:
+        self._load_deaths += 1
+        how = child.end()
+        log.error("the pool process of %s died while it loaded: %s", ",".join(self._pool.names), how)
+        if self._load_deaths >= MAX_LOAD_DEATHS:
+            reason = f"its process died {self._load_deaths} times while it loaded: {how}"
+            self._pool.fail(",".join(self._pool.names), reason)
+
+    def _next(self, feeder: Feeder) -> Batch | None:
+        try:
+            return feeder.next_batch()
+        except redis.RedisError as error:
+            log.debug("no batch: %s", error)  # the keeper says that Redis is away
+            self._pool.stopping.wait(0.2)
+            return None
+
+    def _run_batch(self, child: Child, batch: Batch, time_limit_s: float) -> bool:
+        """Run one batch; False where its process is gone, with what became of the batch told to the ledger."""
+        self._cancelled = set()
+        self._running = frozenset(batch.ids)
+        self._pool.reporter.started(batch, child.pid)
+        results: list[dict[str, Any]] = []
+        try:
+            ended, reason = self._await_end(child, batch, time_limit_s)
+            if ended is None:
+                self._give_up(child, batch, reason)
+                return False
+            results = ended
+            return True
+        finally:
+            self._running = frozenset()
+            self._pool.reporter.ended(batch, results)
+
+    def _await_end(self, child: Child, batch: Batch, time_limit_s: float) -> tuple[list[dict[str, Any]] | None, str]:
+        """The results, or None and why there are none."""
+        begun = False
+        child.send({"service": batch.service, "token": batch.token, "ids": batch.ids})
+        deadline = time.monotonic() + time_limit_s
+        kill_at = None
+        while True:
+            message = child.receive(LOOK_S)
+            if message and "ended" in message:
+                return message["ended"], ""
+            if message and "begun" in message:
+                begun = True
+            now = time.monotonic()
+            if self._cancelled and kill_at is None:
+                kill_at = now + CANCEL_GRACE_S
+            if not child.alive:
+                # A process that died before it began has no culprit in this batch.
+                return None, "lost" if begun and not child.killed else "handed_back"
+            if now > deadline:
+                child.kill()
+                return None, "timed_out"
+            if kill_at is not None and now > kill_at:
+                child.kill()
+                return None, "handed_back"
+
+    def _give_up(self, child: Child, batch: Batch, reason: str) -> None:
+        how = child.end()
+        log.warning("batch %s service=%s batch_size=%d: %s", reason, batch.service, len(batch.ids), how)
+        while True:
+            try:
+                self._pool.ledger.give_up(batch.service, self._pool.keeper.worker, batch.token, reason)
+                return
+            except redis.RedisError as error:
+                log.debug("could not give up batch %s: %s", batch.token, error)
+                if self._pool.stopping.wait(0.5):
+                    return  # the lease lapses by itself
+
+
+class Child:
+    """A pool process (``child.py``) and the socket to it."""
+
+    def __init__(self, names: list[str]) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "worker.child", str(theirs.fileno()), *names]
+        with theirs:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._link = Connection(ours.detach())
+        self._closed = False
+        self.killed = False
+        self.pid = self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can still answer."""
+        return not self._closed
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send an order; a process that is gone shows at the next ``receive``."""
+        self._guarded(lambda: self._link.send_bytes(json.dumps(message).encode()))
+
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next message; None where none comes in time or the process is gone."""
+        raw = self._guarded(lambda: self._link.recv_bytes() if self._link.poll(timeout_s) else None)
+        return json.loads(raw) if raw else None
+
+    def kill(self) -> None:
+        """End the process now. What it has said already can still be received."""
+        self.killed = True
+        self._process.kill()
+
+    def end(self) -> str:
+        """Close the socket, upon which an idle process ends by itself; says how it ended."""
+        self._closed = True
+        self._link.close()
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (EOFError, OSError):
+            self._closed = True
+            return None
+
+
+assert os.name == "posix", "the pool needs POSIX sockets and signals"
