@@ -151,8 +151,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _seconds_until(expires: str | None) -> float:
-    """Celery's ``expires`` header as seconds from now: at least a millisecond, since 0 means "never"."""
+    """Celery's ``expires`` header as seconds from now: at least a microsecond, since 0 means "never"."""
     if not expires:
         return 0
     moment = datetime.fromisoformat(expires)
-    return max((moment.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.001)
+    return max((moment.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 1e-6)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -157,7 +156,7 @@ class Slot(threading.Thread):
         about = {name: (told["version"], told["knobs"]) for name, told in loaded.items()}
         self._pool.keeper.ready(about)
         feeder = Feeder(self._pool.settings, lambda: self._pool.keeper.worker, about)
-        while not self._pool.stopping.is_set() and child.alive:
+        while not self._pool.stopping.is_set() and not child.exited:
             batch = self._next(feeder)
             if batch and not self._run_batch(child, batch, about[batch.service][1]["time_limit_s"]):
                 return
@@ -268,8 +267,13 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the process can still answer."""
+        """Whether the process can still answer: one that has exited may have answers on the way."""
         return not self._closed
+
+    @property
+    def exited(self) -> bool:
+        """Whether the process is gone."""
+        return self._closed or self._process.poll() is not None
 
     def send(self, message: dict[str, Any]) -> None:
         """Send an order; a process that is gone shows at the next ``receive``."""
@@ -303,5 +307,3 @@ class Child:
             self._closed = True
             return None
 
-
-assert os.name == "posix", "the pool needs POSIX sockets and signals"
