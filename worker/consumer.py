@@ -15,12 +15,9 @@ from worker.dispatch import task_name
 from worker.errors import UnknownService
 from worker.logs import setup_logging
 from worker.pool import ServicePool
-from worker.settings import get_settings
+from worker.settings import EX_USAGE, get_settings
 
 log = logging.getLogger("services.worker")
-
-#: Exit code for a command line that cannot be, as everywhere.
-EX_USAGE = 2
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Exit code for settings and command lines that cannot be, as everywhere.
+EX_USAGE = 2
+
+#: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
+URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
 UNIX_SOCKET_PATH_BYTES = 108
@@ -33,7 +40,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".services")
     """Folder of the private Redis and its data; a relative path is below the checkout (else the current folder)."""
 
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
@@ -68,6 +75,18 @@ class Settings(BaseSettings):
 
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_scheme(cls, value: str) -> str:
+        if value and not value.startswith(URL_SCHEMES):
+            raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
+        return value
 
     @field_validator("services", mode="before")
     @classmethod
@@ -122,5 +141,12 @@ def find_checkout() -> Path:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings."""
-    return Settings()
+    """The process's settings. Ends the process with exit code 2 where one of them is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = ".".join(map(str, problem["loc"])).removeprefix("services_").upper()
+            variable = name if name in ("REDIS_URL", "SERVICES") else f"SERVICES_{name}"
+            print(f"Error: {variable}: {problem['msg']}, got {problem['input']!r}", file=sys.stderr)
+        sys.exit(EX_USAGE)
