@@ -148,5 +148,6 @@ def get_settings() -> Settings:
         for problem in error.errors(include_url=False):
             name = ".".join(map(str, problem["loc"])).removeprefix("services_").upper()
             variable = name if name in ("REDIS_URL", "SERVICES") else f"SERVICES_{name}"
-            print(f"Error: {variable}: {problem['msg']}, got {problem['input']!r}", file=sys.stderr)
+            got = "" if name == "REDIS_URL" else f", got {problem['input']!r}"  # a URL may hold a password
+            print(f"Error: {variable}: {problem['msg'].removeprefix('Value error, ')}{got}", file=sys.stderr)
         sys.exit(EX_USAGE)

@@ -1,0 +1,159 @@
+"""The stages of a batch: each kind of failure costs its own job only."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, Field
+
+from worker.runner import Item, run_stages
+from worker.service import Service
+
+
+class Input(BaseModel):
+    n: int
+    do: str = ""
+
+
+class Output(BaseModel):
+    n: int = Field(lt=1000)
+    score: float | None = None
+
+
+class Double(Service[Input, Output]):
+    """Doubles; ``do`` tells it to misbehave in one of its verbs."""
+
+    calls: ClassVar[list[int]] = []
+
+    def preprocess(self, input: Input) -> Input:
+        if input.do == "preprocess":
+            raise RuntimeError("not in the mood")
+        return input
+
+    def predict_batch(self, batch: list[Input]) -> list[dict[str, Any]]:
+        self.calls.append(len(batch))
+        for item in batch:
+            if item.do == "predict":
+                raise ValueError("bad one")
+            if item.do == "memory":
+                raise MemoryError("too much")
+            if item.do == "exit":
+                raise SystemExit(3)
+        return [{"n": 2 * item.n, "score": float("nan") if item.do == "nan" else None} for item in batch]
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    Double.calls.clear()
+
+
+def run(service: Service[Any, Any], inputs: list[Any]) -> list[Item]:
+    items = [Item(str(i), value if isinstance(value, bytes) else json.dumps(value).encode()) for i, value in enumerate(inputs)]
+    run_stages(service, items)
+    return items
+
+
+def ending(item: Item) -> Any:
+    return item.error.code if item.error else json.loads(item.value)["n"]
+
+
+def test_every_output_answers_its_own_input() -> None:
+    # given inputs in a random order, so that a swap cannot hide
+    numbers = random.Random(7).sample(range(400), 64)
+
+    items = run(Double(), [{"n": n} for n in numbers])
+
+    assert [ending(item) for item in items] == [2 * n for n in numbers]
+    assert Double.calls == [64]
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "words"),
+    [
+        ({"n": "x"}, "invalid_input", "n: Input should be a valid integer"),
+        (b"{nonsense", "invalid_input", "JSON"),
+        ({"n": 1, "do": "preprocess"}, "predict_failed", "RuntimeError: not in the mood (in preprocess)"),
+        ({"n": 1, "do": "predict"}, "predict_failed", "ValueError: bad one (in predict_batch)"),
+        ({"n": 1, "do": "memory"}, "predict_failed", "MemoryError: too much"),
+        ({"n": 1, "do": "exit"}, "predict_failed", "SystemExit: 3"),
+        ({"n": 900}, "invalid_output", "n: Input should be less than 1000"),
+        ({"n": 1, "do": "nan"}, "invalid_output", "NaN"),
+    ],
+)
+def test_one_bad_item_costs_its_own_job_only(bad: Any, code: str, words: str) -> None:
+    items = run(Double(), [{"n": 1}, {"n": 2}, bad, {"n": 3}, {"n": 4}])
+
+    assert [ending(item) for item in items] == [2, 4, code, 6, 8]
+    assert items[2].error is not None and words in items[2].error.message
+
+
+def test_field_errors_name_the_field() -> None:
+    (item,) = run(Double(), [{"n": "x"}])
+    assert item.error is not None
+    assert item.error.errors == [
+        {"loc": ["n"], "msg": "Input should be a valid integer, unable to parse string as an integer", "type": "int_parsing"}
+    ]
+
+
+def test_a_failing_batch_is_halved_only_where_the_author_lets_it() -> None:
+    class Impure(Double):
+        split_failed_batches = False
+
+    items = run(Impure(), [{"n": 1}, {"n": 1, "do": "predict"}])
+
+    assert [ending(item) for item in items] == ["predict_failed", "predict_failed"]
+    assert Double.calls == [2]
+
+
+def test_predict_is_called_one_by_one_and_never_twice() -> None:
+    seen: list[int] = []
+
+    class Single(Service[Input, Output]):
+        def predict(self, features: Input) -> dict[str, int]:
+            seen.append(features.n)
+            if features.do:
+                raise ValueError("bad one")
+            return {"n": features.n}
+
+    items = run(Single(), [{"n": 1}, {"n": 2, "do": "x"}, {"n": 3}])
+
+    assert [ending(item) for item in items] == [1, "predict_failed", 3]
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([1, 2], "expected 3, got 2"),
+        ([1, 2, 3, 4], "expected 3, got 4"),
+        ([], "expected 3, got 0"),
+        ({"a": 1}, "a list of 3 results, one for each input; got dict"),
+        (None, "got NoneType"),
+        ("abc", "got str"),
+        (iter([1, 2, 3]), "got list_iterator"),
+    ],
+)
+def test_a_wrong_number_of_outputs_names_expected_and_got(answer: Any, words: str) -> None:
+    class Wrong(Service[Input, Output]):
+        def predict_batch(self, batch: list[Input]) -> Any:
+            return answer
+
+    for item in run(Wrong(), [{"n": n} for n in range(3)]):
+        assert item.error is not None
+        assert item.error.code == "invalid_output" and words in item.error.message
+
+
+def test_a_batch_with_no_valid_input_never_reaches_the_model() -> None:
+    run(Double(), [{"n": "x"}, {}])
+    assert Double.calls == []
+
+
+def test_timings_and_the_batch_size_that_the_model_saw() -> None:
+    items = [Item("a", b'{"n": 1}'), Item("b", b"{}"), Item("c", b'{"n": 1}')]
+    timings = run_stages(Double(), items)
+    assert timings.batch_size == 2
+    told = json.loads(timings.to_json())
+    assert set(told) == {"preprocess_ms", "predict_ms", "postprocess_ms"} and all(ms >= 0 for ms in told.values())
