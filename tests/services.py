@@ -1,0 +1,95 @@
+"""The test services, named by their behaviour; each is written as a plugin of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support import write_plugin
+
+SCHEMA = """
+from pydantic import BaseModel, ConfigDict
+
+class Deep(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    ip: int = 0
+
+class Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"n": 1}]})
+    n: int
+    sleep_s: float = 0
+    do: str = ""
+    device: Deep | None = None
+
+class Output(BaseModel):
+    n: int
+    batch: int
+"""
+
+ECHO = """
+import os, time
+import heavy_model_library
+from worker.service import Service
+from {name}.schema import Input, Output
+
+class Plugin(Service[Input, Output]):
+    max_batch_size = 16
+    time_limit_s = 2
+    {knobs}
+
+    def load(self):
+        time.sleep(float(os.environ.get("TEST_LOAD_S", "0")))
+
+    def predict_batch(self, batch):
+        time.sleep(sum(item.sleep_s for item in batch))
+        for item in batch:
+            if item.do == "raise":
+                raise ValueError("bad one")
+            if item.do == "exit":
+                os._exit(3)
+        return [{{"n": item.n, "batch": len(batch)}} for item in batch]
+"""
+
+#: Services whose worker cannot start, each with its source.
+BROKEN = {
+    "bad_import": "import no_such_library",
+    "bad_load": """
+from worker.service import Service
+from bad_load.schema import Input, Output
+class Plugin(Service[Input, Output]):
+    def load(self):
+        raise RuntimeError("no weights")
+    def predict(self, item): ...
+""",
+    "crash_load": """
+import os
+from worker.service import Service
+from crash_load.schema import Input, Output
+class Plugin(Service[Input, Output]):
+    def load(self):
+        os.abort()
+    def predict(self, item): ...
+""",
+}
+
+
+def write_echo(folder: Path, name: str = "echo", knobs: str = "pass") -> None:
+    """Echo answers with its input's number and the size of its batch, and misbehaves where it is told to.
+
+    Its package's ``__init__`` imports the service, which imports a heavy library: the API must not.
+    """
+    init = f"import {name}.service\n"
+    write_plugin(folder, name, SCHEMA, ECHO.format(name=name, knobs=knobs), init)
+
+
+def write_services(folder: Path) -> Path:
+    """All test services, in a folder for PYTHONPATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "heavy_model_library.py").write_text("")
+    write_echo(folder)
+    write_echo(folder, "small", "max_queue_size = 2")
+    write_echo(folder, "patient", "max_queue_delay_ms = 300")
+    write_plugin(folder, "no_schema", None, ECHO.format(name="echo", knobs="pass"))
+    write_plugin(folder, "bad_schema", "raise RuntimeError('broken schema')", "")
+    for name, service in BROKEN.items():
+        write_plugin(folder, name, SCHEMA, service)
+    return folder

