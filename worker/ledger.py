@@ -130,22 +130,21 @@ class AsyncLedger:
 
     async def get(self, job_id: str) -> Job:
         """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
-        jobs = await self.get_many([job_id])
-        if jobs[0] is None:
+        async with self._guard():
+            service = await self.redis.get(pointer_key(job_id))
+        if service is None:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
-        return jobs[0]
+        (job,) = await self._read([(service.decode(), job_id)])
+        if job is None:
+            raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
+        return job
 
     async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
-        """Jobs of any services; None for an id never seen. Raises ``JobExpired`` for a single dropped one."""
+        """Jobs of any services, in two round trips; None for an unknown or dropped one."""
         async with self._guard():
             services = await self.redis.mget([pointer_key(job_id) for job_id in job_ids])
-        found = [(i, s.decode(), job_ids[i]) for i, s in enumerate(services) if s is not None]
-        jobs: list[Job | None] = [None] * len(job_ids)
-        for (i, _, job_id), job in zip(found, await self._read([(s, j) for _, s, j in found]), strict=True):
-            jobs[i] = job
-            if job is None and len(job_ids) == 1:
-                raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
-        return jobs
+        keys = [(service.decode() if service else "", i) for service, i in zip(services, job_ids, strict=True)]
+        return await self._read(keys)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""

@@ -1,0 +1,17 @@
+"""The HTTP front: validates, stores and enqueues jobs, and reads them back. It never loads a model.
+
+The map, in the order in which a request passes through it:
+
+* ``app``: the application and its life
+* ``routes``: one thin handler a route
+* ``requests``: bodies, queries and ``Prefer`` read strictly
+* ``catalog``: the installed services and their schemas
+* ``writer``: jobs that arrive together, stored together
+* ``waiter``: clients that wait for a job's end, on one subscription
+* ``problems``: every error as a problem document
+* ``openapi``: the OpenAPI document
+"""
+
+from api.app import create_app
+
+app = create_app()

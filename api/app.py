@@ -1,0 +1,72 @@
+"""The application and its life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+from api import problems
+from api.catalog import Catalog
+from api.openapi import build_document
+from api.routes import router
+from api.waiter import Waiter
+from api.writer import Writer
+from worker.ledger import AsyncLedger
+from worker.logs import setup_logging
+from worker.settings import Settings, get_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API over the installed services. It starts whatever state Redis and the plugins are in."""
+    settings = settings or get_settings()
+    setup_logging(settings.log_level)
+    app = FastAPI(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app.state.settings = settings
+    app.state.catalog = Catalog()
+    app.include_router(router)
+    problems.install(app)
+    _add_docs(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state = app.state
+    state.ledger = AsyncLedger(state.settings)
+    state.writer = Writer(state.ledger)
+    state.waiter = Waiter(state.ledger, state.settings)
+    listening = asyncio.create_task(state.waiter.run())
+    yield
+    listening.cancel()
+    with suppress(asyncio.CancelledError):
+        await listening
+    await state.waiter.close()
+    await state.ledger.close()
+
+
+def _add_docs(app: FastAPI) -> None:
+    """``/docs`` with its scripts served from here, so that it works without the internet."""
+    document = build_document(app.state.catalog)
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="libs-service",
+        swagger_js_url="/static/swagger-ui-bundle.js",
+        swagger_css_url="/static/swagger-ui.css",
+        swagger_favicon_url="/static/favicon.png",
+    )
+    app.mount("/static", StaticFiles(directory=str(files("fastapi_offline").joinpath("static"))))
+
+    @app.get("/docs")
+    async def docs() -> HTMLResponse:
+        return page
+
+    @app.get("/openapi.json")
+    async def openapi() -> dict[str, object]:
+        return document

@@ -1,0 +1,111 @@
+"""The installed services: each plugin's metadata and its ``schema.py``, and what the ledger knows of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+from api.requests import invalid_fields
+from worker.discovery import Plugin, list_plugins, load_schema, say_known
+from worker.errors import ServiceFailed, UnknownService
+from worker.ledger import Overview
+
+log = logging.getLogger("services.api")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One installed service as the API sees it."""
+
+    plugin: Plugin
+    input: type[BaseModel] | None  #: None where the plugin ships no schema.py, or a broken one
+    output: type[BaseModel] | None
+    failure: str | None  #: why its schema.py cannot be imported
+    example: Any  #: the first valid example of its Input
+
+    def validate(self, text: bytes) -> None:
+        """Check an input (JSON). Raises ``InvalidInput``, or ``ServiceFailed`` where the schema itself is broken."""
+        if self.failure:
+            raise ServiceFailed(self.failure)
+        if self.input is None:
+            return
+        try:
+            self.input.model_validate_json(text)
+        except ValidationError as error:
+            raise invalid_fields(error, ["body", "input"]) from error
+        except Exception as error:  # a plugin's validator may raise anything
+            log.exception("the schema of %s raised", self.plugin.name)
+            raise ServiceFailed(f"{self.plugin.name}: its schema raised {type(error).__name__}: {error}") from error
+
+    def describe(self, overview: Overview) -> dict[str, Any]:
+        """The service as ``GET /services`` shows it."""
+        state, reason = self._state(overview)
+        return {
+            "name": self.plugin.name,
+            "version": self.plugin.version,
+            "description": self.plugin.description,
+            "input_schema": self.input.model_json_schema() if self.input else None,
+            "output_schema": self.output.model_json_schema(mode="serialization") if self.output else None,
+            "example": self.example,
+            "knobs": overview.knobs,
+            "state": state,
+            "reason": reason,
+            "workers": len(overview.workers),
+            "queue_depth": overview.depth,
+            "oldest_age_s": overview.oldest_age_s,
+        }
+
+    def _state(self, overview: Overview) -> tuple[str, str | None]:
+        states = {worker.get("state") for worker in overview.workers}
+        if self.failure:
+            return "failed", self.failure
+        for state in ("ready", "loading"):
+            if state in states:
+                return state, None
+        if overview.failure:
+            return "failed", str(overview.failure.get("reason"))
+        return "no_workers", None
+
+
+class Catalog:
+    """The services that were installed when the process started. A broken one harms no other."""
+
+    def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
+        found = list_plugins().values() if plugins is None else plugins
+        self.entries = {plugin.name: _load(plugin) for plugin in found}
+
+    def get(self, name: str) -> Entry:
+        """One service. Raises ``UnknownService`` that lists the known ones."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise UnknownService(f"no service is named {name[:100]!r}; {say_known(self.entries)}")
+        return entry
+
+
+def _load(plugin: Plugin) -> Entry:
+    try:
+        module = load_schema(plugin)
+        model = module.Input if module else None
+        output = getattr(module, "Output", None)
+        return Entry(plugin, model, output, None, _example(model) if model else None)
+    except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
+        reason = error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
+        log.error("the schema of service %s is broken, so its jobs are refused: %s", plugin.name, reason)
+        return Entry(plugin, None, None, reason, None)
+
+
+def _example(model: type[BaseModel]) -> Any:
+    """The first example that the model's JSON Schema holds and the model accepts."""
+    for example in model.model_json_schema().get("examples", ()):
+        try:
+            model.model_validate_json(to_json(example))
+        except ValueError as error:
+            log.warning("an example of %s does not fit it: %s", model.__module__, error)
+        else:
+            return example
+    return None

@@ -1,0 +1,87 @@
+"""Every error as a problem document (RFC 9457), with a stable ``code``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from worker import errors
+
+log = logging.getLogger("services.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+#: The one table of HTTP statuses.
+STATUS: dict[type[errors.ServicesError], int] = {
+    errors.InvalidInput: 422,
+    errors.UnknownService: 404,
+    errors.JobNotFound: 404,
+    errors.JobExpired: 410,
+    errors.JobFinished: 409,
+    errors.QueueFull: 429,
+    errors.StoreUnavailable: 503,
+    errors.ServiceFailed: 503,
+}
+
+#: Answers after which the same request may succeed. The second is a constant, not yet a measured rate.
+RETRY_AFTER = {429: "1", 503: "1"}
+
+TITLES = {
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    410: "Gone",
+    413: "Payload too large",
+    422: "Invalid input",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Unavailable",
+}
+
+
+class PayloadTooLarge(errors.ServicesError):
+    """The body is larger than the server takes."""
+
+    code = "payload_too_large"
+
+
+STATUS[PayloadTooLarge] = 413
+
+
+def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """A problem document; ``more`` are further members of it."""
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
+    body |= {"code": code, **{name: value for name, value in more.items() if value is not None}}
+    told = {**({"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}), **(headers or {})}
+    return Response(to_json(body), status, told, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception with a problem document."""
+    app.add_exception_handler(errors.ServicesError, _on_services_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def _on_services_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServicesError)
+    status = STATUS.get(type(error), 500)
+    known = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
+    return problem(status, error.code, error.message, errors=error.errors, services=known)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return problem(error.status_code, code, detail, dict(error.headers or {}))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("uncaught error in %s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "internal_error", "An error of the server's own; its log has the traceback.")

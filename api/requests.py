@@ -1,0 +1,149 @@
+"""Bodies, queries and ``Prefer`` headers, read strictly: what is wrong is named, with where it stands."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json, to_json
+
+from api.problems import PayloadTooLarge
+from worker.errors import InvalidInput
+
+#: Most bytes of a refused body that are still read, so that its sender is there to hear why.
+DRAIN_BYTES = 64 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+MAX_DEADLINE_S = 30 * 86_400
+
+#: ``wait=<s>`` as one of the preferences of a ``Prefer`` header (RFC 7240).
+WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
+NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+
+Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
+
+
+class JobRequest(BaseModel):
+    """The body of ``POST /jobs``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    service: str
+    input: Any
+    priority: Literal["high", "normal", "low"] = "normal"
+    start_within_s: Deadline | None = None
+    finish_within_s: Deadline | None = None
+    keep_for_s: Annotated[float, Field(gt=0)] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _not_too_large(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(to_json(value)) > MAX_METADATA_BYTES:
+            raise ValueError(f"expected at most {MAX_METADATA_BYTES} bytes as JSON")
+        return value
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises ``PayloadTooLarge`` above ``limit`` bytes, whether or not it told its length."""
+    declared = request.headers.get("content-length", "0")
+    chunks: list[bytes] = []
+    size, refused = 0, declared.isdigit() and int(declared) > limit
+    async for chunk in request.stream():
+        size += len(chunk)
+        refused = refused or size > limit
+        if not refused:
+            chunks.append(chunk)
+        elif size > DRAIN_BYTES:
+            break
+    if refused:
+        raise PayloadTooLarge(f"the body is larger than {limit} bytes (SERVICES_MAX_BODY_BYTES)")
+    return b"".join(chunks)
+
+
+def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
+    """The body of ``POST /jobs`` without a look at its input. Raises ``InvalidInput``."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise _invalid("the body is not JSON", ["body"], str(error), "json_invalid") from error
+    if not isinstance(value, dict):
+        must = "expected a JSON object"
+        raise _invalid(f"the body: {must}", ["body"], must, "model_type")
+    try:
+        job = JobRequest.model_validate(value)
+    except ValidationError as error:
+        raise invalid_fields(error, ["body"]) from error
+    if job.keep_for_s is not None and job.keep_for_s > max_keep_for_s:
+        must = f"Input should be at most {max_keep_for_s:g} (SERVICES_MAX_KEEP_FOR_S)"
+        raise _invalid(f"keep_for_s: {must}", ["body", "keep_for_s"], must, "less_than_equal")
+    return job
+
+
+def dump_strictly(value: Any, name: str) -> bytes:
+    """A part of the body as JSON again. Raises ``InvalidInput`` for 1e400, which reads as Infinity."""
+    text = to_json(value)
+    if b"Infinity" in text:
+        try:
+            from_json(text, allow_inf_nan=False)
+        except ValueError as error:
+            must = "a number is too large for JSON's readers"
+            raise _invalid(f"{name}: {must}", ["body", name], must, "finite_number") from error
+    return text
+
+
+def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInput:
+    """Pydantic's errors as ours, each with its place."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    fields = [{"loc": [*where, *e["loc"]], "msg": e["msg"], "type": e["type"]} for e in details]
+    first = ".".join(map(str, fields[0]["loc"]))
+    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    return InvalidInput(f"{first}: {fields[0]['msg']}{more}", errors=fields)
+
+
+def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
+    """The query's parameters; unknown or repeated ones are refused."""
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    for name in names:
+        if name not in allowed:
+            known = f"expected {', '.join(sorted(allowed))}" if allowed else "this route takes none"
+            raise _invalid(f"unknown parameter {name[:100]!r}; {known}", ["query", name], known, "extra_forbidden")
+        if names.count(name) > 1:
+            raise _invalid(f"{name} is given twice", ["query", name], "expected once", "repeated")
+    return dict(given)
+
+
+def read_wait(request: Request, query: dict[str, str], max_wait_s: float) -> float:
+    """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all."""
+    if "wait" in query:
+        return min(_seconds(query["wait"], ["query", "wait"]), max_wait_s)
+    found = WAIT.search(",".join(request.headers.getlist("prefer")))
+    return min(_seconds(found.group(1).strip('"'), ["header", "prefer"]), max_wait_s) if found else 0
+
+
+def read_int(query: dict[str, str], name: str, default: int, most: int) -> int:
+    """A whole number from 1 to ``most``."""
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        must = f"expected a whole number from 1 to {most}"
+        raise _invalid(f"{name}: {must}", ["query", name], must, "int_parsing")
+    return int(text)
+
+
+def invalid_query(name: str, must: str, kind: str) -> InvalidInput:
+    """A query parameter that cannot be."""
+    return _invalid(f"{name}: {must}", ["query", name], must, kind)
+
+
+def _seconds(text: str, where: list[str | int]) -> float:
+    if not NUMBER.fullmatch(text) or math.isnan(float(text)):
+        must = "expected a number of seconds, 0 or more"
+        raise _invalid(f"wait: {must}", where, must, "float_parsing")
+    return float(text)
+
+
+def _invalid(detail: str, where: list[str | int], message: str, kind: str) -> InvalidInput:
+    return InvalidInput(detail, errors=[{"loc": where, "msg": message, "type": kind}])

@@ -1,0 +1,161 @@
+"""One thin handler a route."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from api.catalog import Catalog
+from api.requests import (
+    JobRequest,
+    check_query,
+    dump_strictly,
+    invalid_query,
+    parse_job,
+    read_body,
+    read_int,
+    read_wait,
+)
+from api.waiter import ended_within
+from worker.jobs import Job, NewJob, Priority, Status
+from worker.settings import Settings
+
+log = logging.getLogger("services.api")
+router = APIRouter()
+
+MAX_PAGE = 100
+DEFAULT_PAGE = 20
+
+
+@router.post("/jobs")
+async def create_job(request: Request) -> Response:
+    """Validate, store and enqueue one job; with a wait, hold the answer until it ends."""
+    state = request.app.state
+    wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
+    body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
+    new = _new_job(body, state.catalog, state.settings)
+    with state.waiter.expect(new.id) as end:
+        job = await state.writer.store(new)
+        log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
+        if wait:
+            job = await ended_within(end, wait) or await state.ledger.get(job.id)
+    return _job(job, 200 if job.ended else 202, wait, {"Location": f"/jobs/{job.id}"})
+
+
+@router.get("/jobs/{job_id}")
+async def get_job(request: Request, job_id: str) -> Response:
+    """One job as it stands, or as it ends within the wait."""
+    state = request.app.state
+    wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
+    with state.waiter.expect(job_id) as end:
+        job = await state.ledger.get(job_id)
+        if wait and not job.ended:
+            job = await ended_within(end, wait) or await state.ledger.get(job_id)
+    return _job(job, 200, wait)
+
+
+@router.delete("/jobs/{job_id}")
+async def cancel_job(request: Request, job_id: str) -> Response:
+    """Cancel a job that has not ended."""
+    check_query(request, set())
+    job = await request.app.state.ledger.cancel(job_id)
+    log.info("job cancelled id=%s service=%s attempt=%d", job.id, job.service, job.attempt)
+    return _job(job, 202)
+
+
+@router.get("/jobs")
+async def list_jobs(request: Request) -> Response:
+    """Jobs, newest first, a page at a time."""
+    state = request.app.state
+    query = check_query(request, {"service", "status", "limit", "cursor"})
+    names = [state.catalog.get(query["service"]).plugin.name] if "service" in query else list(state.catalog.entries)
+    limit = read_int(query, "limit", DEFAULT_PAGE, MAX_PAGE)
+    page = await state.ledger.list(names, _read_status(query), limit, _read_cursor(query))
+    cursor = base64.urlsafe_b64encode("/".join(page.next).encode()) if page.next else None
+    jobs = b",".join(job.to_json() for job in page.jobs)
+    return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
+
+
+@router.get("/services")
+async def list_services(request: Request) -> Response:
+    """Every installed service and its state."""
+    check_query(request, set())
+    state = request.app.state
+    entries = state.catalog.entries.values()
+    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    return _json({"services": [e.describe(o) for e, o in zip(entries, overviews, strict=True)]})
+
+
+@router.get("/services/{name}")
+async def get_service(request: Request, name: str) -> Response:
+    """One service and its state."""
+    check_query(request, set())
+    entry = request.app.state.catalog.get(name)
+    return _json(entry.describe(await request.app.state.ledger.overview(name)))
+
+
+@router.get("/healthz")
+async def health(request: Request) -> Response:
+    """The process lives."""
+    return _json({"status": "ok"})
+
+
+@router.get("/readyz")
+async def ready(request: Request) -> Response:
+    """The process can take jobs: Redis answers."""
+    await request.app.state.ledger.ping()
+    return _json({"status": "ready"})
+
+
+def _new_job(body: JobRequest, catalog: Catalog, settings: Settings) -> NewJob:
+    entry = catalog.get(body.service)
+    text = dump_strictly(body.input, "input")
+    entry.validate(text)
+    return NewJob(
+        service=body.service,
+        input=text,
+        version=entry.plugin.version,
+        priority=Priority(body.priority),
+        start_within_s=body.start_within_s or 0,
+        finish_within_s=body.finish_within_s or 0,
+        keep_for_s=body.keep_for_s or settings.keep_for_s,
+        metadata=dump_strictly(body.metadata, "metadata"),
+    )
+
+
+def _read_status(query: dict[str, str]) -> Status | None:
+    if "status" not in query:
+        return None
+    if query["status"] not in set(Status):
+        raise invalid_query("status", f"expected one of {', '.join(Status)}", "enum")
+    return Status(query["status"])
+
+
+def _read_cursor(query: dict[str, str]) -> tuple[str, str] | None:
+    if "cursor" not in query:
+        return None
+    try:
+        us, _, job_id = base64.b64decode(query["cursor"], altchars=b"-_", validate=True).decode().partition("/")
+    except (binascii.Error, ValueError):
+        us, job_id = "", ""
+    if not (us.isascii() and us.isdigit() and len(us) < 20 and job_id):
+        raise invalid_query("cursor", "expected a next_cursor of an earlier answer", "cursor")
+    return us, job_id
+
+
+def _job(job: Job, status: int, wait: float = 0, headers: dict[str, str] | None = None) -> Response:
+    applied = {"Preference-Applied": f"wait={wait:g}"} if wait else {}
+    return Response(job.to_json(), status, {**applied, **(headers or {})}, "application/json")
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+

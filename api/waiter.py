@@ -1,0 +1,106 @@
+"""Clients that wait for a job's end: one subscription a process, however many wait.
+
+Redis forgets what it publishes while nobody listens, so after each (re)subscription every awaited job is read once,
+and each client reads its own once more at its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.errors import StoreUnavailable
+from worker.jobs import Job
+from worker.ledger import ENDED_CHANNEL, AsyncLedger
+from worker.settings import Settings
+
+log = logging.getLogger("services.api")
+
+#: A subscription that has been silent for this long is asked whether it lives, and given up a while later.
+PING_AFTER_S = 2.0
+DEAD_AFTER_S = 4.0
+RETRY_S = 0.3
+
+
+class Waiter:
+    """The process's subscription to the ends of jobs."""
+
+    def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
+        self._ledger = ledger
+        self._futures: dict[str, set[asyncio.Future[Job]]] = {}
+        self._redis = redis.asyncio.Redis.from_url(
+            settings.url, socket_timeout=None, socket_connect_timeout=settings.store_timeout_s, retry=Retry(NoBackoff(), 0)
+        )
+
+    async def run(self) -> None:
+        """Listen for ever; a Redis that is away is asked again."""
+        while True:
+            try:
+                await self._listen()
+            except (redis.RedisError, OSError, StoreUnavailable) as error:
+                log.debug("subscription lost: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[asyncio.Future[Job]]:
+        """A future that gets the job when it has ended. Enter before the job can end, and no end is missed."""
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(job_id, set()).add(future)
+        try:
+            yield future
+        finally:
+            waiting = self._futures[job_id]
+            waiting.discard(future)
+            if not waiting:
+                del self._futures[job_id]
+
+    async def _listen(self) -> None:
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(ENDED_CHANNEL)
+            await self._settle(list(self._futures))
+            heard = time.monotonic()
+            while True:
+                message = await pubsub.get_message(timeout=PING_AFTER_S)
+                silence = time.monotonic() - heard
+                if message is not None:
+                    heard = time.monotonic()
+                    await self._on_message(message)
+                elif silence > DEAD_AFTER_S:
+                    raise redis.ConnectionError("the subscription answers no ping")
+                else:
+                    await asyncio.wait_for(pubsub.ping(), PING_AFTER_S)
+
+    async def _on_message(self, message: dict[str, Any]) -> None:
+        if message["type"] == "message":
+            await self._settle([job_id for job_id in json.loads(message["data"]) if job_id in self._futures])
+
+    async def _settle(self, ids: list[str]) -> None:
+        """Read these jobs, in one round trip, and tell who waits for those that have ended."""
+        if not ids:
+            return
+        for job in await self._ledger.get_many(ids):
+            if job is None or not job.ended:
+                continue
+            for future in self._futures.get(job.id, ()):
+                if not future.done():
+                    future.set_result(job)
+
+
+async def ended_within(future: asyncio.Future[Job], seconds: float) -> Job | None:
+    """The job, if it ends within so many seconds."""
+    done, _ = await asyncio.wait([future], timeout=seconds)
+    return future.result() if done else None

@@ -1,0 +1,76 @@
+"""Group commit: jobs that arrive together are stored together, in one round trip.
+
+While one call of the ledger is on its way, further jobs gather; the next call takes them all. So one client waits for
+nothing, and many share their waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from worker.errors import QueueFull
+from worker.jobs import Job, NewJob
+from worker.ledger import AsyncLedger
+
+#: Most jobs, and about the most bytes of input, in one call: Redis serves nobody else meanwhile.
+MAX_JOBS = 256
+MAX_BYTES = 8 * 1024 * 1024
+
+Pending = tuple[NewJob, asyncio.Future[Job]]
+
+
+class Writer:
+    """Stores jobs. A client that goes away, or a call that fails, concerns no jobs but its own."""
+
+    def __init__(self, ledger: AsyncLedger) -> None:
+        self._ledger = ledger
+        self._pending: dict[str, deque[Pending]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def store(self, job: NewJob) -> Job:
+        """Store one job. Raises ``QueueFull`` or ``StoreUnavailable``."""
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        waiting = self._pending.get(job.service)
+        if waiting is None:
+            self._pending[job.service] = deque([(job, future)])
+            task = asyncio.create_task(self._flush(job.service))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            waiting.append((job, future))
+        return await future
+
+    async def _flush(self, service: str) -> None:
+        """Store what waits for one service until nothing does."""
+        waiting = self._pending[service]
+        while waiting:
+            group = _take(waiting)
+            try:
+                stored: list[Job | QueueFull] = await self._ledger.create([job for job, _ in group])
+            except Exception as error:  # it is each client's to hear
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), result in zip(group, stored, strict=True):
+                    _settle(future, result)
+        del self._pending[service]
+
+
+def _take(waiting: deque[Pending]) -> list[Pending]:
+    group: list[Pending] = []
+    size = 0
+    while waiting and len(group) < MAX_JOBS and (not group or size + len(waiting[0][0].input) <= MAX_BYTES):
+        group.append(waiting.popleft())
+        size += len(group[-1][0].input)
+    return group
+
+
+def _settle(future: asyncio.Future[Job], result: Job | QueueFull) -> None:
+    if future.done():
+        return  # its client has gone
+    if isinstance(result, QueueFull):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
