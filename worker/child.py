@@ -51,14 +51,14 @@ def main(fd: int, names: list[str]) -> None:
         _send(link, {"ended": ended})
 
 
-def die_with_parent() -> None:
+def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Have the kernel end this process when its worker is killed, so that no job runs on beside its next attempt."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:

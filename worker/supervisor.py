@@ -1,0 +1,86 @@
+"""``services run``: one Celery worker a service, started again when it dies."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from worker.child import die_with_parent
+from worker.embedded import stop_on_signals
+from worker.settings import EX_USAGE
+
+#: Seconds before a worker that died is started again: the first, doubled for each quick death, up to the last.
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
+
+#: A worker that lived this long did not die of its start.
+SETTLED_S = 30.0
+
+
+@dataclass
+class Worker:
+    """One service's worker process and when to start it (again)."""
+
+    service: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0
+    pause_s: float = field(default=FIRST_PAUSE_S)
+    start_at: float | None = 0  #: None: not again
+
+    def start(self) -> None:
+        """Start the process, in a session of its own, so that a group's signals reach it through us alone."""
+        node = f"{self.service}-{uuid.uuid4().hex[:6]}@%h"
+        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-Q", self.service, "-n", node]
+        self.process = subprocess.Popen(
+            [*command, "--loglevel=WARNING", "--quiet"], start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM)
+        )
+        self.started = time.monotonic()
+        self.start_at = None
+
+    def look(self) -> None:
+        """Start it when it is due; say so when it has died."""
+        now = time.monotonic()
+        if self.start_at is not None and now >= self.start_at:
+            self.start()
+        elif self.process and self.process.poll() is not None:
+            self._died(self.process.returncode, now)
+
+    def _died(self, code: int, now: float) -> None:
+        self.process = None
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if code == EX_USAGE:
+            print(f"worker {self.service} ended ({how}): it cannot be started", flush=True)
+            return
+        self.pause_s = FIRST_PAUSE_S if now - self.started > SETTLED_S else self.pause_s
+        self.start_at = now + self.pause_s
+        print(f"worker {self.service} ended ({how}); starting it again in {self.pause_s:g} s", flush=True)
+        self.pause_s = min(self.pause_s * 2, LAST_PAUSE_S)
+
+
+def run_workers(services: list[str]) -> int:
+    """Run a worker of each service until SIGTERM or SIGINT; gives the exit code.
+
+    Only this thread starts processes: their parent-death signal is bound to the thread that started them.
+    """
+    stop = stop_on_signals()
+    workers = [Worker(service) for service in services]
+    while not stop.is_set():
+        for worker in workers:
+            worker.look()
+        if all(worker.process is None and worker.start_at is None for worker in workers):
+            return EX_USAGE
+        stop.wait(0.2)
+    return _stop(workers)
+
+
+def _stop(workers: list[Worker]) -> int:
+    """One SIGTERM to each; then each finishes its batch and hands back the rest."""
+    running = [worker.process for worker in workers if worker.process]
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    codes = [process.wait() for process in running]
+    return max((code for code in codes if code > 0), default=0)

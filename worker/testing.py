@@ -1,0 +1,136 @@
+"""For authors of plugins: run a service without Redis, and check that it keeps the contract."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.discovery import Plugin, load_schema, load_service
+from worker.errors import ServiceFailed, ServicesError
+from worker.runner import Item, run_stages
+from worker.service import Service
+
+#: Top-level modules that a schema must not bring into the API's process.
+HEAVY = (
+    "numpy", "scipy", "pandas", "sklearn", "torch", "tensorflow", "jax", "lightgbm", "xgboost", "catboost",
+    "onnxruntime", "transformers", "tokenizers", "cv2", "PIL", "celery",
+)  # fmt: skip
+
+_LOOK = """
+import json, sys
+from worker.discovery import find_plugins, load_schema
+before = set(sys.modules)
+load_schema(find_plugins([sys.argv[1]])[0])
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a plugin has to keep: ``problem`` says what is wrong and what to do, None where nothing is."""
+
+    name: str
+    problem: str | None
+
+
+def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
+    """Run inputs through a loaded service as one batch, as a worker would.
+
+    Args:
+        service: an instance on which ``load()`` was called.
+        inputs: JSON-like values, such as dicts.
+
+    Returns:
+        For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job would fail with.
+    """
+    items = [Item(str(i), json.dumps(value).encode()) for i, value in enumerate(inputs)]
+    run_stages(service, items)
+    return [item.error or json.loads(item.value) for item in items]
+
+
+def load(plugin: Plugin) -> Service[Any, Any]:
+    """Import and load a plugin's service. Raises ``ServiceFailed``."""
+    cls = load_service(plugin)
+    try:
+        service = cls()
+        service.load()
+        service.warmup()
+    except (Exception, SystemExit) as error:
+        raise ServiceFailed(f"{plugin.name}: load() raised {type(error).__name__}: {error}") from error
+    return service
+
+
+def example_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> Any:
+    """The first example of a plugin's ``Input``; None where it has none."""
+    module = load_schema(plugin)
+    model = module.Input if module else service.Input if service else None
+    examples = model.model_json_schema().get("examples") if model else None
+    return examples[0] if examples else None
+
+
+def check_plugin(plugin: Plugin) -> Iterator[Check]:
+    """The conformance checks, one after the other; the rest is left out where the service cannot be loaded."""
+    yield _check("its schema is light", lambda: _check_light(plugin))
+    try:
+        service = load(plugin)
+    except ServicesError as error:
+        yield Check("it can be loaded", error.message)
+        return
+    yield Check("it can be loaded", None)
+    yield _check("the schema's Input and Output are the service's", lambda: _check_models(plugin, service))
+    yield _check("its Input has a valid example", lambda: _check_example(plugin, service))
+    example = example_of(plugin, service)
+    if example is not None:
+        yield _check("a batch of one and a full batch agree", lambda: _check_batches(service, example))
+        yield _check("a bad input fails alone", lambda: _check_bad_input(service, example))
+
+
+def _check(name: str, look: Callable[[], str | None]) -> Check:
+    try:
+        return Check(name, look())
+    except Exception as error:  # whatever a plugin does is its problem, in words
+        return Check(name, f"{type(error).__name__}: {error}")
+
+
+def _check_light(plugin: Plugin) -> str | None:
+    done = subprocess.run([sys.executable, "-c", _LOOK, plugin.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+    heavy = [name for name in json.loads(done.stdout) if name in HEAVY]
+    return f"schema.py imports {', '.join(heavy)}: keep it to pydantic, the API imports it" if heavy else None
+
+
+def _check_models(plugin: Plugin, service: Service[Any, Any]) -> str | None:
+    module = load_schema(plugin)
+    if module is None:
+        return "it ships no schema.py, so the API accepts its jobs unvalidated"
+    for role in ("Input", "Output"):
+        if getattr(module, role, None) is not getattr(service, role):
+            return f"{module.__name__}.{role} is not the one in Service[Input, Output]: import it from there"
+    return None
+
+
+def _check_example(plugin: Plugin, service: Service[Any, Any]) -> str | None:
+    example = example_of(plugin, service)
+    if example is None:
+        return 'give Input one: model_config = {"json_schema_extra": {"examples": [{...}]}}'
+    (result,) = run_inline(service, [example])
+    return f"its job would fail: {result.code}: {result.message}" if isinstance(result, ServicesError) else None
+
+
+def _check_batches(service: Service[Any, Any], example: Any) -> str | None:
+    size = min(service.max_batch_size, 64)
+    (alone,) = run_inline(service, [example])
+    together = run_inline(service, [example] * size)
+    wrong = [i for i, result in enumerate(together) if result != alone]
+    return f"in a batch of {size}, result {wrong[0]} is {together[wrong[0]]}, but alone it is {alone}" if wrong else None
+
+
+def _check_bad_input(service: Service[Any, Any], example: Any) -> str | None:
+    results = run_inline(service, [example, "no object", example])
+    failed = [isinstance(result, ServicesError) for result in results]
+    return None if failed == [False, True, False] else f"of [good, bad, good] these failed: {failed}"
