@@ -33,9 +33,13 @@ class Worker:
     def start(self) -> None:
         """Start the process, in a session of its own, so that a group's signals reach it through us alone."""
         node = f"{self.service}-{uuid.uuid4().hex[:6]}@%h"
-        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-Q", self.service, "-n", node]
+        # Celery warns root at length because of pickle, which is refused here.
+        quiet = ["-W", "ignore::RuntimeWarning:celery.platforms", "-m", "celery", "--quiet"]
+        command = [sys.executable, *quiet, "-A", "worker", "worker", "-Q", self.service, "-n", node]
         self.process = subprocess.Popen(
-            [*command, "--loglevel=WARNING", "--quiet"], start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM)
+            [*command, "--loglevel=WARNING"],
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
         self.started = time.monotonic()
         self.start_at = None

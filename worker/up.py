@@ -94,7 +94,7 @@ class Guide(threading.Thread):
         self._names = names
         self._api = f"http://127.0.0.1:{port}"
         self._flower = f"http://127.0.0.1:{flower_port}"
-        self._started = time.monotonic()
+        self._begun = time.monotonic()
         self._loading: set[str] = set()
 
     def run(self) -> None:
@@ -128,7 +128,7 @@ class Guide(threading.Thread):
     def _is_settled(self, service: dict[str, Any]) -> bool:
         if service["state"] == "loading":
             self._loading.add(service["name"])
-        late = time.monotonic() - self._started > STALE_FAILURE_S
+        late = time.monotonic() - self._begun > STALE_FAILURE_S
         failed = service["state"] == "failed" and (late or service["name"] in self._loading)
         return failed or service["state"] == "ready"
 
@@ -141,7 +141,7 @@ class Guide(threading.Thread):
         answer = _get(f"{self._api}/jobs", text.encode(), {"Prefer": f"wait={SAMPLE_WAIT_S}"}, SAMPLE_WAIT_S + 5)
         result = json.dumps(json.loads(answer), indent=2, ensure_ascii=False) if answer else "no answer; see above"
         again = f"curl -s {self._api}/jobs -H 'Prefer: wait=10' -d '{text.replace(chr(39), chr(92) + 'u0027')}'"
-        self._say(f"A sample job for {service['name']}:\n\n{again}\n\n{result}\n")
+        self._say(f"A sample job for {service['name']}:\n\n{again}\n\n{result}")
 
     def _wait(self, what: str, look: Any) -> None:
         told = time.monotonic()
