@@ -2,32 +2,37 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-STAMP := .venv/.setup-done
+# The plugins' names are part of the stamp's: one that is added or taken away calls for a new setup.
+STAMP := .venv/.setup-$(shell echo '$(PLUGINS)' | cksum | cut -d' ' -f1)
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## .venv with the framework and every plugin under plugins/
 
-# Not quiet about failures: pip's output goes to a file that is shown when it fails.
+# pip's words go to a file that is shown when it fails: make's own output stays readable.
 $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; this is $$($(PYTHON) --version). Name another: make PYTHON=python3.12 setup"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing: apt-get install python3-venv"; exit 1; }
-	@echo "setting up .venv ($(words $(PLUGINS)) plugins) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
-		|| { cat .venv/setup.log; echo "make setup failed: see above"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "Error: Python's venv is missing: apt-get install python3-venv"; exit 1; }
+	@echo "setting up .venv with $(words $(PLUGINS)) plugin(s): a minute, the first time ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
+		|| { cat .venv/setup.log; echo "Error: make setup failed; pip's reason is above"; exit 1; }
+	@rm -f .venv/.setup-*
 	@touch $@
 
-run: setup ## start everything, score one sample, run until Ctrl-C
-	@PATH="$(CURDIR)/$(BIN):$$PATH" exec $(BIN)/services up
+run: setup ## start everything, run one sample job, go on until Ctrl-C
+	@$(IN_VENV) exec services up
 
 test: setup ## all tests
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@$(IN_VENV) python -m pytest
 
 check: setup ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
@@ -39,8 +44,16 @@ format: setup ## mend formatting and what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: setup ## write constraints.txt anew from what is installed
-	@$(BIN)/python -m pip freeze --exclude-editable 2>/dev/null | grep -E '^[A-Za-z0-9._-]+==' >constraints.txt
+# From a fresh environment, so that nothing gets in that nobody needs; the bounds are pyproject.toml's.
+lock: ## write constraints.txt anew, with the newest versions that fit
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
+		&& $(PYTHON) -m venv "$$tmp" \
+		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check '.[dev]' $(PLUGINS:%=./%) \
+		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools --exclude libs-service \
+			$(foreach plugin,$(PLUGINS),--exclude $$(sed -n 's/^name = "\(.*\)"/\1/p' $(plugin)/pyproject.toml)) \
+			>"$$tmp/lock" \
+		&& sort -f "$$tmp/lock" >constraints.txt && rm -rf build plugins/*/build
+	@wc -l constraints.txt
 
 clean: ## remove .venv and caches; the private Redis's data stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info plugins/*/src/*.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info
