@@ -1,0 +1,39 @@
+# One file, three images: the API, a plugin's worker, Flower. The API knows every plugin's schema and no model library.
+#
+#   docker build -t libs-service .                             API and Flower
+#   docker build -t antifraud --build-arg PLUGIN=antifraud .   a worker, with what its model needs
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim AS wheels
+WORKDIR /src
+RUN pip install --no-cache-dir "build>=1.3,<2"
+COPY pyproject.toml README.md LICENSE ./
+COPY worker worker
+COPY api api
+RUN python -m build --wheel --outdir /wheels/framework .
+COPY plugins plugins
+RUN for plugin in plugins/*/pyproject.toml; do \
+        folder=$(dirname "$plugin") && python -m build --wheel --outdir "/wheels/$folder" "$folder" || exit 1; \
+    done
+
+FROM python:${PYTHON}-slim
+# The name of a folder below plugins/; empty: every plugin's code without its libraries, enough for its schema.py.
+ARG PLUGIN=""
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# lightgbm, like most libraries of models, needs OpenMP; the API's image does without.
+RUN if [ -n "$PLUGIN" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*; \
+    fi
+COPY constraints.txt /tmp/constraints.txt
+RUN --mount=from=wheels,source=/wheels,target=/wheels \
+    pip install --constraint /tmp/constraints.txt /wheels/framework/*.whl && \
+    if [ -n "$PLUGIN" ]; then \
+        pip install --constraint /tmp/constraints.txt "/wheels/plugins/$PLUGIN"/*.whl; \
+    else \
+        pip install --no-deps /wheels/plugins/*/*.whl; \
+    fi
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin services
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+CMD ["uvicorn", "api:app", "--host", "0.0.0.0", "--port", "8000", "--log-level", "warning"]
