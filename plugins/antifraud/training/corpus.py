@@ -104,6 +104,13 @@ def _names_itself(text: str) -> bool:
     return re.search(r"https?:|@|bot|crawl|spider|fetch|feed|rss|curl|wget|libwww|java/|python|ruby|php", text, re.I) is not None
 
 
+def handmade(folder: Path) -> tuple[list[str], list[str]]:
+    """People's and bots' user agents written by hand, after devices and tools that the sources above lack."""
+    files = ("handmade_peoples.txt", "handmade_bots.txt")
+    peoples, bots = ((folder / name).read_text(encoding="utf-8").splitlines() for name in files)
+    return peoples, bots
+
+
 def provider_files(data: Path, providers: tuple[str, ...]) -> list[Path]:
     folder = data / "datacenter_cidr"
     return sorted(path for path in folder.glob("*.txt") if path.name.split(".")[0] in providers)
