@@ -68,10 +68,10 @@ def check(arguments: argparse.Namespace, _: Settings) -> int:
     from worker.testing import check_plugin
 
     (plugin,) = find_plugins([arguments.name])
-    failed = 0
+    failed = False
     for result in check_plugin(plugin):
-        print(f"{'FAILED' if result.problem else 'ok':6}  {result.name}{f': {result.problem}' if result.problem else ''}")
-        failed += bool(result.problem)
+        failed = failed or bool(result.problem)
+        print(f"FAILED  {result.name}: {result.problem}" if result.problem else f"ok      {result.name}", flush=True)
     return 1 if failed else 0
 
 

@@ -13,6 +13,9 @@ from worker.child import die_with_parent
 from worker.embedded import stop_on_signals
 from worker.settings import EX_USAGE
 
+#: A worker ends like this where its plugin cannot be loaded: soon again would be the same again.
+EX_NOT_LOADED = 1
+
 #: Seconds before a worker that died is started again: the first, doubled for each quick death, up to the last.
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0
 
@@ -58,10 +61,17 @@ class Worker:
         if code == EX_USAGE:
             print(f"worker {self.service} ended ({how}): it cannot be started", flush=True)
             return
-        self.pause_s = FIRST_PAUSE_S if now - self.started > SETTLED_S else self.pause_s
-        self.start_at = now + self.pause_s
-        print(f"worker {self.service} ended ({how}); starting it again in {self.pause_s:g} s", flush=True)
-        self.pause_s = min(self.pause_s * 2, LAST_PAUSE_S)
+        pause_s = self._pause(code, now - self.started)
+        self.start_at = now + pause_s
+        print(f"worker {self.service} ended ({how}); starting it again in {pause_s:g} s", flush=True)
+
+    def _pause(self, code: int, lived_s: float) -> float:
+        """Seconds before it is started again; the next quick death costs twice as many."""
+        if code == EX_NOT_LOADED:
+            return LAST_PAUSE_S
+        pause_s = FIRST_PAUSE_S if lived_s > SETTLED_S else self.pause_s
+        self.pause_s = min(pause_s * 2, LAST_PAUSE_S)
+        return pause_s
 
 
 def run_workers(services: list[str]) -> int:
@@ -86,5 +96,6 @@ def _stop(workers: list[Worker]) -> int:
     for process in running:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    codes = [process.wait() for process in running]
-    return max((code for code in codes if code > 0), default=0)
+    for process in running:
+        process.wait()
+    return 0
