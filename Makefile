@@ -14,6 +14,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## .venv with the framework and every plugin under plugins/
+	@:
 
 # pip's words go to a file that is shown when it fails: make's own output stays readable.
 $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)

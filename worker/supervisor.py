@@ -37,7 +37,7 @@ class Worker:
         """Start the process, in a session of its own, so that a group's signals reach it through us alone."""
         node = f"{self.service}-{uuid.uuid4().hex[:6]}@%h"
         # Celery warns root at length because of pickle, which is refused here.
-        quiet = ["-W", "ignore::RuntimeWarning:celery.platforms", "-m", "celery", "--quiet"]
+        quiet = ["-W", "ignore:You're running the worker with superuser privileges", "-m", "celery", "--quiet"]
         command = [sys.executable, *quiet, "-A", "worker", "worker", "-Q", self.service, "-n", node]
         self.process = subprocess.Popen(
             [*command, "--loglevel=WARNING"],

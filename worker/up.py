@@ -1,26 +1,32 @@
 """``services up``, the body of ``make run``: everything in the Procfile, one real job, and then until Ctrl-C.
 
-The flow: check ports and names → start the Procfile's processes (honcho) → beside them, one thread waits until all are
-ready, sends the sample and prints the addresses → a signal stops everything.
+The flow: check ports and names → start the Procfile's lines (``Manager``) → beside them, one thread waits until all are
+ready, sends the sample and prints the addresses (``Guide``) → a signal stops everything.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import shlex
+import signal
 import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import honcho.manager
+import honcho.process
 from honcho.environ import parse_procfile
 
+from worker.child import die_with_parent
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import UnknownService
 from worker.settings import EX_USAGE, Settings, find_checkout
@@ -29,7 +35,13 @@ from worker.settings import EX_USAGE, Settings, find_checkout
 KILL_WAIT_S = 120
 #: A failure that the ledger knows may be of an earlier run: a worker that starts again has told of itself by then.
 STALE_FAILURE_S = 15.0
-SAMPLE_WAIT_S = 30
+#: Seconds for the sample's result, and between two words about what is still missing.
+SAMPLE_WAIT_S, PATIENCE_S = 30, 10.0
+
+DEFAULT_PORTS = {"PORT": 8000, "FLOWER_PORT": 5555}
+
+#: Whatever proxy the environment names, our own processes are on this machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Refused(Exception):
@@ -43,7 +55,7 @@ class Refused(Exception):
 def up(settings: Settings) -> int:
     """Run everything until a signal; gives the exit code."""
     try:
-        ports = {name: _free_port(name, default) for name, default in (("PORT", 8000), ("FLOWER_PORT", 5555))}
+        ports = find_ports(os.environ)
         names = _names(settings)
         lines = _procfile()
     except Refused as error:
@@ -51,12 +63,42 @@ def up(settings: Settings) -> int:
         return error.code
     honcho.manager.KILL_WAIT = KILL_WAIT_S
     manager = Manager(Guide(names, ports["PORT"], ports["FLOWER_PORT"]))
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = {**os.environ, **{name: str(port) for name, port in ports.items()}, "PATH": path, "PYTHONUNBUFFERED": "1"}
     for name, command in lines.items():
-        manager.add_process(name, command, env=env, cwd=str(find_checkout()))
+        manager.add_process(name, command, env=_environment(ports), cwd=str(find_checkout()))
     manager.loop()
-    return manager.exit_code()
+    return manager.exit_code
+
+
+def find_ports(environ: os._Environ[str] | dict[str, str]) -> dict[str, int]:
+    """The ports to use. Raises ``Refused`` for one that is no port, is taken, or is named twice."""
+    ports: dict[str, int] = {}
+    for name, default in DEFAULT_PORTS.items():
+        port = _free_port(name, environ.get(name) or str(default))
+        if port in ports.values():
+            raise Refused(f"{' and '.join(DEFAULT_PORTS)} are both {port}; set {name} to another")
+        ports[name] = port
+    return ports
+
+
+class Line(honcho.process.Process):  # type: ignore[misc]  # honcho ships no types
+    """One line of the Procfile; it ends when ``services up`` is killed, however that was."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._child_ctor = partial(honcho.process.Popen, preexec_fn=_begin_line)
+
+    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
+        """In a process of its own, between ``services up`` and the line: passes the line's output on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # from the first moment: the terminal's Ctrl-C comes here too
+        die_with_parent()
+        super().run(events, ignore_signals)
+
+
+def _begin_line() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    die_with_parent(signal.SIGTERM)
 
 
 class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no types
@@ -64,25 +106,36 @@ class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no 
 
     def __init__(self, guide: Guide) -> None:
         super().__init__()
+        self._process_ctor = Line
         self._guide = guide
-        self._first_stopped = ""
+        self._asked = False  # by a signal
+        self.exit_code = 0
 
     def terminate(self) -> None:
-        """Stop everything; called once by a signal or after the first process that stopped."""
+        """Stop everything; called by the loop, once."""
         self._guide.stop.set()
         stopped = [name for name, process in self._processes.items() if "returncode" in process]
-        if self.returncode not in (130, 143) and stopped and not self._first_stopped:
-            self._first_stopped = stopped[0]
+        if stopped and not self._asked:
+            self.exit_code = 1
             self._system_print(f"{stopped[0]} stopped by itself: stopping everything\n")
         super().terminate()
 
-    def exit_code(self) -> int:
-        """0 after a signal; 1 where a process stopped by itself."""
-        return 1 if self._first_stopped else 0
-
     def _start(self) -> None:
+        # honcho's own handlers fail on a signal that comes before all lines have started.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
         super()._start()  # forks, so no thread of ours may run yet
         self._guide.start()
+
+    def _ask(self, number: int, _: Any) -> None:
+        """The first signal stops everything; a second Ctrl-C kills it. (make passes a second SIGTERM on by itself.)"""
+        if self._asked and number == signal.SIGINT and self._all_started():
+            self.kill()
+        self._asked = True
+        self._guide.stop.set()
+
+    def _any_stopped(self) -> bool:
+        return self._asked or bool(super()._any_stopped())  # the loop then terminates the rest
 
 
 class Guide(threading.Thread):
@@ -98,23 +151,22 @@ class Guide(threading.Thread):
         self._loading: set[str] = set()
 
     def run(self) -> None:
-        """The guide's four steps."""
-        self._wait("the API", lambda: _get(f"{self._api}/readyz") is not None)
+        """The guide's steps."""
+        self._wait("the API", lambda: fetch(f"{self._api}/readyz")[0] == 200)
         ready = self._wait_for_services()
-        self._wait("Flower", lambda: _get(f"{self._flower}/healthcheck") is not None)
-        if self.stop.is_set():
-            return
-        if ready:
+        self._wait("Flower", lambda: fetch(f"{self._flower}/healthcheck")[0] == 200)
+        if ready and not self.stop.is_set():
             self._send_sample(ready[0])
-        self._say(f"API     {self._api}   (try {self._api}/docs)\nFlower  {self._flower}\nCtrl-C stops everything.")
+        self._say(f"API     {self._api}  (documentation: {self._api}/docs)\nFlower  {self._flower}")
+        self._say("Ctrl-C stops everything")
 
     def _wait_for_services(self) -> list[dict[str, Any]]:
         """Those that are ready, once none is still on its way; says why the others are not."""
         settled: dict[str, dict[str, Any]] = {}
 
         def look() -> bool:
-            answer = json.loads(_get(f"{self._api}/services") or '{"services": []}')
-            for service in answer["services"]:
+            status, answer = fetch(f"{self._api}/services")
+            for service in answer["services"] if status == 200 else ():
                 if service["name"] in self._names and self._is_settled(service):
                     settled[service["name"]] = service
             return len(settled) == len(self._names)
@@ -133,20 +185,24 @@ class Guide(threading.Thread):
         return failed or service["state"] == "ready"
 
     def _send_sample(self, service: dict[str, Any]) -> None:
-        body = {"service": service["name"], "input": service["example"]}
-        if service["example"] is None:
-            self._say(f"service {service['name']} is ready; its Input has no example to try it with")
+        name, example = service["name"], service["example"]
+        if example is None:
+            self._say(f"service {name} is ready; its Input has no example to try it with")
             return
-        text = json.dumps(body, ensure_ascii=False)
-        answer = _get(f"{self._api}/jobs", text.encode(), {"Prefer": f"wait={SAMPLE_WAIT_S}"}, SAMPLE_WAIT_S + 5)
-        result = json.dumps(json.loads(answer), indent=2, ensure_ascii=False) if answer else "no answer; see above"
-        again = f"curl -s {self._api}/jobs -H 'Prefer: wait=10' -d '{text.replace(chr(39), chr(92) + 'u0027')}'"
-        self._say(f"A sample job for {service['name']}:\n\n{again}\n\n{result}")
+        body = json.dumps({"service": name, "input": example}, ensure_ascii=False)
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={SAMPLE_WAIT_S}"}
+        _, job = fetch(f"{self._api}/jobs", body.encode(), headers, SAMPLE_WAIT_S + 5)
+        self._say(f"A sample job for {name}:\n{_pretty(example)}\n\n{_outcome(job)}")
+        self._say(f"The same by hand:\n\n{self._curl(body)}")
 
-    def _wait(self, what: str, look: Any) -> None:
+    def _curl(self, body: str) -> str:
+        headers = "-H 'Content-Type: application/json' -H 'Prefer: wait=10'"
+        return f"  curl -s {self._api}/jobs {headers} -d {shlex.quote(body)}"
+
+    def _wait(self, what: str, look: Callable[[], bool]) -> None:
         told = time.monotonic()
         while not self.stop.is_set() and not look():
-            if time.monotonic() - told > 10:
+            if time.monotonic() - told > PATIENCE_S:
                 told = time.monotonic()
                 self._say(f"still waiting for {what}")
             self.stop.wait(0.2)
@@ -156,8 +212,39 @@ class Guide(threading.Thread):
             print(f"\n{text}\n" if "\n" in text else text, flush=True)
 
 
-def _free_port(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
+def fetch(
+    url: str, body: bytes | None = None, headers: dict[str, str] | None = None, timeout_s: float = 5
+) -> tuple[int, Any]:
+    """Status and JSON (else text) of an answer; 0 and why where there is none."""
+    try:
+        with _opener.open(urllib.request.Request(url, body, headers or {}), timeout=timeout_s) as answer:
+            return answer.status, _parse(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, _parse(error.read())
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error)
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode(errors="replace")
+
+
+def _outcome(job: Any) -> str:
+    if not isinstance(job, dict) or "status" not in job or "id" not in job:
+        return f"was refused: {_pretty(job)}"
+    shown = job["error"] if job["error"] else job["output"]
+    return f"{job['status']} (job {job['id']}):\n{_pretty(shown)}"
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _free_port(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65_536):
         raise Refused(f"{name} must be a port from 1 to 65535, got {text!r}")
     with socket.socket() as probe:
@@ -165,7 +252,7 @@ def _free_port(name: str, default: int) -> int:
         try:
             probe.bind(("127.0.0.1", int(text)))
         except OSError as error:
-            raise Refused(f"port {text} cannot be used ({error.strerror}); set {name} to another") from error
+            raise Refused(f"port {text} ({name}) cannot be used: {error.strerror}; set {name} to another") from error
     return int(text)
 
 
@@ -184,12 +271,7 @@ def _procfile() -> dict[str, str]:
     return lines
 
 
-def _get(url: str, body: bytes | None = None, headers: dict[str, str] | None = None, timeout: float = 5) -> bytes | None:
-    """The body of a 2xx answer; None for any other or none."""
-    request = urllib.request.Request(url, body, headers or {})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            found: bytes = answer.read()
-            return found
-    except (urllib.error.URLError, OSError):
-        return None
+def _environment(ports: dict[str, int]) -> dict[str, str]:
+    """This process's, with the ports, and our own ``services`` and ``celery`` first on the PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **{name: str(port) for name, port in ports.items()}, "PATH": path, "PYTHONUNBUFFERED": "1"}
