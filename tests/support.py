@@ -70,7 +70,7 @@ class RedisServer:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         poll(self._answers, what="redis answers")
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         assert self._process
         self._process.send_signal(number)
 
@@ -116,7 +116,7 @@ class Process:
         pids = [tid / "children" for tid in listed.iterdir()] if listed.exists() else []
         return [int(pid) for path in pids if path.exists() for pid in path.read_text().split()]
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self._popen.send_signal(number)
 
     def wait(self, timeout: float = 20) -> int:
@@ -172,6 +172,14 @@ class System:
         self.processes.append(process)
         return process
 
+    def start_without_redis(self, *arguments: str, **env: str) -> Process:
+        """The same where no REDIS_URL is set."""
+        kept = self.env.pop("REDIS_URL")
+        try:
+            return self.start(*arguments, **env)
+        finally:
+            self.env["REDIS_URL"] = kept
+
     def start_api(self, target: str = "api:app", wait: bool = True, **env: str) -> Process:
         command = ["uvicorn", target, "--port", str(self.port), "--log-level", "warning"]
         process = self.start(*command, name="api", **env)
@@ -193,7 +201,7 @@ class System:
     def stop(self) -> None:
         for process in reversed(self.processes):
             if process.exit_code is None:
-                process.signal(signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
                 process.stop(signal.SIGKILL)
 
     def _status(self, path: str) -> int:
