@@ -87,8 +87,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
         return _fail(f"{plugin.name} has no example; give an input: services predict {plugin.name} FILE (or -)")
     (result,) = run_inline(service, [value])
     if isinstance(result, ServicesError):
-        fields = "".join(f"\n  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in result.errors or ())
-        return _fail(f"{result.code}: {result.message}{fields}")
+        return _fail(f"{result.code}: {_say(result)}")
     print(json.dumps(result, indent=2, ensure_ascii=False))
     return 0
 
@@ -135,6 +134,12 @@ def _read_input(name: str) -> object:
         raise ServicesError(f"cannot read {name}: {error.strerror}") from error
     except ValueError as error:
         raise ServicesError(f"{name} is not JSON: {error}") from error
+
+
+def _say(error: ServicesError) -> str:
+    """Its message, which names the first wrong field, or all fields where there are more."""
+    fields = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors or ()]
+    return error.message if len(fields) < 2 else "; ".join(fields)
 
 
 def _fail(message: str, code: int = 1) -> int:

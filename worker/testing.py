@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,15 @@ HEAVY = (
     "numpy", "scipy", "pandas", "sklearn", "torch", "tensorflow", "jax", "lightgbm", "xgboost", "catboost",
     "onnxruntime", "transformers", "tokenizers", "cv2", "PIL", "celery",
 )  # fmt: skip
+
+#: Most inputs of the batch that is compared with batches of one.
+MAX_COMPARED = 1024
+
+#: A model computes a batch in another order than a single item, so its last digits may differ.
+REL_TOL, ABS_TOL = 1e-3, 1e-5
+
+#: One of these fits no Input that means anything.
+UNFIT: tuple[Any, ...] = ("no object", 17, None, [], {"no such field": "\0"})
 
 _LOOK = """
 import json, sys
@@ -45,7 +55,7 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
         inputs: JSON-like values, such as dicts.
 
     Returns:
-        For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job would fail with.
+        For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job fails with.
     """
     items = [Item(str(i), json.dumps(value).encode()) for i, value in enumerate(inputs)]
     run_stages(service, items)
@@ -66,10 +76,14 @@ def load(plugin: Plugin) -> Service[Any, Any]:
 
 def example_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> Any:
     """The first example of a plugin's ``Input``; None where it has none."""
+    return next(iter(examples_of(plugin, service)), None)
+
+
+def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> list[Any]:
+    """All examples of a plugin's ``Input`` (JSON Schema's ``examples``). Raises ``ServiceFailed``."""
     module = load_schema(plugin)
     model = module.Input if module else service.Input if service else None
-    examples = model.model_json_schema().get("examples") if model else None
-    return examples[0] if examples else None
+    return list(model.model_json_schema().get("examples", ())) if model else []
 
 
 def check_plugin(plugin: Plugin) -> Iterator[Check]:
@@ -77,16 +91,16 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
     yield _check("its schema is light", lambda: _check_light(plugin))
     try:
         service = load(plugin)
+        examples = examples_of(plugin, service)
     except ServicesError as error:
         yield Check("it can be loaded", error.message)
         return
     yield Check("it can be loaded", None)
     yield _check("the schema's Input and Output are the service's", lambda: _check_models(plugin, service))
-    yield _check("its Input has a valid example", lambda: _check_example(plugin, service))
-    example = example_of(plugin, service)
-    if example is not None:
-        yield _check("a batch of one and a full batch agree", lambda: _check_batches(service, example))
-        yield _check("a bad input fails alone", lambda: _check_bad_input(service, example))
+    yield _check("its Input has valid examples", lambda: _check_examples(service, examples))
+    if examples:
+        yield _check("a full batch agrees, in order, with batches of one", lambda: _check_batches(service, examples))
+        yield _check("a bad input fails alone", lambda: _check_bad_input(service, examples[0]))
 
 
 def _check(name: str, look: Callable[[], str | None]) -> Check:
@@ -114,23 +128,47 @@ def _check_models(plugin: Plugin, service: Service[Any, Any]) -> str | None:
     return None
 
 
-def _check_example(plugin: Plugin, service: Service[Any, Any]) -> str | None:
-    example = example_of(plugin, service)
-    if example is None:
+def _check_examples(service: Service[Any, Any], examples: list[Any]) -> str | None:
+    if not examples:
         return 'give Input one: model_config = {"json_schema_extra": {"examples": [{...}]}}'
-    (result,) = run_inline(service, [example])
-    return f"its job would fail: {result.code}: {result.message}" if isinstance(result, ServicesError) else None
+    for i, result in enumerate(run_inline(service, [example])[0] for example in examples):
+        if isinstance(result, ServicesError):
+            return f"the job of example {i} would fail: {result.code}: {result.message}"
+    return None
 
 
-def _check_batches(service: Service[Any, Any], example: Any) -> str | None:
-    size = min(service.max_batch_size, 64)
-    (alone,) = run_inline(service, [example])
-    together = run_inline(service, [example] * size)
-    wrong = [i for i, result in enumerate(together) if result != alone]
-    return f"in a batch of {size}, result {wrong[0]} is {together[wrong[0]]}, but alone it is {alone}" if wrong else None
+def _check_batches(service: Service[Any, Any], examples: list[Any]) -> str | None:
+    """A full batch of the examples in turn, forwards and backwards, against each alone."""
+    size = min(service.max_batch_size, MAX_COMPARED)
+    alone = [run_inline(service, [example])[0] for example in examples]
+    forwards = [i % len(examples) for i in range(size)]
+    for order in (forwards, forwards[::-1]):
+        together = run_inline(service, [examples[i] for i in order])
+        for place, (i, result) in enumerate(zip(order, together, strict=True)):
+            if not agree(result, alone[i]):
+                return f"example {i} alone gives {alone[i]}, but {result} as item {place} of a batch of {size}"
+    return None
 
 
 def _check_bad_input(service: Service[Any, Any], example: Any) -> str | None:
-    results = run_inline(service, [example, "no object", example])
+    unfit = next((value for value in UNFIT if isinstance(run_inline(service, [value])[0], ServicesError)), None)
+    results = run_inline(service, [example, unfit, example])
     failed = [isinstance(result, ServicesError) for result in results]
     return None if failed == [False, True, False] else f"of [good, bad, good] these failed: {failed}"
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two outputs are the same but for the last digits of their numbers."""
+    if isinstance(one, ServicesError) and isinstance(other, ServicesError):
+        return one.code == other.code
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(agree(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(agree, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        return _is_number(one) and _is_number(other) and math.isclose(one, other, rel_tol=REL_TOL, abs_tol=ABS_TOL)
+    return bool(one == other)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
