@@ -1,0 +1,164 @@
+"""The command ``services`` and what it starts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, Process, System, poll, running_system, write_plugin
+from worker.supervisor import LAST_PAUSE_S, Worker
+from worker.up import Refused, find_ports
+
+SCHEMA = """
+from pydantic import BaseModel
+
+class Input(BaseModel):
+    model_config = {"json_schema_extra": {"examples": [{"n": 2}]}}
+    n: int
+
+class Output(BaseModel):
+    n: int
+"""
+SERVICE = """
+from worker.service import Service
+from twice.schema import Input, Output
+
+class Plugin(Service[Input, Output]):
+    def predict(self, item):
+        if item.n < 0:
+            raise ValueError("no negative numbers")
+        return {"n": item.n * 2}
+"""
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> Iterator[System]:
+    """An installation with one plugin, which doubles; a folder of its own to be the checkout."""
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    write_plugin(folder, "twice", SCHEMA, SERVICE, init="raise RuntimeError('nobody may import me')\n")
+    (folder / "twice" / "__init__.py").write_text("")
+    with running_system(tmp_path, folder) as made:
+        yield made
+
+
+def services(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
+    return subprocess.run(
+        command, env={**system.env, **env}, cwd=system.folder, input=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
+def start_services(system: System, *arguments: str, **env: str) -> Process:
+    log = system.folder / "services.log"
+    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
+    process = Process(command, {**system.env, "PYTHONUNBUFFERED": "1", **env}, log, system.folder)
+    system.processes.append(process)
+    return process
+
+
+def test_help_lists_the_commands_and_the_services_without_importing_one(twice: System) -> None:
+    (twice.folder / "installed" / "twice" / "__init__.py").write_text("raise RuntimeError('imported')")
+    done = services(twice, "--help")
+    assert done.returncode == 0, done.stderr
+    for word in ("list", "redis", "run", "check", "predict", "up", "twice"):
+        assert word in done.stdout
+    assert "twice" in services(twice, "list").stdout
+
+
+@pytest.mark.parametrize("command", [["run", "nope"], ["check", "nope"], ["predict", "nope"], ["run", "twice", "nope"]])
+def test_an_unknown_name_is_refused_with_the_known_ones(twice: System, command: list[str]) -> None:
+    done = services(twice, *command)
+    assert done.returncode == 2
+    assert "'nope'" in done.stderr
+    assert "installed services: " in done.stderr
+    assert "twice" in done.stderr
+
+
+def test_predict_runs_the_example_a_file_or_stdin(twice: System) -> None:
+    (twice.folder / "input.json").write_text('{"n": 4}')
+    assert json.loads(services(twice, "predict", "twice").stdout) == {"n": 4}
+    assert json.loads(services(twice, "predict", "twice", "input.json").stdout) == {"n": 8}
+    assert json.loads(services(twice, "predict", "twice", "-", stdin='{"n": 8}').stdout) == {"n": 16}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [('{"n": "x"}', "n: Input should be"), ('{"n": -1}', "no negative numbers"), ("{", "is not JSON")],
+)
+def test_predict_says_in_one_line_what_is_wrong(twice: System, given: str, said: str) -> None:
+    done = services(twice, "predict", "twice", "-", stdin=given)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_check_passes_what_keeps_the_contract(twice: System) -> None:
+    done = services(twice, "check", "twice")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line.startswith("ok") for line in done.stdout.splitlines())
+
+
+def test_run_starts_a_killed_worker_again_and_stops_all(twice: System) -> None:
+    process = start_services(twice, "run", SERVICES="twice")
+    poll(lambda: process.output.count("service ready") == 1, what="the worker is ready")
+    (killed,) = process.children
+    subprocess.run(["kill", "-9", str(killed)], check=True)
+    poll(lambda: "worker twice ended (signal 9); starting it again in 1 s" in process.output)
+    poll(lambda: process.output.count("service ready") == 2, what="the worker is ready again")
+    (again,) = process.children
+    assert process.stop() == 0
+    assert not Path(f"/proc/{again}").exists()
+
+
+def test_workers_end_with_a_killed_supervisor(twice: System) -> None:
+    process = start_services(twice, "run")
+    poll(lambda: "service ready" in process.output, what="the worker is ready")
+    workers = process.children
+    assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+    poll(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="no worker is left")
+
+
+def test_a_death_doubles_the_pause_and_a_plugin_that_cannot_load_waits_longest() -> None:
+    worker = Worker("s")
+    assert [worker._pause(-9, 0) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert worker._pause(-9, 1000) == 1
+    assert worker._pause(1, 0) == LAST_PAUSE_S
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "abc", "80 80", "٣"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(Refused, match="PORT must be a port"):
+        find_ports({"PORT": text})
+
+
+def test_a_port_in_use_is_refused_by_name() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Refused, match=rf"port {port} \(FLOWER_PORT\) cannot be used"):
+            find_ports({"PORT": "18000", "FLOWER_PORT": str(port)})
+
+
+def test_up_refuses_before_anything_starts(twice: System) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = services(twice, "up", PORT=str(taken.getsockname()[1]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "(PORT) cannot be used" in done.stderr
+    done = services(twice, "up", SERVICES="twice,nope", PORT="18001", FLOWER_PORT="18002")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "installed services: " in done.stderr
+
+
+def test_the_procfile_starts_the_api_first() -> None:
+    assert (ROOT / "Procfile").read_text().startswith("api: ")

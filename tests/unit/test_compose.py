@@ -1,0 +1,90 @@
+"""The containers: what can be checked of them without an engine."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import ROOT
+from worker.settings import Settings
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def variables() -> set[str]:
+    """Every environment variable that Settings reads."""
+    names = {f"SERVICES_{name.upper()}" for name in Settings.model_fields}
+    return names - {"SERVICES_REDIS_URL", "SERVICES_SERVICES"} | {"REDIS_URL", "SERVICES"}
+
+
+def workers() -> Iterator[tuple[str, list[str]]]:
+    for name, service in SERVICES.items():
+        command = service.get("command", [])
+        if command[:4] == ["celery", "-A", "worker", "worker"]:
+            yield name, command
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_runs_as_root_and_everything_is_watched(name: str) -> None:
+    service = SERVICES[name]
+    assert str(service["user"]).split(":")[0] not in ("", "0", "root")
+    assert service["healthcheck"]["test"]
+    assert service["restart"] == "unless-stopped"
+    assert "container_name" not in service  # it could not be scaled
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_variable_is_a_setting(name: str) -> None:
+    assert set(SERVICES[name].get("environment", {})) <= variables()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_published_on_this_machine_alone(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", ()))
+
+
+def test_every_plugin_has_a_worker_on_its_queue() -> None:
+    queues = {name: command[command.index("-Q") + 1] for name, command in workers()}
+    assert queues == {name: name for name in PLUGINS}
+    for name in queues:
+        assert SERVICES[name]["build"]["args"]["PLUGIN"] == name
+        assert "stop_grace_period" in SERVICES[name]
+
+
+def test_workers_are_named_by_their_services_entry_points() -> None:
+    for name in PLUGINS:
+        project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+        assert name in project["entry-points"]["libs_service.services"]
+
+
+def test_redis_keeps_what_it_was_given() -> None:
+    command = " ".join(SERVICES["redis"]["command"])
+    assert "--appendonly yes" in command
+    assert "--maxmemory-policy noeviction" in command
+    assert any(volume.endswith(":/data") for volume in SERVICES["redis"]["volumes"])
+
+
+def test_nothing_starts_before_redis_answers() -> None:
+    for name, service in SERVICES.items():
+        if name != "redis":
+            assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
+
+
+def test_the_dockerfile_copies_what_is_there_and_what_may_be_copied() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.M) for name in line.split()}
+    assert copied <= allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_is_not_roots() -> None:
+    (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE, re.M)
+    assert user == SERVICES["api"]["user"]

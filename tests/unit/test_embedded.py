@@ -1,0 +1,142 @@
+"""The private Redis: what is started, by whom, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support import ROOT, Process, poll
+from worker import embedded
+from worker.embedded import NoRedis
+from worker.settings import Settings
+
+
+class Checkout:
+    """A folder with a private Redis of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL"))}
+        self.env = {**kept, "PYTHONPATH": str(ROOT), "SERVICES_DATA_DIR": str(folder)}
+        self.settings = Settings(redis_url="", data_dir=folder)
+        self.processes: list[Process] = []
+
+    def serve(self, **env: str) -> Process:
+        command = [sys.executable, "-c", "from worker.cli import main; main(['redis'])"]
+        log = self.folder.parent / f"redis-{len(self.processes)}.log"
+        process = Process(command, {**self.env, "PYTHONUNBUFFERED": "1", **env}, log)
+        self.processes.append(process)
+        return process
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.settings.url, socket_timeout=5)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    made = Checkout(tmp_path / "data")
+    yield made
+    for process in made.processes:
+        if process.exit_code is None:
+            process.stop(signal.SIGKILL)
+
+
+def test_what_was_stored_is_there_after_a_restart_and_a_kill(checkout: Checkout) -> None:
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 0)):
+        process = checkout.serve()
+        poll(lambda: embedded.answers(checkout.settings))
+        with checkout.client() as client:
+            client.rpush("kept", int(number))
+        process.send_signal(number)
+        assert process.wait() == code
+        poll(lambda: not embedded.answers(checkout.settings), what="the server died with its parent")
+    checkout.serve()
+    poll(lambda: embedded.answers(checkout.settings))
+    with checkout.client() as client:
+        assert client.lrange("kept", 0, -1) == [b"15", b"9", b"2"]
+
+
+def test_only_its_owner_can_reach_it(checkout: Checkout) -> None:
+    checkout.serve()
+    poll(lambda: embedded.answers(checkout.settings))
+    socket = checkout.settings.redis_socket
+    assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o700, 0o700)
+    with checkout.client() as client:
+        config = client.config_get()
+    assert (config["port"], config["appendonly"], config["maxmemory-policy"]) == ("0", "yes", "noeviction")
+
+
+def test_a_second_one_waits_and_takes_over(checkout: Checkout) -> None:
+    first = checkout.serve()
+    poll(lambda: embedded.answers(checkout.settings))
+    second = checkout.serve()
+    poll(lambda: "runs already" in second.output)
+    assert first.stop() == 0
+    poll(lambda: "private Redis: " in second.output and embedded.answers(checkout.settings))
+    assert second.stop() == 0
+
+
+def test_it_stops_only_after_its_clients(checkout: Checkout) -> None:
+    process = checkout.serve()
+    poll(lambda: embedded.answers(checkout.settings))
+    with checkout.client() as client, client.client() as connection:
+        connection.ping()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(AssertionError):
+            poll(lambda: process.exit_code is not None, timeout=1)
+        connection.set("handed back", 1)
+    assert process.wait() == 0
+
+
+def test_with_a_redis_url_it_waits_and_starts_nothing(checkout: Checkout) -> None:
+    process = checkout.serve(REDIS_URL="redis://127.0.0.1:1/0")
+    poll(lambda: "REDIS_URL is set: nothing to start" in process.output)
+    assert process.stop() == 0
+    assert not checkout.folder.exists()
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    with pytest.raises(NoRedis, match="belongs to somebody else"):
+        embedded.make_private(tmp_path)
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(NoRedis, match="is no folder"):
+        embedded.make_private(tmp_path / "link")
+
+
+def test_an_old_server_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "redis-server"
+    binary.write_text("#!/bin/sh\necho Redis server v=5.0.14 sha=0\n")
+    binary.chmod(0o755)
+    with pytest.raises(NoRedis, match=r"is not Redis 6\.2 or later"):
+        embedded.check_version(binary)
+
+
+def test_no_server_anywhere_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NoRedis, match="set REDIS_URL"):
+        embedded.find_binary()
+
+
+def test_valkey_on_the_path_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    binary = tmp_path / "valkey-server"
+    binary.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert embedded.find_binary() == binary
+
+
+def test_what_needs_it_says_how_to_start_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        embedded.require_redis(Settings(redis_url="", data_dir=tmp_path), wait_s=0)
+    assert ended.value.code == 1
+    assert "services redis" in capsys.readouterr().err
