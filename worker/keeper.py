@@ -53,7 +53,8 @@ class Keeper(threading.Thread):
         self._state = "loading"
         self._stop_event = threading.Event()
         self._steady_since = time.monotonic()
-        self._joined_as = ""  # the state that the ledger knows of
+        self._joined = False
+        self._told: object = None  # what of ``_about`` the ledger knows
         self.worker = _new_worker_id()
 
     def run(self) -> None:
@@ -77,12 +78,12 @@ class Keeper(threading.Thread):
     def ready(self, about: dict[str, tuple[str, dict[str, Any]]]) -> None:
         """The first pool process has loaded: ``about`` gives each service's version and knobs."""
         self._about = about
-        self._state = "ready"  # the next tick tells
+        self._state = "ready"
 
     def fail(self, service: str, reason: str) -> None:
         """Tell ``GET /services`` why a plugin cannot be loaded."""
         failure = {"reason": reason, "worker": self.worker, "host": socket.gethostname()}
-        self._try_once(lambda: self._ledger.report(service, self.worker, failure), "tell why the service failed")
+        self._try_once(lambda: self._ledger.fail(service, failure), "tell why the service failed")
 
     def leave(self) -> None:
         """Stop, and give back at once what is still this worker's."""
@@ -92,11 +93,12 @@ class Keeper(threading.Thread):
             self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
 
     def _tick(self) -> None:
-        state = self._state
+        about = self._about
         for name in self._names:
-            if self._joined_as != state:
-                self._join(name)
-                continue
+            if about and about is not self._told:
+                self._ledger.tell(name, *about[name])
+            if not self._joined:
+                self._ledger.join(name, self.worker, self._info())
             held, cancelled = self._ledger.renew(name, self.worker, self._info())
             if not held:
                 self._start_anew()
@@ -104,18 +106,12 @@ class Keeper(threading.Thread):
             if cancelled:
                 self._on_cancel(cancelled)
             self._sweep(name)
-        self._joined_as = state
-
-    def _join(self, name: str) -> None:
-        version, knobs = self._about.get(name, ("", None))
-        self._ledger.join(name, self.worker, self._info(), version, knobs)
-        if knobs:
-            self._ledger.report(name, self.worker, None)
+        self._joined, self._told = True, about
 
     def _start_anew(self) -> None:
         log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)
         self.worker = _new_worker_id()
-        self._joined_as = ""
+        self._joined = False
         self._on_lost()
 
     def _sweep(self, name: str) -> None:

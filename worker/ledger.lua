@@ -329,34 +329,33 @@ local function forget(worker, reason)
   return mine
 end
 
--- worker, lease_us, info, version, knobs ("": not known yet), max_queue_size: a worker of this service
+-- worker, lease_us, info: a new worker of this service
 function operations.join()
   redis.call('SADD', 'services', service)
   redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
-  if ARGV[8] ~= '' then
-    redis.call('HSET', ABOUT, 'version', ARGV[7], 'knobs', ARGV[8], 'max_queue_size', ARGV[9])
-  end
 end
 
--- worker, lease_us, info ("" : unchanged). Gives {1 or 0: whether the lease was still held, {cancelled job, ...}}
+-- version, knobs (JSON), max_queue_size: what a worker knows of its service as soon as it is loaded
+function operations.tell()
+  redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6])
+  redis.call('HDEL', ABOUT, 'failure')
+end
+
+-- worker, lease_us, info. Gives {1 or 0: whether the lease was still held, {cancelled job, ...}}
 function operations.renew()
   if not redis.call('ZSCORE', WORKERS, ARGV[4]) then return {0, {}} end
   redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
-  if ARGV[6] ~= '' then redis.call('HSET', INFO, ARGV[4], ARGV[6]) end
+  redis.call('HSET', INFO, ARGV[4], ARGV[6])
   local cancels = redis.call('SMEMBERS', S .. 'cancels:' .. ARGV[4])
   redis.call('DEL', S .. 'cancels:' .. ARGV[4])
   return {1, cancels}
 end
 
--- worker, failure (JSON; "" : the service is well). Why the plugin cannot be loaded, for GET /services.
-function operations.report()
-  if ARGV[5] == '' then
-    redis.call('HDEL', ABOUT, 'failure')
-  else
-    redis.call('SADD', 'services', service)
-    redis.call('HSET', ABOUT, 'failure', ARGV[5])
-  end
+-- failure (JSON): why the plugin cannot be loaded
+function operations.fail()
+  redis.call('SADD', 'services', service)
+  redis.call('HSET', ABOUT, 'failure', ARGV[4])
 end
 
 -- worker: it stops; what it has not finished goes back at once, uncharged

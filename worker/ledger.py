@@ -319,21 +319,22 @@ class Ledger:
         """End a batch whose run came to nothing: "lost", "timed_out" or "handed_back"."""
         return _decode(self._call(service, "give_up", worker, token, reason))
 
-    def join(
-        self, service: str, worker: str, info: dict[str, Any], version: str, knobs: dict[str, Any] | None
-    ) -> None:
-        """Enter a worker, with its lease; ``knobs`` as soon as its model is loaded."""
-        told = [json.dumps(knobs), knobs["max_queue_size"]] if knobs else ["", 0]
-        self._call(service, "join", worker, self._lease_us, json.dumps(info), version, *told)
+    def join(self, service: str, worker: str, info: dict[str, Any]) -> None:
+        """Enter a new worker, with its lease."""
+        self._call(service, "join", worker, self._lease_us, json.dumps(info))
+
+    def tell(self, service: str, version: str, knobs: dict[str, Any]) -> None:
+        """Tell what is known of a service once its model is loaded; forgets an earlier failure."""
+        self._call(service, "tell", version, json.dumps(knobs), knobs["max_queue_size"])
+
+    def fail(self, service: str, failure: dict[str, Any]) -> None:
+        """Tell why a plugin cannot be loaded."""
+        self._call(service, "fail", json.dumps(failure))
 
     def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[str]]:
         """Renew a worker's lease: whether it was still held, and its running jobs that were cancelled since."""
         held, cancelled = self._call(service, "renew", worker, self._lease_us, json.dumps(info))
         return bool(held), _decode(cancelled)
-
-    def report(self, service: str, worker: str, failure: dict[str, Any] | None) -> None:
-        """Tell why a plugin cannot be loaded, or that it can (None)."""
-        self._call(service, "report", worker, json.dumps(failure) if failure else "")
 
     def leave(self, service: str, worker: str) -> list[str]:
         """Take a worker out; what it had not finished goes back at once, uncharged."""
