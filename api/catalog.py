@@ -94,7 +94,9 @@ def _load(plugin: Plugin) -> Entry:
         output = getattr(module, "Output", None)
         return Entry(plugin, model, output, None, _example(model) if model else None)
     except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
-        reason = error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
+        reason = (
+            error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
+        )
         log.error("the schema of service %s is broken, so its jobs are refused: %s", plugin.name, reason)
         return Entry(plugin, None, None, reason, None)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pydantic.json_schema import JsonSchemaMode
+
 from api.catalog import Catalog, Entry
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
@@ -64,9 +66,10 @@ def _service_schemas(entry: Entry) -> dict[str, Schema]:
     """A service's Input, Output and request; their own definitions carry its name, so that none clash."""
     name = entry.plugin.name
     found: dict[str, Schema] = {}
-    for role, model, mode in (("Input", entry.input, "validation"), ("Output", entry.output, "serialization")):
+    modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
+    for role, model in (("Input", entry.input), ("Output", entry.output)):
         template = f"#/components/schemas/{name}.{role}.{{model}}"
-        schema = model.model_json_schema(mode=mode, ref_template=template) if model else {}
+        schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
         for definition, body in schema.pop("$defs", {}).items():
             found[f"{name}.{role}.{definition}"] = body
         found[f"{name}.{role}"] = schema
@@ -111,7 +114,10 @@ def _body(entries: list[Entry]) -> Schema:
         if entry.example is not None
     }
     media: Schema = {"schema": schema if names else {"type": "object"}}
-    return {"required": True, "content": {"application/json": {**media, **({"examples": examples} if examples else {})}}}
+    return {
+        "required": True,
+        "content": {"application/json": {**media, **({"examples": examples} if examples else {})}},
+    }
 
 
 def _job_schema(entries: list[Entry]) -> Schema:
@@ -130,7 +136,9 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "started_at": TIME,
         "finished_at": TIME,
         "expires_at": TIME,
-        "timings": _object({f"{stage}_ms": MS for stage in ("queued", "preprocess", "predict", "postprocess", "total")}),
+        "timings": _object(
+            {f"{stage}_ms": MS for stage in ("queued", "preprocess", "predict", "postprocess", "total")}
+        ),
         "batch_size": {"type": ["integer", "null"], "minimum": 0},
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},

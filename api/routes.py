@@ -77,7 +77,7 @@ async def list_jobs(request: Request) -> Response:
     query = check_query(request, {"service", "status", "limit", "cursor"})
     names = [state.catalog.get(query["service"]).plugin.name] if "service" in query else list(state.catalog.entries)
     limit = read_int(query, "limit", DEFAULT_PAGE, MAX_PAGE)
-    page = await state.ledger.list(names, _read_status(query), limit, _read_cursor(query))
+    page = await state.ledger.page(names, _read_status(query), limit, _read_cursor(query))
     cursor = base64.urlsafe_b64encode("/".join(page.next).encode()) if page.next else None
     jobs = b",".join(job.to_json() for job in page.jobs)
     return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
@@ -157,5 +157,3 @@ def _job(job: Job, status: int, wait: float = 0, headers: dict[str, str] | None 
 
 def _json(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
-
-

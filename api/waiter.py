@@ -39,7 +39,10 @@ class Waiter:
         self._ledger = ledger
         self._futures: dict[str, set[asyncio.Future[Job]]] = {}
         self._redis = redis.asyncio.Redis.from_url(
-            settings.url, socket_timeout=None, socket_connect_timeout=settings.store_timeout_s, retry=Retry(NoBackoff(), 0)
+            settings.url,
+            socket_timeout=None,
+            socket_connect_timeout=settings.store_timeout_s,
+            retry=Retry(NoBackoff(), 0),
         )
 
     async def run(self) -> None:

@@ -131,10 +131,12 @@ class Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait(5)
-            raise AssertionError(f"{self._popen.args} did not end by signal {number}:\n{self.output[-3000:]}") from None
+            raise AssertionError(f"{self._popen.args!r} did not end by signal {number}:\n{self.output[-3000:]}") from None
 
 
-def write_plugin(folder: Path, name: str, schema: str | None, service: str, init: str = "", version: str = "1.0") -> Path:
+def write_plugin(
+    folder: Path, name: str, schema: str | None, service: str, init: str = "", version: str = "1.0"
+) -> Path:
     """An installed plugin without pip: modules and metadata in a folder that goes on PYTHONPATH."""
     package, metadata = folder / name, folder / f"{name}-{version}.dist-info"
     package.mkdir(parents=True)
@@ -143,7 +145,9 @@ def write_plugin(folder: Path, name: str, schema: str | None, service: str, init
     (package / "service.py").write_text(service)
     if schema is not None:
         (package / "schema.py").write_text(schema)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: A test's {name}\n")
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: A test's {name}\n"
+    )
     (metadata / "entry_points.txt").write_text(f"[libs_service.services]\n{name} = {name}.service:Plugin\n")
     return folder
 

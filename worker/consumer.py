@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import signals
 from celery.worker.control import inspect_command
@@ -75,6 +75,6 @@ def _in_the_pool(*_: Any) -> None:
     raise RuntimeError("this task runs in a worker of its service; send it to the service's queue")
 
 
-def _refuse(message: str) -> Any:
+def _refuse(message: str) -> NoReturn:
     print(f"Error: {message}", file=sys.stderr)
     sys.exit(EX_USAGE)

@@ -1,7 +1,7 @@
 """Show jobs as Celery tasks: to Flower and ``celery events`` as they go, to ``celery inspect`` as they run.
 
-Flower follows at most some 1,300 tasks a second and pays 7 kB for each (``celery-facts``), so above ``event_rate`` jobs a
-second only a sample of them is told. Events leave by a thread of their own: a broker that is away delays no job.
+Flower follows at most some 1,300 tasks a second and pays 7 kB for each, so above ``event_rate`` jobs a second only a
+sample of them is told. Events leave by a thread of their own: a broker that is away delays no job.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Reporter(threading.Thread):
         rate: jobs a second that are told.
     """
 
-    def __init__(self, dispatcher: Callable[[], Any], rate: float, hostname: str, cancel: Callable[[str], None]) -> None:
+    def __init__(
+        self, dispatcher: Callable[[], Any], rate: float, hostname: str, cancel: Callable[[str], None]
+    ) -> None:
         super().__init__(name="events", daemon=True)
         self._dispatcher = dispatcher
         self._sample = Sample(rate)

@@ -154,7 +154,7 @@ class AsyncLedger:
             raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
         return await self.get(job_id)
 
-    async def list(
+    async def page(
         self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
     ) -> Page:
         """The newest jobs of these services, below ``before``. A page may be short although more follow."""
@@ -188,12 +188,11 @@ class AsyncLedger:
         """The records of (service, id) pairs, in one round trip."""
         if not keys:
             return []
-        async with self._guard():
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for service, job_id in keys:
-                    pipe.hgetall(record_key(service, job_id))
-                    pipe.zrank(f"{{{service}}}:waiting", job_id)
-                replies = await pipe.execute()
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            for service, job_id in keys:
+                pipe.hgetall(record_key(service, job_id))
+                pipe.zrank(f"{{{service}}}:waiting", job_id)
+            replies = await pipe.execute()
         records = zip(keys, replies[0::2], replies[1::2], strict=True)
         return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
 
@@ -278,12 +277,12 @@ class Ledger:
         limits = [knobs["max_batch_size"], round(knobs["max_queue_delay_ms"] * 1000), knobs["max_attempts"]]
         kind, *rest = self._call(service, "claim", worker, token, *limits, version)
         name = kind.decode()
-        value = rest[0] if rest else []
+        value: Any = rest[0] if rest else []
         return Claim(
             kind=name,
             ids=[i.decode() for i in value] if name == "batch" else [],
             messages=list(zip(value[0::2], value[1::2], strict=True)) if name == "foreign" else [],
-            hold_s=value / 1e6 if name == "hold" else 0,
+            hold_s=float(value) / 1e6 if name == "hold" else 0,
         )
 
     def adopt(self, service: str, worker: str, jobs: Sequence[NewJob], errors: Sequence[bytes], fields: Any) -> None:
@@ -297,7 +296,7 @@ class Ledger:
 
         Moving the last message of a list to its end changes nothing, and blocks where there is none.
         """
-        self.redis.blmove(service, service, timeout_s, "RIGHT", "RIGHT")
+        self.redis.execute_command("BLMOVE", service, service, "RIGHT", "RIGHT", timeout_s)
 
     def inputs(self, service: str, ids: Sequence[str], token: str) -> list[tuple[str, int, bytes]]:
         """Id, attempt and input (JSON) of each of these jobs that this token still holds."""
@@ -355,7 +354,7 @@ class Ledger:
         service = self.redis.get(pointer_key(job_id))
         if service is None:
             return None
-        record = self.redis.hgetall(record_key(service.decode(), job_id))
+        record: Any = self.redis.hgetall(record_key(service.decode(), job_id))
         return Job.from_record(job_id, record) if record else None
 
     @property

@@ -306,4 +306,3 @@ class Child:
         except (EOFError, OSError):
             self._closed = True
             return None
-

@@ -58,9 +58,9 @@ class Service(Generic[Input, Output]):
         super().__init_subclass__(**kwargs)
         for base in getattr(cls, "__orig_bases__", ()):
             origin, args = get_origin(base), get_args(base)
-            if isinstance(origin, type) and issubclass(origin, Service) and len(args) == 2:
-                if not any(isinstance(arg, TypeVar) for arg in args):
-                    cls.Input, cls.Output = args
+            named = len(args) == 2 and not any(isinstance(arg, TypeVar) for arg in args)
+            if named and isinstance(origin, type) and issubclass(origin, Service):
+                cls.Input, cls.Output = args
         if not getattr(cls, "__parameters__", ()):  # a base class that is still generic is not a service yet
             _check_class(cls)
 

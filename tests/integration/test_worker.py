@@ -6,7 +6,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,17 +32,11 @@ def endings(jobs: list[dict[str, Any]]) -> Counter[str]:
     return Counter(job["error"]["code"] if job["error"] else job["status"] for job in jobs)
 
 
-@pytest.fixture(scope="module")
-def echo(serving: System) -> Iterator[System]:
-    """The module's system, with nothing left over from the test before."""
-    yield serving
-
-
-def test_jobs_that_wait_together_run_together_and_none_is_swapped(echo: System) -> None:
+def test_jobs_that_wait_together_run_together_and_none_is_swapped(serving: System) -> None:
     numbers = random.Random(3).sample(range(100_000), 300)
 
     def submit(n: int) -> dict[str, Any]:
-        with echo.client() as client:
+        with serving.client() as client:
             answer: dict[str, Any] = client.post("/jobs?wait=30", json={"service": "echo", "input": {"n": n}}).json()
             return answer
 
@@ -289,7 +282,7 @@ def test_knobs_and_state_are_told_while_loading_and_when_ready(system: System) -
 
     with system.client() as client:
         poll(lambda: client.get("/services/small").json()["state"] == "loading", what="it loads")
-        service = poll(lambda: _when(client.get("/services/small").json(), "ready"), what="it is ready")
+        service: Any = poll(lambda: _when(client.get("/services/small").json(), "ready"), what="it is ready")
         assert service["knobs"]["max_queue_size"] == 2 and service["workers"] == 1
         worker.stop()
         assert client.get("/services/small").json()["state"] == "no_workers"
@@ -345,7 +338,9 @@ def test_a_worker_of_two_services_serves_both(system: System) -> None:
 
 def test_a_worker_without_redis_says_what_to_do(system: System, plugins: Any) -> None:
     missing = system.folder / "no-redis"
-    worker = system.start_without_redis("celery", "-A", "worker", "worker", "-Q", "echo", SERVICES_DATA_DIR=str(missing))
+    worker = system.start_without_redis(
+        "celery", "-A", "worker", "worker", "-Q", "echo", SERVICES_DATA_DIR=str(missing)
+    )
     assert worker.wait(30) == 1
     assert "run `services redis` (or `make run`), or set REDIS_URL" in worker.output
 
@@ -358,7 +353,7 @@ def test_nothing_is_left_in_redis_but_what_is_kept(system: System) -> None:
 
     def left() -> Any:
         keys = {key.decode() for key in system.redis.client.keys("*")}
-        return keys if not any("job:" in k and not k.startswith("job:") or "meta" in k for k in keys) else None
+        return keys if not any(("job:" in k and not k.startswith("job:")) or "meta" in k for k in keys) else None
 
     kept = poll(left, what="records and results are dropped")
     pointers = {key for key in kept if key.startswith("job:")}
@@ -374,4 +369,3 @@ def _status(system: System, job_id: str) -> str:
 
 def _when(service: dict[str, Any], state: str) -> dict[str, Any] | None:
     return service if service["state"] == state else None
-

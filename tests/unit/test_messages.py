@@ -31,7 +31,13 @@ def read(raw: bytes) -> Any:
 def test_the_one_argument_is_the_input() -> None:
     for raw in (message(), message(args=[], kwargs={"input": {"n": 1}})):
         job, error = read(raw)
-        assert (job.id, job.service, json.loads(job.input), job.keep_for_s, error) == ("a-b", "echo", {"n": 1}, 60, None)
+        assert (job.id, job.service, json.loads(job.input), job.keep_for_s, error) == (
+            "a-b",
+            "echo",
+            {"n": 1},
+            60,
+            None,
+        )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,9 @@ def test_expires_becomes_start_within() -> None:
     assert 0 < read(message(expires=past))[0].start_within_s < 0.001
 
 
-@pytest.mark.parametrize("raw", [b"junk", b"[]", b"{}", b'{"headers": {}}', b'{"headers": {"id": 7}}', b"null", b"\xff"])
+@pytest.mark.parametrize(
+    "raw", [b"junk", b"[]", b"{}", b'{"headers": {}}', b'{"headers": {"id": 7}}', b"null", b"\xff"]
+)
 def test_what_is_no_message_at_all_is_refused(raw: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         read(raw)

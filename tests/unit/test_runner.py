@@ -51,7 +51,10 @@ def no_calls() -> None:
 
 
 def run(service: Service[Any, Any], inputs: list[Any]) -> list[Item]:
-    items = [Item(str(i), value if isinstance(value, bytes) else json.dumps(value).encode()) for i, value in enumerate(inputs)]
+    items = [
+        Item(str(i), value if isinstance(value, bytes) else json.dumps(value).encode())
+        for i, value in enumerate(inputs)
+    ]
     run_stages(service, items)
     return items
 
@@ -94,7 +97,11 @@ def test_field_errors_name_the_field() -> None:
     (item,) = run(Double(), [{"n": "x"}])
     assert item.error is not None
     assert item.error.errors == [
-        {"loc": ["n"], "msg": "Input should be a valid integer, unable to parse string as an integer", "type": "int_parsing"}
+        {
+            "loc": ["n"],
+            "msg": "Input should be a valid integer, unable to parse string as an integer",
+            "type": "int_parsing",
+        }
     ]
 
 

@@ -86,5 +86,5 @@ def test_a_class_without_predict_is_told_what_to_write() -> None:
 
 
 def test_a_model_must_be_pydantic() -> None:
-    with pytest.raises(TypeError, match="Output must be a pydantic BaseModel, got <class 'dict'>"):
-        new_class(Service[Input, dict], {"predict": lambda self, x: x})
+    with pytest.raises(TypeError, match=r"Output must be a pydantic BaseModel, got dict\[str, int\]"):
+        new_class(Service[Input, dict[str, int]], {"predict": lambda self, x: x})

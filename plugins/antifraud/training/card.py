@@ -41,7 +41,8 @@ def write(
     """Write the card."""
     parts = [
         f"# Model card: antifraud {version}\n",
-        "Written by `python plugins/antifraud/train.py`; LightGBM's text format, " "two rows an event (user agent, behaviour).\n",
+        "Written by `python plugins/antifraud/train.py`; LightGBM's text format, "
+        "two rows an event (user agent, behaviour).\n",
         _data(data, samples, visits),
         _figures(figures, thresholds),
         LIMITS,

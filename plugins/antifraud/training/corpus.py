@@ -15,9 +15,20 @@ from typing import Any
 
 from antifraud.features import Behaviour
 from antifraud.ranges import Ranges, read_ranges
+
 from training import grammar
 
-HOSTING_PROVIDERS = ("amazon", "google", "microsoft", "oracle", "digitalocean", "linode", "vultr", "cloudflare", "github")
+HOSTING_PROVIDERS = (
+    "amazon",
+    "google",
+    "microsoft",
+    "oracle",
+    "digitalocean",
+    "linode",
+    "vultr",
+    "cloudflare",
+    "github",
+)
 PROXIES = ("apple-proxy", "protonvpn")
 #: One crawler family in this many is held out.
 FAMILY_FOLDS = 4
@@ -101,7 +112,10 @@ def logged(visits: list[Visit]) -> list[Sample]:
 
 def _names_itself(text: str) -> bool:
     """Whether the weak label is plainly wrong: the list misses some crawlers and feed readers that say what they are."""
-    return re.search(r"https?:|@|bot|crawl|spider|fetch|feed|rss|curl|wget|libwww|java/|python|ruby|php", text, re.I) is not None
+    return (
+        re.search(r"https?:|@|bot|crawl|spider|fetch|feed|rss|curl|wget|libwww|java/|python|ruby|php", text, re.I)
+        is not None
+    )
 
 
 def handmade(folder: Path) -> tuple[list[str], list[str]]:
@@ -136,7 +150,9 @@ def visits(data: Path) -> list[Visit]:
         hour = _hour(time)
         past = history.setdefault(address, [])
         past.append((hour, path.split("?")[0], text, referrer == "-"))
-        behaviour = _count(past, hour, "" if referrer == "-" else referrer, any(ip_address(address) in r for r in hosting))
+        behaviour = _count(
+            past, hour, "" if referrer == "-" else referrer, any(ip_address(address) in r for r in hosting)
+        )
         who = hashlib.sha256(address.encode()).hexdigest()[:16]
         found.append(Visit(who, text, is_bot(text) is not None, hour >= later_from, behaviour))
     return found

@@ -23,11 +23,15 @@ Matrix = NDArray[np.float64]
 _PRODUCT = re.compile(r"([A-Za-z][\w.!()&'+-]*)[/ ]v?\d[\w.]*")
 _WORD = re.compile(r"[A-Za-z][A-Za-z.]+")
 _URL = re.compile(r"https?:|www\.|ftp:")
-_DOMAIN = re.compile(r"(?<![\w@])[a-z0-9-]+\.(?:com|net|org|io|ai|co|de|fr|ru|uk|eu|info|dev|app|me|jp|cn|cz|nl|pl|it|us)\b", re.I)
+_DOMAIN = re.compile(
+    r"(?<![\w@])[a-z0-9-]+\.(?:com|net|org|io|ai|co|de|fr|ru|uk|eu|info|dev|app|me|jp|cn|cz|nl|pl|it|us)\b", re.I
+)
 _EMAIL = re.compile(r"[\w.-]+(?:@|\(at\)| at )[\w-]+\.")
 _COMMENT = re.compile(r"\(([^()]*)\)")
 _COMPATIBLE = re.compile(r"compatible; ?([A-Za-z][\w.-]*)")
-_SOURCE_BROWSERS = re.compile(r"MSIE|Konqueror|Windows|Opera|Google Desktop|PalmOS|Linux|Android|iCab|Yahoo! Widget|MSN", re.I)
+_SOURCE_BROWSERS = re.compile(
+    r"MSIE|Konqueror|Windows|Opera|Google Desktop|PalmOS|Linux|Android|iCab|Yahoo! Widget|MSN", re.I
+)
 _PLATFORMS: dict[str, re.Pattern[str]] = {
     name: re.compile(words)
     for name, words in {

@@ -65,7 +65,9 @@ AUTOMATION_WORDS: dict[str, re.Pattern[str]] = {
 }
 
 #: HTTP libraries inside apps that people use: no browser, and no proof of automation either.
-APP_LIBRARIES = re.compile(r"okhttp|cfnetwork|dalvik|cronet|alamofire|afnetworking|httpurlconnection|volley|dart/", re.IGNORECASE)
+APP_LIBRARIES = re.compile(
+    r"okhttp|cfnetwork|dalvik|cronet|alamofire|afnetworking|httpurlconnection|volley|dart/", re.IGNORECASE
+)
 
 #: Search operators that mark a referrer as a search engine's.
 SEARCH_HOSTS = re.compile(r"(?:^|\.)(?:google|bing|yahoo|duckduckgo|yandex|baidu|ecosia|naver|seznam|ask|qwant)\.")

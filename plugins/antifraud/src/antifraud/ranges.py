@@ -21,12 +21,11 @@ class Ranges:
     def __init__(self, networks: Iterable[Network]) -> None:
         self._starts: dict[int, list[int]] = {4: [], 6: []}
         self._ends: dict[int, list[int]] = {4: [], 6: []}
-        split: dict[int, list[Network]] = {4: [], 6: []}
-        for network in networks:
-            split[network.version].append(network)
-        for family in split.values():
-            for network in ipaddress.collapse_addresses(family):
-                self._add(network)
+        known = list(networks)
+        for merged4 in ipaddress.collapse_addresses(n for n in known if isinstance(n, ipaddress.IPv4Network)):
+            self._add(merged4)
+        for merged6 in ipaddress.collapse_addresses(n for n in known if isinstance(n, ipaddress.IPv6Network)):
+            self._add(merged6)
 
     def _add(self, network: Network) -> None:
         self._starts[network.version].append(int(network.network_address))
