@@ -7,6 +7,7 @@ twice without harm, because redis-py repeats a call whose answer it lost.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -203,8 +204,10 @@ class AsyncLedger:
     @asynccontextmanager
     async def _guard(self) -> AsyncIterator[None]:
         try:
-            yield
-        except (redis.RedisError, OSError) as error:
+            # Over all of it: the wait for a free connection, the call, and its one repetition.
+            async with asyncio.timeout(self._settings.store_timeout_s):
+                yield
+        except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
             hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
             raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
 

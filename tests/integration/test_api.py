@@ -1,0 +1,414 @@
+"""The HTTP front from outside: each row of the contract, good and bad."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import System, finished, poll
+
+JOB_FIELDS = {
+    "id", "service", "version", "status", "output", "error", "attempt", "progress", "position", "created_at",
+    "started_at", "finished_at", "expires_at", "timings", "batch_size", "priority", "metadata", "links",
+}  # fmt: skip
+
+
+def body(**changes: Any) -> bytes:
+    return json.dumps({"service": "echo", "input": {"n": 1}} | changes).encode()
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str, loc: list[Any] | None = None) -> Any:
+    assert answer.status_code == status, answer.text[:500]
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["code"] == code and problem["status"] == status and problem["title"] and problem["detail"]
+    if loc is not None:
+        assert loc in [error["loc"] for error in problem["errors"]], problem
+        assert all(set(error) == {"loc", "msg", "type"} for error in problem["errors"])
+    return problem
+
+
+def test_a_job_is_accepted_stored_and_read_back(serving: System) -> None:
+    with serving.client() as client:
+        answer = client.post("/jobs", content=body(metadata={"who": "me"}, priority="high", keep_for_s=60))
+        job = answer.json()
+        assert answer.status_code == 202 and answer.headers["location"] == f"/jobs/{job['id']}"
+        assert set(job) == JOB_FIELDS
+        assert (job["status"], job["attempt"], job["output"], job["priority"]) == ("queued", 0, None, "high")
+
+        done = finished(client, job["id"])
+        assert set(done) == JOB_FIELDS
+        assert (done["status"], done["output"]["n"], done["error"], done["attempt"]) == ("succeeded", 1, None, 1)
+        assert done["metadata"] == {"who": "me"} and done["version"] == "1.0" and done["position"] is None
+        assert done["links"] == {"self": f"/jobs/{job['id']}"}
+        times = [done[name] for name in ("created_at", "started_at", "finished_at", "expires_at")]
+        assert times == sorted(times) and all(moment.endswith("Z") for moment in times)
+        assert set(done["timings"]) == {"queued_ms", "preprocess_ms", "predict_ms", "postprocess_ms", "total_ms"}
+        assert all(ms >= 0 for ms in done["timings"].values())
+
+
+@pytest.mark.parametrize("how", [{"headers": {"Prefer": "wait=20"}}, {"params": {"wait": "20"}}])
+def test_waiting_gives_the_finished_job(serving: System, how: Any) -> None:
+    with serving.client() as client:
+        answer = client.post("/jobs", content=body(), **how)
+        assert answer.status_code == 200 and answer.json()["status"] == "succeeded"
+        assert answer.headers["preference-applied"] == "wait=20" and "location" in answer.headers
+        again = client.get(answer.headers["location"], **how)
+        assert again.status_code == 200 and again.json() == answer.json()
+
+
+def test_a_wait_that_is_too_short_gives_the_job_as_it_stands(serving: System) -> None:
+    with serving.client() as client:
+        answer = client.post("/jobs", content=body(input={"n": 1, "sleep_s": 1}), headers={"Prefer": "wait=0.1"})
+        assert answer.status_code == 202 and answer.json()["status"] in ("queued", "running")
+        job = client.get(f"/jobs/{answer.json()['id']}?wait=0.1")
+        assert job.status_code == 200 and job.json()["status"] == "running"
+        assert finished(client, job.json()["id"])["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [
+        ("wait=0", None),
+        ("wait=1e9", "wait=3"),
+        ("wait=100", "wait=3"),
+        ("respond-async, wait=2", "wait=2"),
+        ('handling=lenient; x="a,b", WAIT="2"', "wait=2"),
+        ("respond-async", None),
+    ],
+)
+def test_prefer_is_read_as_its_rfc_has_it_and_capped(system: System, prefer: str, applied: str | None) -> None:
+    system.start_api(SERVICES_MAX_WAIT_S="3")
+    with system.client() as client:
+        answer = client.post("/jobs", content=body(), headers={"Prefer": prefer})
+    assert answer.status_code == 202
+    assert answer.headers.get("preference-applied") == applied
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan", "inf", "soon", "", "1_0", "0x10"])
+def test_a_wait_that_cannot_be(serving: System, wait: str) -> None:
+    with serving.client() as client:
+        assert_problem(client.post("/jobs", params={"wait": wait}, content=body()), 422, "invalid_input", ["query", "wait"])
+        assert_problem(client.get("/jobs/x", params={"wait": wait}), 422, "invalid_input", ["query", "wait"])
+        header = {"Prefer": f"wait={wait}"}
+        assert_problem(client.post("/jobs", headers=header, content=body()), 422, "invalid_input", ["header", "prefer"])
+
+
+@pytest.mark.parametrize(
+    ("content", "loc"),
+    [
+        (b"", ["body"]),
+        (b"{", ["body"]),
+        (b"hello", ["body"]),
+        (b"[]", ["body"]),
+        (b'"text"', ["body"]),
+        (b"null", ["body"]),
+        (body() + b"x", ["body"]),
+        (b"\xff\xfe", ["body"]),
+        (b'{"service": "echo", "input": {"n": 1, "do": "\xc3\x28"}}', ["body"]),
+        (b'{"service": "echo", "input": {"n": 1, "do": "\\ud800"}}', ["body"]),
+        (b'{"service": "echo", "input": {"n": NaN}}', ["body"]),
+        (b'{"service": "echo", "input": {"n": Infinity}}', ["body"]),
+        (b'{"service": "echo", "input": {"sleep_s": 1e999, "n": 1}}', ["body", "input"]),
+        (b'{"service": "echo", "input": {"n": ' + b"9" * 5000 + b"}}", ["body"]),
+        (b'{"service": "echo", "input": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", ["body"]),
+        (b'{"input": {"n": 1}}', ["body", "service"]),
+        (b'{"service": "echo"}', ["body", "input"]),
+        (body(service=7), ["body", "service"]),
+        (body(service=None), ["body", "service"]),
+        (body(input={}), ["body", "input", "n"]),
+        (body(input=7), ["body", "input"]),
+        (body(input=None), ["body", "input"]),
+        (body(input={"n": 1, "zz": 1}), ["body", "input", "zz"]),
+        (body(input={"n": 1, "device": {"ip": "home"}}), ["body", "input", "device", "ip"]),
+        (body(input={"n": 1, "device": {"ua": "x"}}), ["body", "input", "device", "ua"]),
+        (body(zz=1), ["body", "zz"]),
+        (body(webhook="http://127.0.0.1"), ["body", "webhook"]),
+        (body(priority="urgent"), ["body", "priority"]),
+        (body(priority=None), ["body", "priority"]),
+        (body(start_within_s=0), ["body", "start_within_s"]),
+        (body(start_within_s="5"), ["body", "start_within_s"]),
+        (body(finish_within_s=-1), ["body", "finish_within_s"]),
+        (body(finish_within_s=True), ["body", "finish_within_s"]),
+        (body(keep_for_s=0), ["body", "keep_for_s"]),
+        (body(keep_for_s=1e12), ["body", "keep_for_s"]),
+        (body(metadata=[]), ["body", "metadata"]),
+        (body(metadata={"a": "x" * 20_000}), ["body", "metadata"]),
+    ],
+)
+def test_a_body_that_cannot_be_names_the_place(serving: System, content: bytes, loc: list[Any]) -> None:
+    with serving.client() as client:
+        assert_problem(client.post("/jobs", content=content), 422, "invalid_input", loc)
+
+
+def test_an_unknown_service_lists_the_known_ones(serving: System) -> None:
+    with serving.client() as client:
+        for answer in (
+            client.post("/jobs", content=body(service="nope")),
+            client.get("/services/nope"),
+            client.get("/jobs?service=nope"),
+        ):
+            problem = assert_problem(answer, 404, "unknown_service")
+            assert "echo" in problem["services"] and "echo" in problem["detail"]
+
+
+@pytest.mark.parametrize("size", [9, 20, 80])
+def test_a_body_that_is_too_large(serving: System, size: int) -> None:
+    content = body(input={"n": 1, "do": "x" * (size * 1024 * 1024)})
+    with serving.client() as client:
+        if size < 80:
+            assert_problem(client.post("/jobs", content=content), 413, "payload_too_large")
+
+            def chunks() -> Any:
+                for start in range(0, len(content), 65_536):
+                    yield content[start : start + 65_536]
+
+            assert_problem(client.post("/jobs", content=chunks()), 413, "payload_too_large")
+        else:
+            try:
+                assert_problem(client.post("/jobs", content=content), 413, "payload_too_large")
+            except httpx.WriteError:
+                pass  # a client that will not stop sending is cut off
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_string_of_almost_8_mb_is_taken_and_given_back(serving: System) -> None:
+    with serving.client() as client:
+        answer = client.post("/jobs?wait=20", content=body(input={"n": 1, "do": "x" * 8_000_000}))
+        assert answer.status_code == 200 and answer.json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("job_id", ["x", "00000000-0000-0000-0000-000000000000", "%00", "a" * 5000, "ü", "..%2F..", "job:1"])
+def test_an_id_that_was_never_seen(serving: System, job_id: str) -> None:
+    with serving.client() as client:
+        assert_problem(client.get(f"/jobs/{job_id}"), 404, "job_not_found" if "%2F" not in job_id else "not_found")
+        assert_problem(client.delete(f"/jobs/{job_id}"), 404, "job_not_found" if "%2F" not in job_id else "not_found")
+
+
+def test_a_queued_job_is_cancelled_once_and_never_runs(system: System) -> None:
+    system.start_api()
+    with system.client() as client:
+        job_id = client.post("/jobs", content=body()).json()["id"]
+        answer = client.delete(f"/jobs/{job_id}")
+        assert answer.status_code == 202 and answer.json()["status"] == "cancelled"
+        assert_problem(client.delete(f"/jobs/{job_id}"), 409, "job_finished")
+        system.start_worker("echo")
+        assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+        job = client.get(f"/jobs/{job_id}").json()
+        assert (job["status"], job["attempt"], job["started_at"]) == ("cancelled", 0, None)
+
+
+def test_a_waiting_client_hears_of_a_cancel(system: System) -> None:
+    system.start_api()
+    with system.client() as client, ThreadPoolExecutor() as pool:
+        job_id = client.post("/jobs", content=body()).json()["id"]
+        waiting = pool.submit(lambda: httpx.get(f"{system.url}/jobs/{job_id}?wait=30", timeout=40, trust_env=False))
+        assert client.delete(f"/jobs/{job_id}").status_code == 202
+        assert waiting.result(10).json()["status"] == "cancelled"
+
+
+def test_a_dropped_job_is_gone_not_unknown(serving: System) -> None:
+    with serving.client() as client:
+        job_id = client.post("/jobs?wait=20", content=body(keep_for_s=0.2)).json()["id"]
+        poll(lambda: client.get(f"/jobs/{job_id}").status_code == 410, what="its record is dropped")
+        assert_problem(client.get(f"/jobs/{job_id}"), 410, "job_expired")
+        assert_problem(client.delete(f"/jobs/{job_id}"), 410, "job_expired")
+
+
+def test_position_counts_the_jobs_before_it(system: System) -> None:
+    system.start_api()
+    with system.client() as client:
+        jobs = [client.post("/jobs", content=body(priority=p)).json() for p in ("normal", "normal", "low", "high")]
+        assert [job["position"] for job in jobs] == [0, 1, 2, 0]
+        assert [client.get(f"/jobs/{job['id']}").json()["position"] for job in jobs] == [1, 2, 3, 0]
+
+
+def test_listing_pages_through_all_newest_first(system: System) -> None:
+    system.start_api()
+    with system.client() as client:
+        made = [client.post("/jobs", content=body(service=s)).json()["id"] for s in ("echo", "small") for _ in range(7)]
+        client.delete(f"/jobs/{made[3]}")
+        seen, cursor = [], ""
+        while True:
+            page = client.get("/jobs", params={"limit": 4, **({"cursor": cursor} if cursor else {})}).json()
+            seen += [job["id"] for job in page["jobs"]]
+            cursor = page["next_cursor"]
+            if not cursor:
+                break
+        assert seen == made[::-1]
+        of_echo = client.get("/jobs?service=echo&status=queued&limit=100").json()
+        assert [job["id"] for job in of_echo["jobs"]] == [i for i in made[:7] if i != made[3]][::-1]
+        assert [job["id"] for job in client.get("/jobs?status=cancelled").json()["jobs"]] == [made[3]]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("limit=-1", "limit"),
+        ("status=done", "status"),
+        ("cursor=zz", "cursor"),
+        ("cursor=ZZ%3D%3D", "cursor"),
+        ("colour=red", "colour"),
+        ("limit=1&limit=2", "limit"),
+    ],
+)
+def test_a_query_that_cannot_be(serving: System, query: str, name: str) -> None:
+    with serving.client() as client:
+        assert_problem(client.get(f"/jobs?{query}"), 422, "invalid_input", ["query", name])
+
+
+def test_services_show_what_is_installed(serving: System) -> None:
+    with serving.client() as client:
+        services = {service["name"]: service for service in client.get("/services").json()["services"]}
+        echo = client.get("/services/echo").json()
+    assert {"echo", "small", "no_schema", "bad_schema", "bad_load"} <= set(services)
+    assert (echo["state"], echo["workers"], echo["queue_depth"], echo["version"]) == ("ready", 1, 0, "1.0")
+    assert echo["example"] == {"n": 1} and echo["input_schema"]["properties"]["n"]["type"] == "integer"
+    assert echo["knobs"]["max_batch_size"] == 16 and echo["description"] == "A test's echo"
+    assert services["small"]["state"] == "no_workers" and services["small"]["knobs"] is None
+    assert services["no_schema"]["input_schema"] is None
+    assert services["bad_schema"]["state"] == "failed" and "broken schema" in services["bad_schema"]["reason"]
+
+
+def test_a_plugin_without_a_schema_is_accepted_and_a_broken_schema_refused(serving: System) -> None:
+    with serving.client() as client:
+        assert client.post("/jobs", content=body(service="no_schema", input=[1, {"a": None}])).status_code == 202
+        problem = assert_problem(client.post("/jobs", content=body(service="bad_schema")), 503, "service_failed")
+        assert "broken schema" in problem["detail"]
+
+
+def test_health_docs_and_unknown_routes(serving: System) -> None:
+    with serving.client() as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").status_code == 200
+        page = client.get("/docs")
+        assert page.status_code == 200 and "//cdn" not in page.text and "/static/swagger-ui-bundle.js" in page.text
+        assert client.get("/static/swagger-ui-bundle.js").status_code == 200
+        assert_problem(client.get("/nope"), 404, "not_found")
+        answer = client.put("/jobs")
+        assert_problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"]
+
+
+def test_openapi_holds_each_services_own_models(serving: System) -> None:
+    with serving.client() as client:
+        document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert schemas["echo.Input"]["properties"]["device"]["anyOf"][0] == {"$ref": "#/components/schemas/echo.Input.Deep"}
+    assert "echo.Input.Deep" in schemas and "batch" in schemas["echo.Output"]["properties"]
+    posted = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    assert posted["examples"]["echo"]["value"] == {"service": "echo", "input": {"n": 1}}
+    assert {"$ref": "#/components/schemas/echo.JobRequest"} in posted["schema"]["oneOf"]
+
+
+def test_no_model_library_in_the_apis_process(system: System) -> None:
+    # given the API behind a wrapper of the test's own that tells what its process has imported
+    (system.folder / "probe.py").write_text(
+        "import json, sys\nfrom api import app as api\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope.get('path') != '/modules':\n        return await api(scope, receive, send)\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': json.dumps(sorted(sys.modules)).encode()})\n"
+    )
+    system.start_api("probe:app")
+    system.start_worker("echo")
+    with system.client() as client:
+        assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+        modules = set(client.get("/modules").json())
+    assert "echo.schema" in modules, "it validates by the plugin's own schema"
+    heavy = {"heavy_model_library", "echo", "echo.service", "celery", "kombu", "numpy", "lightgbm", "antifraud.service"}
+    assert not modules & heavy
+
+
+@pytest.mark.parametrize("how", ["stopped", "frozen", "killed"])
+def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System, how: str) -> None:
+    import signal
+
+    system.redis.stop()
+    system.redis.start("always")
+    system.start_api()
+    system.start_worker("echo")
+    with system.client() as client:
+        kept = client.post("/jobs?wait=20", content=body()).json()
+
+        if how == "frozen":
+            system.redis.send_signal(signal.SIGSTOP)
+        else:
+            system.redis.stop(signal.SIGTERM if how == "stopped" else signal.SIGKILL)
+
+        def timed(request: Any) -> Any:
+            started = time.monotonic()
+            answer = request()
+            assert time.monotonic() - started < 5
+            return answer
+
+        requests = [
+            lambda: client.post("/jobs", content=body()),
+            lambda: client.post("/jobs?wait=2", content=body()),
+            lambda: client.get(f"/jobs/{kept['id']}"),
+            lambda: client.get("/jobs"),
+            lambda: client.get("/services"),
+            lambda: client.delete(f"/jobs/{kept['id']}"),
+            lambda: client.get("/readyz"),
+        ] * 5
+        with ThreadPoolExecutor(35) as pool:
+            answers = list(pool.map(timed, requests))
+        for answer in answers:
+            assert_problem(answer, 503, "store_unavailable")
+            assert answer.headers["retry-after"]
+        assert client.get("/healthz").status_code == 200
+
+        if how == "frozen":
+            system.redis.send_signal(signal.SIGCONT)
+        else:
+            system.redis.start("always")
+        poll(lambda: client.get("/readyz").status_code == 200, what="ready again")
+        assert client.get(f"/jobs/{kept['id']}").json() == kept
+        assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+
+
+def test_without_any_redis_the_api_starts_and_says_what_to_do(system: System) -> None:
+    api = system.start_without_redis(
+        "uvicorn", "api:app", "--port", str(system.port), SERVICES_DATA_DIR=str(system.folder / "none")
+    )
+    with system.client() as client:
+        poll(lambda: "running" in api.output, what="it starts")
+        problem = assert_problem(client.post("/jobs", content=body()), 503, "store_unavailable")
+    assert "services redis" in problem["detail"]
+
+
+def test_2000_jobs_by_64_clients_each_with_its_own_answer(serving: System) -> None:
+    def submit(numbers: range) -> list[tuple[int, Any]]:
+        with serving.client() as client:
+            return [(n, client.post("/jobs?wait=30", content=body(input={"n": n})).json()) for n in numbers]
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = [pair for part in pool.map(submit, (range(i, 2000, 64) for i in range(64))) for pair in part]
+
+    assert len(answers) == 2000
+    assert all(job["status"] == "succeeded" and job["output"]["n"] == n for n, job in answers)
+    sizes = [job["batch_size"] for _, job in answers]
+    assert sum(size > 1 for size in sizes) > 1000, "batching happened"
+
+
+def test_a_client_that_goes_away_harms_no_other(serving: System) -> None:
+    with serving.client() as client:
+        for _ in range(20):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(
+                    f"{serving.url}/jobs?wait=20",
+                    content=body(input={"n": 1, "sleep_s": 0.05}),
+                    timeout=0.02,
+                    trust_env=False,
+                )
+        assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+        jobs = client.get("/jobs?service=echo&limit=100").json()["jobs"]
+        assert all(finished(client, job["id"])["status"] in ("succeeded", "cancelled") for job in jobs)
