@@ -25,8 +25,11 @@ from worker.settings import Settings
 #: Redis 6.2 brought what the ledger uses: BLMOVE, RPOP with a count.
 OLDEST = (6, 2)
 
-#: Seconds that a stopping server waits for its clients, which hand back their jobs as they stop.
-LINGER_S = 20.0
+#: Seconds that a stopping server waits for its clients, which hand back their jobs as they stop: for silent ones, and
+#: for those that still talk, as a worker does until its last batch has ended (less than ``up.KILL_WAIT_S``).
+LINGER_S, LINGER_FOR_BUSY_S = 20.0, 110.0
+#: A client that has said something in this time is no silent one; a worker does each half second.
+SILENT_S = 3
 
 HOW_TO_INSTALL = "install Redis (apt-get install redis-server, brew install redis, …) or set REDIS_URL"
 
@@ -186,12 +189,20 @@ def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: thread
 
 def _linger(settings: Settings) -> None:
     """Wait until the other clients are gone: workers that stop at the same time still hand back their jobs."""
-    deadline = time.monotonic() + LINGER_S
+    begun = time.monotonic()
     client = redis.Redis.from_url(settings.url, socket_timeout=2)
     try:
-        while time.monotonic() < deadline and len(client.client_list()) > 1:
+        while time.monotonic() - begun < _patience(client):
             time.sleep(0.1)
     except redis.RedisError as error:
         print(f"the private Redis no longer answers: {error}", file=sys.stderr)
     finally:
         client.close()
+
+
+def _patience(client: redis.Redis) -> float:
+    own = client.client_id()
+    silences = [int(other["idle"]) for other in client.client_list() if int(other["id"]) != own]
+    if not silences:
+        return 0
+    return LINGER_FOR_BUSY_S if min(silences) < SILENT_S else LINGER_S
