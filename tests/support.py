@@ -131,7 +131,9 @@ class Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait(5)
-            raise AssertionError(f"{self._popen.args!r} did not end by signal {number}:\n{self.output[-3000:]}") from None
+            raise AssertionError(
+                f"{self._popen.args!r} did not end by signal {number}:\n{self.output[-3000:]}"
+            ) from None
 
 
 def write_plugin(

@@ -51,7 +51,7 @@ def _template(service: str) -> tuple[str, str]:
         "argsrepr": "()",
         "kwargsrepr": "{}",
         "origin": f"{os.getpid()}@{socket.gethostname()}",
-        "ignore_result": False,
+        "ignore_result": None,
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},

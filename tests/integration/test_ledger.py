@@ -1,0 +1,294 @@
+"""The ledger's Lua on a real Redis: states, fencing, recovery, order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import redis
+
+from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull
+from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
+from worker.ledger import LUA, AsyncLedger, Ending, Ledger
+from worker.settings import Settings
+
+from tests.support import RedisServer, poll  # isort: skip
+
+T = TypeVar("T")
+KNOBS = {"max_batch_size": 10, "max_queue_delay_ms": 0, "max_queue_size": 0, "max_attempts": 3}
+
+
+class Bench:
+    """A ledger on a Redis of its own, driven as the API and as workers drive it."""
+
+    def __init__(self, url: str) -> None:
+        self.settings = Settings(redis_url=url, lease_s=1)
+        self.ledger = Ledger(self.settings)
+        self.redis: Any = self.ledger.redis
+
+    def api(self, call: Callable[[AsyncLedger], Awaitable[T]]) -> T:
+        async def run() -> T:
+            ledger = AsyncLedger(self.settings)
+            try:
+                return await call(ledger)
+            finally:
+                await ledger.close()
+
+        return asyncio.run(run())
+
+    def create(self, count: int = 1, **fields: Any) -> list[str]:
+        jobs = [NewJob(service=fields.pop("service", "echo"), input=b'{"n":1}', **fields) for _ in range(count)]
+        made = self.api(lambda ledger: ledger.create(jobs))
+        assert all(isinstance(job, Job) for job in made)
+        return [job.id for job in jobs]
+
+    def get(self, job_id: str) -> Job:
+        return self.api(lambda ledger: ledger.get(job_id))
+
+    def claim(self, token: str, worker: str = "w1", **knobs: Any) -> list[str]:
+        claim = self.ledger.claim("echo", worker, token, KNOBS | knobs)
+        assert claim.kind == "batch"
+        return claim.ids
+
+    def complete(self, token: str, *ids: str, status: Status = Status.SUCCEEDED) -> list[bool]:
+        value = b'{"n":1}' if status is Status.SUCCEEDED else b'{"code":"predict_failed","message":"m"}'
+        return self.ledger.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
+
+    def lapse(self, worker: str) -> None:
+        """The worker's lease is over."""
+        self.redis.zadd("{echo}:workers", {worker: 1})
+        self.redis.delete("{echo}:swept")
+        self.ledger.sweep("echo")
+
+
+@pytest.fixture
+def bench(redis_server: RedisServer) -> Iterator[Bench]:
+    made = Bench(redis_server.url)
+    made.ledger.join("echo", "w1", {"state": "ready"})
+    made.ledger.join("echo", "w2", {"state": "ready"})
+    yield made
+    made.redis.close()
+
+
+def test_the_one_table_of_transitions_is_the_luas_too() -> None:
+    block = re.search(r"local TRANSITIONS = \{\n(.*?)\n\}", LUA, re.S)
+    assert block
+    rows = re.findall(r"(\w+) = \{([^}]*)\}", block[1])
+    lua = {Status(state): {Status(name) for name in re.findall(r"(\w+) = true", edges)} for state, edges in rows}
+    assert lua == {state: set(edges) for state, edges in TRANSITIONS.items() if edges}
+    assert all(not TRANSITIONS[state] for state in TERMINAL)
+
+
+def test_the_life_of_a_job(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    assert (bench.get(job_id).status, bench.get(job_id).position) == (Status.QUEUED, 0)
+    assert bench.claim("t1") == [job_id]
+    assert (bench.get(job_id).status, bench.get(job_id).attempt) == (Status.RUNNING, 1)
+    assert bench.complete("t1", job_id) == [True]
+    job = bench.get(job_id)
+    assert (job.status, job.output, job.error, job.position) == (Status.SUCCEEDED, b'{"n":1}', None, None)
+    assert bench.claim("t2") == []
+
+
+@pytest.mark.parametrize("end", sorted(TERMINAL))
+def test_a_terminal_state_is_never_changed(bench: Bench, end: Status) -> None:
+    # given a job that ended in each of the four ways
+    (job_id,) = bench.create(start_within_s=0.000001 if end is Status.EXPIRED else 0)
+    if end is Status.CANCELLED:
+        bench.ledger.cancel(job_id)
+    else:
+        bench.claim("t1")
+    if end in (Status.SUCCEEDED, Status.FAILED):
+        bench.complete("t1", job_id, status=end)
+    before = bench.get(job_id)
+    assert before.status is end
+
+    # when everything that changes states is tried on it
+    bench.complete("t1", job_id, status=Status.FAILED if end is Status.SUCCEEDED else Status.SUCCEEDED)
+    bench.ledger.cancel(job_id)
+    bench.ledger.give_up("echo", "w1", "t1", "lost")
+    assert bench.claim("t2") == []
+    bench.lapse("w1")
+    with pytest.raises(JobFinished):
+        bench.api(lambda ledger: ledger.cancel(job_id))
+
+    assert bench.get(job_id) == before
+
+
+def test_lua_refuses_an_edge_that_is_not_in_the_table(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.redis.hset(f"{{echo}}:job:{job_id}", "status", "succeeded")
+    bench.redis.zadd("{echo}:waiting", {job_id: 1})
+    with pytest.raises(redis.ResponseError, match="cannot go from succeeded to running"):
+        bench.claim("t1")
+
+
+def test_a_claim_that_is_sent_twice_gives_the_same_batch(bench: Bench) -> None:
+    ids = bench.create(25)
+    assert sorted(bench.claim("t1")) == sorted(bench.claim("t1")) == sorted(ids[:10])
+    assert {bench.get(i).attempt for i in ids[:10]} == {1}
+    assert bench.claim("t2") == ids[10:20]
+
+
+def test_a_create_that_is_sent_twice_makes_one_job(bench: Bench) -> None:
+    job = NewJob(service="echo", input=b"{}")
+    first, second = (bench.api(lambda ledger: ledger.create([job])) for _ in range(2))
+    assert first == second
+    assert bench.redis.llen("echo") == 1 and bench.claim("t1") == [job.id]
+
+
+def test_a_complete_that_is_sent_twice_says_the_same(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.claim("t1")
+    assert bench.complete("t1", job_id) == bench.complete("t1", job_id) == [True]
+
+
+def test_a_late_worker_is_fenced(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.claim("t1", "w1")
+    bench.lapse("w1")
+    assert bench.claim("t2", "w2") == [job_id]
+
+    assert bench.complete("t1", job_id) == [False]
+    assert bench.ledger.give_up("echo", "w1", "t1", "lost") == []
+    assert bench.ledger.inputs("echo", [job_id], "t1") == []
+    assert bench.ledger.claim("echo", "w1", "t3", KNOBS).kind == "fenced"
+    assert bench.ledger.renew("echo", "w1", {}) == (False, [])
+    assert bench.get(job_id).status is Status.RUNNING
+    assert bench.complete("t2", job_id) == [True]
+
+
+def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
+    poison, mate = bench.create(2)
+    bench.claim("t0")
+    bench.ledger.give_up("echo", "w1", "t0", "lost")
+    assert {bench.get(i).attempt for i in (poison, mate)} == {0}, "nobody is charged for a batch"
+
+    for attempt in (1, 2, 3):
+        assert bench.claim(f"p{attempt}") == [poison], "each runs alone now"
+        assert bench.get(poison).attempt == attempt
+        bench.ledger.give_up("echo", "w1", f"p{attempt}", "lost")
+
+    job = bench.get(poison)
+    assert (job.status, job.attempt) == (Status.FAILED, 3)
+    assert job.error is not None and b'"worker_lost"' in job.error and b"3 attempts" in job.error
+    assert bench.claim("m") == [mate] and bench.complete("m", mate) == [True]
+    assert bench.get(mate).attempt == 1
+
+
+def test_what_is_handed_back_is_not_charged_and_keeps_its_place(bench: Bench) -> None:
+    ids = bench.create(3)
+    bench.claim("t1", max_batch_size=2)
+    assert sorted(bench.ledger.leave("echo", "w1")) == sorted(ids[:2])
+    assert [bench.get(i).position for i in ids] == [0, 1, 2]
+    assert bench.claim("t2", "w2") == ids
+    assert {bench.get(i).attempt for i in ids} == {1}
+
+
+def test_a_timeout_alone_fails_at_once(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.claim("t1")
+    bench.ledger.give_up("echo", "w1", "t1", "timed_out")
+    job = bench.get(job_id)
+    assert job.status is Status.FAILED and job.error is not None and b'"timed_out"' in job.error
+
+
+def test_urgent_jobs_go_first_and_old_ones_are_not_starved(bench: Bench) -> None:
+    low, normal, high = (bench.create(priority=p)[0] for p in (Priority.LOW, Priority.NORMAL, Priority.HIGH))
+    assert bench.claim("t1") == [high, normal, low]
+
+    # a low job that came two steps before a high one goes before it
+    hurried = Settings(redis_url=bench.settings.redis_url, priority_step_s=0.01)
+    ids = []
+
+    async def create(priority: Priority) -> None:
+        ledger = AsyncLedger(hurried)
+        job = NewJob(service="echo", input=b"{}", priority=priority)
+        await ledger.create([job])
+        await ledger.close()
+        ids.append(job.id)
+
+    asyncio.run(create(Priority.LOW))
+    time.sleep(0.05)  # the passing of time is what is tested
+    asyncio.run(create(Priority.HIGH))
+    assert bench.claim("t2") == ids
+
+
+def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
+    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 2})
+    jobs = [NewJob(service="echo", input=b"{}") for _ in range(3)]
+    made = bench.api(lambda ledger: ledger.create(jobs))
+    assert [isinstance(one, QueueFull) for one in made] == [False, False, True]
+    assert bench.redis.exists(f"job:{jobs[2].id}") == 0
+
+
+def test_a_batch_is_held_back_for_more_but_not_longer_than_its_oldest_job_may_wait(bench: Bench) -> None:
+    bench.create(1)
+    claim = bench.ledger.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200})
+    assert claim.kind == "hold" and 0 < claim.hold_s <= 0.2
+    held = lambda: bench.ledger.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200})  # noqa: E731
+    assert len(poll(lambda: held().ids)) == 1
+    bench.create(10)
+    assert len(bench.ledger.claim("echo", "w1", "t2", KNOBS | {"max_queue_delay_ms": 60_000}).ids) == 10, (
+        "a full one goes"
+    )
+
+
+def test_another_producers_message_outlives_the_worker_that_took_it(bench: Bench) -> None:
+    bench.redis.lpush("echo", b'{"headers": {"id": "theirs"}}')
+    claim = bench.ledger.claim("echo", "w1", "t1", KNOBS)
+    assert claim.kind == "foreign" and [message for _, message in claim.messages] == [b'{"headers": {"id": "theirs"}}']
+    assert bench.redis.llen("echo") == 0
+
+    bench.lapse("w1")
+
+    assert bench.redis.lrange("echo", 0, -1) == [b'{"headers": {"id": "theirs"}}']
+
+
+def test_a_dropped_record_answers_410_and_an_unknown_id_404(bench: Bench) -> None:
+    (job_id,) = bench.create(keep_for_s=0.05)
+    bench.claim("t1")
+    bench.complete("t1", job_id)
+    poll(lambda: not bench.redis.exists(f"{{echo}}:job:{job_id}"), what="the record is dropped")
+    with pytest.raises(JobExpired):
+        bench.get(job_id)
+    with pytest.raises(JobNotFound):
+        bench.get("never")
+    poll(lambda: bench.ledger.sweep("echo") or not bench.redis.zcard("{echo}:index"), what="its index entries too")
+
+
+def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) -> None:
+    ids = bench.create(30) + bench.create(30, service="other")
+    moment = bench.redis.zscore("{echo}:index", ids[0])
+    for i in ids[:30]:  # all of one service at the same microsecond
+        bench.redis.zadd("{echo}:index", {i: moment})
+        bench.redis.hset(f"{{echo}}:job:{i}", "created", int(moment))
+
+    seen: list[str] = []
+    before = None
+    for _ in itertools.count():
+        page = bench.api(lambda ledger, before=before: ledger.page(["echo", "other"], None, 7, before))  # type: ignore[misc]
+        seen += [job.id for job in page.jobs]
+        before = page.next
+        if before is None:
+            break
+
+    assert len(seen) == 60 and set(seen) == set(ids)
+
+
+def test_a_page_of_a_rare_state_may_be_short_but_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.ledger.LOOK_AT", 10)
+    ids = bench.create(35)
+    bench.ledger.cancel(ids[2])
+    found: list[str] = []
+    before, pages = None, 0
+    while pages == 0 or before:
+        page = bench.api(lambda ledger, before=before: ledger.page(["echo"], Status.CANCELLED, 5, before))  # type: ignore[misc]
+        found += [job.id for job in page.jobs]
+        before, pages = page.next, pages + 1
+    assert found == [ids[2]] and pages > 3
