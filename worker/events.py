@@ -86,7 +86,7 @@ class Reporter(threading.Thread):
             if told and self._sample.take(request.id):
                 name = {"name": request.name, "args": "()", "kwargs": "{}", "root_id": request.id, "retries": 0}
                 self._put("task-received", uuid=request.id, **name)
-                self._put("task-started", uuid=request.id, pid=pid)
+                self._put("task-started", uuid=request.id)
 
     def ended(self, batch: Batch, results: list[dict[str, Any]]) -> None:
         """A batch has ended; jobs of it that are not in ``results`` were cancelled or go elsewhere."""
@@ -106,7 +106,7 @@ class Reporter(threading.Thread):
                 if dispatcher is not None and dispatcher.enabled:
                     dispatcher.send(kind, **fields)
             except Exception as error:  # whatever the broker's client raises: an event is never worth a job
-                log.debug("event %s not sent: %s", kind, error)
+                log.warning("event %s not sent: %s: %s", kind, type(error).__name__, error)
 
     def _tell_end(self, job_id: str, result: dict[str, Any] | None) -> None:
         if result is None:

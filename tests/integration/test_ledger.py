@@ -272,7 +272,7 @@ def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) ->
     seen: list[str] = []
     before = None
     for _ in itertools.count():
-        page = bench.api(lambda ledger, before=before: ledger.page(["echo", "other"], None, 7, before))  # type: ignore[misc]
+        page = bench.api(lambda ledger, before=before: ledger.page(["echo", "other"], None, 7, before))
         seen += [job.id for job in page.jobs]
         before = page.next
         if before is None:
@@ -288,7 +288,7 @@ def test_a_page_of_a_rare_state_may_be_short_but_goes_on(bench: Bench, monkeypat
     found: list[str] = []
     before, pages = None, 0
     while pages == 0 or before:
-        page = bench.api(lambda ledger, before=before: ledger.page(["echo"], Status.CANCELLED, 5, before))  # type: ignore[misc]
+        page = bench.api(lambda ledger, before=before: ledger.page(["echo"], Status.CANCELLED, 5, before))
         found += [job.id for job in page.jobs]
         before, pages = page.next, pages + 1
     assert found == [ids[2]] and pages > 3
