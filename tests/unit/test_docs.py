@@ -1,0 +1,90 @@
+"""The documents hold what the code has."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+from api.problems import STATUS
+from tests.support import ROOT
+from worker.jobs import Status
+from worker.service import KNOBS, Service
+from worker.settings import Settings
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
+    page = text("docs/settings.md")
+    for name, field in Settings.model_fields.items():
+        variable = {"redis_url": "REDIS_URL", "services": "SERVICES"}.get(name, f"SERVICES_{name.upper()}")
+        default = f"`{field.default}`" if field.default not in ("", ()) else "none"
+        assert f"| `{variable}` | {default} | {field.description} |" in page
+
+
+def test_every_error_code_status_and_knob_is_documented() -> None:
+    http, plugins = text("docs/http.md"), text("docs/plugins.md")
+    for error, status in STATUS.items():
+        assert f"| {status} | `{error.code}` |" in http
+    assert all(f"`{status}`" in http for status in Status)
+    assert all(f"| `{name}` | " in plugins for name in KNOBS)
+    verbs = [name for name, value in vars(Service).items() if callable(value) and not name.startswith("_")]
+    assert all(f"`{verb}(self" in plugins for verb in verbs)
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    # A child's environment is built from os.environ elsewhere; nothing else looks a variable up.
+    for path in [*(ROOT / "worker").glob("*.py"), *(ROOT / "api").glob("*.py")]:
+        if path.name not in ("settings.py", "up.py"):
+            found = re.findall(r"os\.(?:getenv|environ(?!\.setdefault\(\"FLOWER)).*", path.read_text())
+            assert not found, (path.name, found)
+
+
+def test_the_changelog_knows_the_version_and_links_lead_somewhere() -> None:
+    assert tomllib.loads(text("pyproject.toml"))["project"]["version"]
+    assert "## [Unreleased]" in text("CHANGELOG.md")
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "plugins").glob("*/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_no_function_is_long_and_no_file_large() -> None:
+    for path in [
+        *(ROOT / "worker").glob("*.py"),
+        *(ROOT / "api").glob("*.py"),
+        *(ROOT / "plugins").glob("*/src/*/*.py"),
+    ]:
+        source = path.read_text()
+        assert source.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, (path.name, node.name)
+
+
+def test_the_readmes_python_and_toml_blocks_are_a_plugin_that_works(tmp_path: Path) -> None:
+    from tests.support import write_plugin
+    from worker.testing import run_inline
+
+    blocks = re.findall(r"```python\n# plugins/sentiment/src/sentiment/(\w+)\.py\n(.*?)```", text("README.md"), re.S)
+    sources = dict(blocks)
+    (toml,) = re.findall(r"```toml\n# plugins/sentiment/pyproject\.toml\n(.*?)```", text("README.md"), re.S)
+    assert tomllib.loads(toml)["project"]["entry-points"]["libs_service.services"] == {
+        "sentiment": "sentiment.service:Sentiment"
+    }
+    write_plugin(tmp_path, "sentiment", sources["schema"], sources["service"])
+    import sys
+
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from importlib import import_module
+
+        service = import_module("sentiment.service").Sentiment()
+        service.load()
+        assert run_inline(service, [{"text": "a lovely day"}, {"text": "awful"}]) == [{"score": 1.0}, {"score": -1.0}]
+    finally:
+        sys.path.remove(str(tmp_path))
