@@ -1,117 +1,101 @@
-"""The first stage: what lists and parameter checks say of an event, as reason codes."""
+"""Stage one: lists and parameter checks. Each gives the codes of what it found (``reasons.RULES``)."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from antifraud.ranges import Address, Ranges
+from antifraud.ranges import Address, Ranges, unmapped
 from antifraud.schema import Activity, Input
 from antifraud.useragent import UserAgent
 
-#: Before the first banner on the web (27 October 1994) there was nothing to click.
+#: Before the first banner ad (27 October 1994) there was no ad event.
 FIRST_AD = datetime(1994, 10, 27, tzinfo=UTC)
-CLOCK_TOLERANCE = timedelta(hours=1)
-#: The two clocks of an event and its impression may be this far apart.
-IMPRESSION_TOLERANCE = timedelta(seconds=1)
-FASTEST_CLICK = timedelta(seconds=0.1)
-LATEST_CLICK = timedelta(hours=24)
+CLOCK_SKEW = timedelta(hours=1)
+CLICK_TOO_FAST = timedelta(milliseconds=100)
+CLICK_TOO_LATE = timedelta(hours=24)
 
-#: Counts from which a source is "high" and from which it is "excessive".
-ACTIVITY_LIMITS: dict[str, tuple[int, int]] = {
-    "events_1h": (300, 3_000),
-    "events_24h": (2_000, 20_000),
-    "clicks_1h": (20, 100),
-    "clicks_24h": (60, 500),
-    "user_agents_24h": (20, 200),
-}
-DUPLICATES_LIMIT = 10
+#: Counts from which a source is unusual, and from which no person does this. A shared address counts as one source,
+#: so they are generous.
+HIGH = {"events_1h": 500, "events_24h": 3000, "clicks_1h": 20, "clicks_24h": 100, "user_agents_24h": 50}
+EXCESSIVE = {"events_1h": 3000, "events_24h": 20_000, "clicks_1h": 100, "clicks_24h": 500, "user_agents_24h": 1000}
+DUPLICATES = 50
+
+#: Pairs of counts of which the first cannot be above the second.
+NOT_ABOVE = (
+    ("events_1h", "events_24h"),
+    ("clicks_1h", "clicks_24h"),
+    ("clicks_1h", "events_1h"),
+    ("clicks_24h", "events_24h"),
+    ("impressions_24h", "events_24h"),
+    ("duplicates_24h", "events_24h"),
+    ("pages_24h", "events_24h"),
+    ("without_referrer_24h", "events_24h"),
+)
 
 
-def user_agent_codes(ua: UserAgent | None) -> list[str]:
-    """What lists say of the user agent. A disputed one is left to the model, with a code that says so."""
+def check_user_agent(ua: UserAgent | None) -> list[str]:
+    """What the lists know of a user agent."""
     if ua is None:
         return ["ua_missing"]
-    if ua.is_app_library and ua.is_library and not ua.is_spider:
-        return ["ua_app_http_library"]
-    if ua.is_library:
-        return ["ua_http_library"]
+    if ua.is_app_library:
+        return [] if ua.is_device or ua.os else ["ua_app_http_library"]
     if ua.is_disputed:
         return ["ua_list_disputed"]
     if ua.is_known_crawler:
-        return ["ua_known_crawler"]
+        return ["ua_http_library" if ua.is_library else "ua_known_crawler"]
     return ["ua_not_browser"] if ua.is_unrecognised else []
 
 
-def address_codes(addresses: list[Address], hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
-    """What lists say of the addresses. A relay's ranges lie inside hosting ones, so they are asked first."""
-    codes = [] if hosting is not None else ["hosting_check_off"]
-    if any(not _is_public(address) for address in addresses):
-        codes.append("ip_not_public")
-    for address in addresses:
-        if proxies is not None and address in proxies:
-            codes.append("ip_relay_or_vpn")
-        elif hosting is not None and address in hosting:
-            codes.append("ip_hosting")
-    return list(dict.fromkeys(codes))
+def check_address(address: Address | None, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
+    """What the operator's files know of an address. A relay or VPN goes before a hosting provider."""
+    found = [] if hosting is not None else ["hosting_check_off"]
+    if address is None:
+        return found
+    address = unmapped(address)
+    if not address.is_global:
+        return [*found, "ip_not_public"]
+    if proxies is not None and address in proxies:
+        return [*found, "ip_relay_or_vpn"]
+    return [*found, "ip_hosting"] if hosting is not None and address in hosting else found
 
 
-def _is_public(address: Address) -> bool:
-    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_private)
-
-
-def time_codes(event: Input, now: datetime) -> list[str]:
-    """Impossible and unlikely times."""
+def check_times(event: Input, now: datetime) -> list[str]:
+    """Times that cannot be, or that no person makes."""
     times = [time for time in (event.time, event.imp_time) if time is not None]
-    codes = []
+    found = []
     if any(time < FIRST_AD for time in times):
-        codes.append("time_impossible")
-    if any(time > now + CLOCK_TOLERANCE for time in times):
-        codes.append("time_in_future")
-    return codes if event.imp_time is None else codes + _delay_codes(event.kind, event.time - event.imp_time)
+        found.append("time_impossible")
+    if any(time > now + CLOCK_SKEW for time in times):
+        found.append("time_in_future")
+    if event.imp_time is None:
+        return found
+    after = event.time - event.imp_time
+    if after < timedelta(0):
+        found.append("time_before_impression")
+    elif event.kind == "click" and after < CLICK_TOO_FAST:
+        found.append("time_click_too_fast")
+    elif event.kind == "click" and after > CLICK_TOO_LATE:
+        found.append("time_click_too_late")
+    return found
 
 
-def _delay_codes(kind: str, delay: timedelta) -> list[str]:
-    if delay < -IMPRESSION_TOLERANCE:
-        return ["time_before_impression"]
-    if kind == "click" and delay < FASTEST_CLICK:
-        return ["time_click_too_fast"]
-    return ["time_click_too_late"] if kind == "click" and delay > LATEST_CLICK else []
-
-
-def activity_codes(activity: Activity | None) -> list[str]:
-    """Counts over their limits, and counts that cannot all be true."""
+def check_activity(activity: Activity | None) -> list[str]:
+    """Counts over what a person does, and counts that cannot be together."""
     if activity is None:
         return []
-    limits = [(getattr(activity, name), *limit) for name, limit in ACTIVITY_LIMITS.items()]
-    counts = [(count, high, excessive) for count, high, excessive in limits if count is not None]
-    codes = []
-    if any(count >= excessive for count, _, excessive in counts):
-        codes.append("activity_excessive")
-    elif any(count >= high for count, high, _ in counts):
-        codes.append("activity_high")
-    if (activity.duplicates_24h or 0) >= DUPLICATES_LIMIT:
-        codes.append("activity_duplicates")
-    return codes + (["activity_contradicts"] if _contradicts(activity) else [])
+    counts = {name: value for name, value in activity if value is not None}
+    found = []
+    if any(counts.get(name, 0) > limit for name, limit in EXCESSIVE.items()):
+        found.append("activity_excessive")
+    elif any(counts.get(name, 0) > limit for name, limit in HIGH.items()):
+        found.append("activity_high")
+    if counts.get("duplicates_24h", 0) > DUPLICATES:
+        found.append("activity_duplicates")
+    if any(a in counts and b in counts and counts[a] > counts[b] for a, b in NOT_ABOVE):
+        found.append("activity_contradicts")
+    return found
 
 
-def _contradicts(seen: Activity) -> bool:
-    """A part larger than its whole. Clicks may be kept apart from impressions, but not outnumber them."""
-    pairs = (
-        (seen.events_1h, seen.events_24h),
-        (seen.clicks_1h, seen.events_1h),
-        (seen.clicks_1h, seen.clicks_24h),
-        (seen.clicks_24h, seen.events_24h),
-        (seen.clicks_24h, seen.impressions_24h),
-        (seen.impressions_24h, seen.events_24h),
-        (seen.pages_24h, seen.events_24h),
-        (seen.without_referrer_24h, seen.events_24h),
-        (seen.duplicates_24h, seen.events_24h),
-    )
-    return any(part is not None and whole is not None and part > whole for part, whole in pairs)
-
-
-def placement_codes(event: Input) -> list[str]:
+def check_placement(event: Input) -> list[str]:
     """A placement is on a site or in an app."""
-    on_site = event.site is not None and bool(event.site.page or event.site.domain)
-    in_app = event.app is not None and bool(event.app.bundle)
-    return ["placement_site_and_app"] if on_site and in_app else []
+    return ["placement_site_and_app"] if event.site is not None and event.app is not None else []

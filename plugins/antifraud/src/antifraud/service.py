@@ -1,121 +1,116 @@
-"""The service: lists and parameter checks first, then the model, once for the whole batch."""
+"""The service: list and parameter checks of one event each, then one call of the model for the whole batch."""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
+from antifraud.features import Behaviour, matrix
+from antifraud.ranges import Ranges, read_ranges
+from antifraud.rules import check_activity, check_address, check_placement, check_times, check_user_agent
+from antifraud.schema import Activity, Input, Output
+from antifraud.scoring import Calibration, calibrated, judge
+from antifraud.useragent import UserAgent, read
 from worker.service import Service
 
-from antifraud.reasons import RULES
-from antifraud.schema import Activity, Input, Output, Reason
-
-if TYPE_CHECKING:
-    from antifraud.features import Behaviour
-    from antifraud.ranges import Address, Ranges
-    from antifraud.scoring import Verdict
-    from antifraud.useragent import UserAgent
-
-HOSTING_VARIABLE = "ANTIFRAUD_HOSTING_RANGES"
-PROXY_VARIABLE = "ANTIFRAUD_PROXY_RANGES"
+#: Files of ranges, one CIDR a line; without the first, addresses are not checked.
+HOSTING_RANGES = "ANTIFRAUD_HOSTING_RANGES"
+PROXY_RANGES = "ANTIFRAUD_PROXY_RANGES"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One event after the first stage: its reason codes so far, and what the model is to see."""
+class Event:
+    """One event after stage one."""
 
-    codes: list[str]
+    findings: list[str]
     user_agent: UserAgent | None
     behaviour: Behaviour
 
 
-class Antifraud(Service[Input, Output]):
-    """Scores ad clicks and impressions for invalid traffic (IVT)."""
+@dataclass(frozen=True)
+class Scored:
+    """One event after stage two: the model's probabilities, None where nothing is known to judge by."""
 
-    max_batch_size = 64
-    time_limit_s = 30
+    findings: list[str]
+    user_agent: float | None
+    behaviour: float | None
+
+
+class Antifraud(Service[Input, Output]):
+    """Scores ad events for invalid traffic."""
+
+    max_batch_size = 128
 
     def load(self) -> None:
-        from antifraud.scoring import Model
+        """Read the model, and the operator's files of ranges."""
+        import lightgbm
 
-        self.hosting = _ranges_named_by(HOSTING_VARIABLE)
-        self.proxies = _ranges_named_by(PROXY_VARIABLE)
-        self.model = Model()
+        folder = files("antifraud") / "model"
+        self.booster = lightgbm.Booster(model_str=(folder / "model.txt").read_text())
+        card = json.loads((folder / "model.json").read_text())
+        self.version: str = card["version"]
+        self.calibration = Calibration(**card["calibration"])
+        self.hosting = _ranges_from(HOSTING_RANGES)
+        self.proxies = _ranges_from(PROXY_RANGES)
 
     def warmup(self) -> None:
-        """One prediction, so that the first job does not pay for compiling the crawler patterns."""
-        example = Input.model_validate(Input.model_json_schema()["examples"][0])
-        self.predict_batch([self.preprocess(example)])
+        """Compile the lists' regular expressions before the first event waits for it."""
+        read("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0 Safari/537.36")
 
-    def preprocess(self, input: Input) -> Evidence:
-        from antifraud import rules, useragent
+    def preprocess(self, input: Input) -> Event:
+        """Stage one."""
+        device = input.device
+        ua = read(device.ua) if device and device.ua and device.ua.strip() else None
+        address = (device.ip or device.ipv6) if device else None
+        findings = check_user_agent(ua)
+        on_lists = check_address(address, self.hosting, self.proxies)
+        findings += on_lists + check_times(input, datetime.now(UTC))
+        findings += check_activity(input.activity) + check_placement(input)
+        checked = self.hosting is not None and address is not None and "ip_not_public" not in on_lists
+        return Event(findings, ua, _behaviour(input, "ip_hosting" in on_lists if checked else None))
 
-        text = (input.device.ua or "").strip() if input.device else ""
-        agent = useragent.read(text) if text.strip(" -") else None
-        addresses = _addresses(input)
-        address_codes = rules.address_codes(addresses, self.hosting, self.proxies)
-        codes = [
-            *rules.user_agent_codes(agent),
-            *address_codes,
-            *rules.time_codes(input, datetime.now(UTC)),
-            *rules.activity_codes(input.activity),
-            *rules.placement_codes(input),
-        ]
-        is_hosting = "ip_hosting" in address_codes if addresses and self.hosting is not None else None
-        return Evidence(codes, agent, _behaviour(input, is_hosting))
-
-    def predict_batch(self, batch: list[Evidence]) -> list[Verdict]:
-        from antifraud import scoring
-
-        opinions = self.model.judge([item.user_agent for item in batch], [item.behaviour for item in batch])
+    def predict_batch(self, batch: list[Event]) -> list[Scored]:
+        """Stage two: one call of the model, in which each event has two rows."""
+        rows = matrix([event.user_agent for event in batch], [event.behaviour for event in batch])
+        probabilities = self.booster.predict(rows, num_threads=1)
         return [
-            scoring.decide(opinion, item.user_agent, item.codes) for opinion, item in zip(opinions, batch, strict=True)
+            Scored(
+                event.findings,
+                float(probabilities[i]) if event.user_agent else None,
+                float(probabilities[len(batch) + i]) if event.behaviour.is_known else None,
+            )
+            for i, event in enumerate(batch)
         ]
 
-    def postprocess(self, raw: Verdict) -> Output:
-        verdict: Literal["valid", "suspicious", "invalid"] = "valid" if raw.effect == "none" else raw.effect
-        reasons = [Reason(code=code, text=RULES[code].text, effect=RULES[code].effect) for code in raw.codes]
-        return Output(
-            score=raw.score,
-            verdict=verdict,
-            category=raw.category,
-            reasons=reasons,
-            model_version=self.model.version,
-        )
-
-
-def _ranges_named_by(variable: str) -> Ranges | None:
-    from antifraud.ranges import RangesError, read_ranges
-
-    name = os.environ.get(variable, "").strip()
-    try:
-        return read_ranges(Path(name)) if name else None
-    except RangesError as error:
-        raise RangesError(f"{variable}: {error}") from error
-
-
-def _addresses(event: Input) -> list[Address]:
-    from antifraud.ranges import unmapped
-
-    given = (event.device.ip, event.device.ipv6) if event.device else ()
-    return [unmapped(address) for address in given if address is not None]
+    def postprocess(self, raw: Scored) -> Output:
+        """Score, verdict and reasons."""
+        model = {}
+        if raw.user_agent is not None:
+            model["ua_model"] = calibrated(raw.user_agent, self.calibration.user_agent)
+        if raw.behaviour is not None:
+            model["behaviour_model"] = calibrated(raw.behaviour, self.calibration.behaviour)
+        return judge(raw.findings, model, self.version)
 
 
 def _behaviour(event: Input, is_hosting: bool | None) -> Behaviour:
-    from antifraud.features import Behaviour
-
-    seen = event.activity or Activity()
+    counts = event.activity or Activity()
     return Behaviour(
-        events_1h=seen.events_1h,
-        events_24h=seen.events_24h,
-        pages_24h=seen.pages_24h,
-        user_agents_24h=seen.user_agents_24h,
-        without_referrer_24h=seen.without_referrer_24h,
-        active_hours_24h=seen.active_hours_24h,
+        events_1h=counts.events_1h,
+        events_24h=counts.events_24h,
+        pages_24h=counts.pages_24h,
+        user_agents_24h=counts.user_agents_24h,
+        without_referrer_24h=counts.without_referrer_24h,
+        active_hours_24h=counts.active_hours_24h,
         referrer=event.site.ref if event.site else None,
         page=event.site.page if event.site else None,
         is_hosting=is_hosting,
     )
+
+
+def _ranges_from(variable: str) -> Ranges | None:
+    name = os.environ.get(variable)
+    return read_ranges(Path(name)) if name else None
