@@ -188,9 +188,10 @@ class System:
 
     def start_api(self, target: str = "api:app", wait: bool = True, **env: str) -> Process:
         command = ["uvicorn", target, "--port", str(self.port), "--log-level", "warning"]
+        command += ["--timeout-keep-alive", "75"]  # or a connection that a client keeps closes as it is used again
         process = self.start(*command, name="api", **env)
         if wait:
-            poll(lambda: self._status("/healthz") == 200, what=f"the API is up\n{process.output}")
+            poll(lambda: status_of(f"{self.url}/healthz") == 200, what=f"the API is up\n{process.output}")
         return process
 
     def start_worker(self, service: str, *arguments: str, wait: bool = True, **env: str) -> Process:
@@ -210,11 +211,13 @@ class System:
                 process.send_signal(signal.SIGCONT)
                 process.stop(signal.SIGKILL)
 
-    def _status(self, path: str) -> int:
-        try:
-            return httpx.get(self.url + path, timeout=5, trust_env=False).status_code
-        except httpx.HTTPError:
-            return 0
+
+def status_of(url: str) -> int:
+    """The status of a GET; 0 where nobody answers."""
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code
+    except httpx.HTTPError:
+        return 0
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""What a user gets: the wheels in an empty environment, and a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+#: What a clone does not have.
+NOT_CLONED = (".git", ".venv", ".services", ".*_cache", "build", "dist", "*.egg-info", "__pycache__", ".hypothesis")
+
+
+def run(*command: str | Path, cwd: Path | None = None, timeout: float = 600, **env: str) -> str:
+    """What a command prints; fails with all of it where its exit code is not 0."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**clean_environment(), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would lead to this checkout, its Redis or its Python."""
+    ours = ("SERVICES", "REDIS_URL", "CELERY", "PYTHON", "PYTEST", "VIRTUAL_ENV", "MAKE", "MFLAGS", "PORT", "FLOWER")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    own = str(Path(sys.prefix) / "bin")
+    return {**kept, "PATH": os.pathsep.join(p for p in kept["PATH"].split(os.pathsep) if p != own)}
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout as a fresh clone of it would be, in another folder."""
+    folder = tmp_path_factory.mktemp("clone") / "checkout"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_CLONED))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, clone: Path) -> Path:
+    """An empty environment's ``bin`` folder, after the wheels of the framework and of antifraud were installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    for source in (clone, clone / "plugins" / "antifraud"):
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", source)
+    run(sys.executable, "-m", "venv", folder / "venv")
+    wheels = sorted((folder / "dist").glob("*.whl"))
+    assert len(wheels) == 2
+    pip = ("-m", "pip", "install", "--quiet", "--constraint", clone / "constraints.txt")
+    run(folder / "venv" / "bin" / "python", *pip, *wheels)
+    return folder / "venv" / "bin"
