@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -18,9 +19,15 @@ from api.openapi import build_document
 from api.routes import router
 from api.waiter import Waiter
 from api.writer import Writer
+from worker.errors import StoreUnavailable
 from worker.ledger import AsyncLedger
 from worker.logs import setup_logging
 from worker.settings import Settings, get_settings
+
+log = logging.getLogger("services.api")
+
+#: Seconds between two looks at the deadlines of all services.
+TIDY_S = 1.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -42,13 +49,24 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.ledger = AsyncLedger(state.settings)
     state.writer = Writer(state.ledger)
     state.waiter = Waiter(state.ledger, state.settings)
-    listening = asyncio.create_task(state.waiter.run())
+    tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_tidy(state.ledger, state.catalog))]
     yield
-    listening.cancel()
-    with suppress(asyncio.CancelledError):
-        await listening
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
     await state.waiter.close()
     await state.ledger.close()
+
+
+async def _tidy(ledger: AsyncLedger, catalog: Catalog) -> None:
+    """Keep the clock of services that have no worker: what is late ends, what was delayed is queued."""
+    while True:
+        await asyncio.sleep(TIDY_S)
+        try:
+            await ledger.tidy(list(catalog.entries))
+        except StoreUnavailable as error:
+            log.debug("not tidied: %s", error)
 
 
 def _add_docs(app: FastAPI) -> None:

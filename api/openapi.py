@@ -25,7 +25,7 @@ DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueu
 #: The error codes of each status.
 CODES = {
     404: ["job_not_found", "unknown_service", "not_found"],
-    409: ["job_finished"],
+    409: ["job_finished", "job_not_retryable"],
     410: ["job_expired"],
     413: ["payload_too_large"],
     422: ["invalid_input"],
@@ -144,7 +144,11 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "metadata": {"type": "object"},
         "links": _object({"self": {"type": "string"}}),
     }
-    return _object(properties)
+    included = {
+        "input": {"description": "as it was sent; with `?include=input`"},
+        "attempts": {"type": "array", "items": ATTEMPT, "description": "oldest first; with `?include=attempts`"},
+    }
+    return _object(properties | included, required=list(properties))
 
 
 # -- what does not ----------------------------------------------------------------------------------------------------
@@ -177,6 +181,26 @@ JOB_ERROR = _object(
         "errors": FIELD_ERRORS,
     },
     ["code", "message", "retryable"],
+)
+
+ATTEMPT = _object(
+    {
+        "attempt": {"type": "integer", "minimum": 1},
+        "outcome": {
+            "enum": ["running", "succeeded", "failed", "cancelled", "lost", "memory", "timed_out", "handed_back"]
+        },
+        "charged": {"type": "boolean", "description": "whether it counts against max_attempts"},
+        "started_at": TIME,
+        "ended_at": TIME,
+        "worker": {"type": "string", "description": "host:pid:id"},
+        "batch": {
+            "type": "string",
+            "description": "finds its lines, and its traceback, in that worker's log",
+        },
+        "batch_size": {"type": ["integer", "null"]},
+        "version": {"type": "string", "description": "the plugin's"},
+        "error": {"anyOf": [{"$ref": "#/components/schemas/JobError"}, {"type": "null"}]},
+    }
 )
 
 PROBLEM = _object(
@@ -242,6 +266,10 @@ def _query(name: str, schema: Schema, description: str) -> Schema:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
+INCLUDE = _query(
+    "include", {"type": "string", "enum": ["attempts", "input", "attempts,input"]}, "further members of the job"
+)
+
 PAGING = [
     _query("service", {"type": "string"}, "only this service's"),
     _query("status", {"enum": list(Status)}, "only in this state"),
@@ -283,6 +311,10 @@ def _paths(entries: list[Entry]) -> Schema:
     }
     read = {"200": _answer(job, "The job as it stands", APPLIED), **_problems(404, 410, 422, 503)}
     cancelled = {"202": _answer(job, "The cancelled job"), **_problems(404, 409, 410, 422, 503)}
+    again = {
+        "202": _answer(job, "The job, queued again", LOCATION),
+        **_problems(404, 409, 410, 413, 422, 429, 503),
+    }
     one = {"200": _answer(_ref("Service"), "The service"), **_problems(404, 422, 503)}
     every = {"200": _answer(services, "Every installed service"), **_problems(422, 503)}
     listed = {"200": _answer(page, "A page of jobs"), **_problems(404, 422, 503)}
@@ -294,8 +326,11 @@ def _paths(entries: list[Entry]) -> Schema:
             "get": _operation("list_jobs", "List jobs, newest first", listed, PAGING),
         },
         "/jobs/{job_id}": {
-            "get": _operation("get_job", "Read a job", read, [_path("job_id"), *WAIT]),
+            "get": _operation("get_job", "Read a job", read, [_path("job_id"), *WAIT, INCLUDE]),
             "delete": _operation("cancel_job", "Cancel a job", cancelled, [_path("job_id")]),
+        },
+        "/jobs/{job_id}/retry": {
+            "post": _operation("retry_job", "Run a failed, cancelled or expired job again", again, [_path("job_id")])
         },
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},

@@ -23,13 +23,14 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.JobNotFound: 404,
     errors.JobExpired: 410,
     errors.JobFinished: 409,
+    errors.JobNotRetryable: 409,
     errors.QueueFull: 429,
     errors.StoreUnavailable: 503,
     errors.ServiceFailed: 503,
 }
 
-#: Answers after which the same request may succeed. The second is a constant, not yet a measured rate.
-RETRY_AFTER = {429: "1", 503: "1"}
+#: Seconds after which the same request may succeed. ``QueueFull`` tells its own, by the measured rate.
+RETRY_AFTER = {503: "1"}
 
 TITLES = {
     404: "Not found",
@@ -72,7 +73,8 @@ async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
     status = STATUS.get(type(error), 500)
     known = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
-    return problem(status, error.code, error.message, errors=error.errors, services=known)
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else None
+    return problem(status, error.code, error.message, headers, errors=error.errors, services=known)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -63,6 +63,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+async def read_nothing(request: Request) -> None:
+    """Refuse a body where none is taken: what it asks for would be left undone. An empty object will do."""
+    body = await read_body(request, MAX_METADATA_BYTES)
+    if body.strip() not in (b"", b"{}"):
+        must = "this route takes no body"
+        raise _invalid(must, ["body"], must, "extra_forbidden")
+
+
 def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
     """The body of ``POST /jobs`` without a look at its input. Raises ``InvalidInput``."""
     try:

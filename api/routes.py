@@ -21,6 +21,7 @@ from api.requests import (
     parse_job,
     read_body,
     read_int,
+    read_nothing,
     read_wait,
 )
 from api.waiter import ended_within
@@ -32,6 +33,9 @@ router = APIRouter()
 
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
+
+#: What ``?include=`` may ask for beyond the job itself.
+INCLUDES = frozenset({"attempts", "input"})
 
 
 @router.post("/jobs")
@@ -53,12 +57,13 @@ async def create_job(request: Request) -> Response:
 async def get_job(request: Request, job_id: str) -> Response:
     """One job as it stands, or as it ends within the wait."""
     state = request.app.state
-    wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
+    query = check_query(request, {"wait", "include"})
+    wait, include = read_wait(request, query, state.settings.max_wait_s), _read_include(query)
     with state.waiter.expect(job_id) as end:
         job = await state.ledger.get(job_id)
         if wait and not job.ended:
             job = await ended_within(end, wait) or await state.ledger.get(job_id)
-    return _job(job, 200, wait)
+    return _job(job, 200, wait, include=include)
 
 
 @router.delete("/jobs/{job_id}")
@@ -68,6 +73,16 @@ async def cancel_job(request: Request, job_id: str) -> Response:
     job = await request.app.state.ledger.cancel(job_id)
     log.info("job cancelled id=%s service=%s attempt=%d", job.id, job.service, job.attempt)
     return _job(job, 202)
+
+
+@router.post("/jobs/{job_id}/retry")
+async def retry_job(request: Request, job_id: str) -> Response:
+    """Run a job that has failed, was cancelled or expired again."""
+    check_query(request, set())
+    await read_nothing(request)
+    job = await request.app.state.ledger.retry(job_id)
+    log.info("job queued id=%s service=%s priority=%s attempt=%d", job.id, job.service, job.priority, job.attempt + 1)
+    return _job(job, 202, headers={"Location": f"/jobs/{job.id}"})
 
 
 @router.get("/jobs")
@@ -138,6 +153,14 @@ def _read_status(query: dict[str, str]) -> Status | None:
     return Status(query["status"])
 
 
+def _read_include(query: dict[str, str]) -> frozenset[str]:
+    names = frozenset(query["include"].split(",")) if "include" in query else frozenset()
+    if not names <= INCLUDES:
+        must = f"expected one or more of {', '.join(sorted(INCLUDES))}, comma-separated"
+        raise invalid_query("include", must, "enum")
+    return names
+
+
 def _read_cursor(query: dict[str, str]) -> tuple[str, str] | None:
     if "cursor" not in query:
         return None
@@ -150,9 +173,15 @@ def _read_cursor(query: dict[str, str]) -> tuple[str, str] | None:
     return us, job_id
 
 
-def _job(job: Job, status: int, wait: float = 0, headers: dict[str, str] | None = None) -> Response:
+def _job(
+    job: Job,
+    status: int,
+    wait: float = 0,
+    headers: dict[str, str] | None = None,
+    include: frozenset[str] = frozenset(),
+) -> Response:
     applied = {"Preference-Applied": f"wait={wait:g}"} if wait else {}
-    return Response(job.to_json(), status, {**applied, **(headers or {})}, "application/json")
+    return Response(job.to_json(include), status, {**applied, **(headers or {})}, "application/json")
 
 
 def _json(value: Any) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from worker.errors import QueueFull
+from worker.errors import QueueFull, StoreUnavailable
 from worker.jobs import Job, NewJob
 from worker.ledger import AsyncLedger
 
@@ -49,6 +49,10 @@ class Writer:
             try:
                 stored: list[Job | QueueFull] = await self._ledger.create([job for job, _ in group])
             except Exception as error:  # it is each client's to hear
+                if isinstance(error, StoreUnavailable):
+                    # Who waits behind them has waited as long: a turn of its own would double that.
+                    group += waiting
+                    waiting.clear()
                 for _, future in group:
                     if not future.done():
                         future.set_exception(error)

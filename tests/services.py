@@ -37,7 +37,15 @@ class Plugin(Service[Input, Output]):
     {knobs}
 
     def load(self):
+        self.kept = []
         time.sleep(float(os.environ.get("TEST_LOAD_S", "0")))
+
+    def is_first_run(self, n):
+        try:
+            os.close(os.open(os.path.join(os.environ["TEST_FOLDER"], f"run-{{n}}"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
     def predict_batch(self, batch):
         time.sleep(sum(item.sleep_s for item in batch))
@@ -46,6 +54,17 @@ class Plugin(Service[Input, Output]):
                 raise ValueError("bad one")
             if item.do == "exit":
                 os._exit(3)
+            if item.do in ("flaky", "hang_once") and self.is_first_run(item.n):
+                if item.do == "flaky":
+                    raise ConnectionError("no model server")
+                time.sleep(60)
+            if item.do == "always_flaky":
+                raise ConnectionError("no model server")
+            if item.do == "grow":
+                self.kept.append(b"x" * 2**28)
+                time.sleep(60)
+            if item.do == "leak":
+                self.kept.append(b"x" * 2**25)
         return [{{"n": item.n, "batch": len(batch)}} for item in batch]
 """
 
@@ -88,6 +107,10 @@ def write_services(folder: Path) -> Path:
     write_echo(folder)
     write_echo(folder, "small", "max_queue_size = 2")
     write_echo(folder, "patient", "max_queue_delay_ms = 300")
+    retries = "retry_on = (ConnectionError, TimeoutError); retry_timeouts = True; retry_backoff_s = 0.2"
+    write_echo(folder, "retrying", retries)
+    write_echo(folder, "bounded", "memory_limit_mb = 200; time_limit_s = 30")
+    write_echo(folder, "one_by_one", "max_batch_size = 1; time_limit_s = 60")
     write_plugin(folder, "no_schema", None, ECHO.format(name="echo", knobs="pass"))
     write_plugin(folder, "bad_schema", "raise RuntimeError('broken schema')", "")
     for name, service in BROKEN.items():

@@ -164,7 +164,7 @@ class System:
         self.port = free_port()
         path = os.pathsep.join([str(plugins), str(ROOT)])
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL", "CELERY"))}
-        self.env = {**kept, "PYTHONPATH": path, "REDIS_URL": redis_server.url, **settings}
+        self.env = {**kept, "PYTHONPATH": path, "REDIS_URL": redis_server.url, "TEST_FOLDER": str(folder), **settings}
 
     @property
     def url(self) -> str:

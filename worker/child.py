@@ -1,8 +1,13 @@
 """A pool process: ``python -m worker.child FD NAME…`` loads its services and runs one batch at a time.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun`` and ``ended``. Slot to child: ``{service, token, ids}``. It is a process of its own, started
-fresh rather than forked, so that whatever a model's library does to it (threads, CUDA, a segfault) stays in it.
+for each batch ``begun`` and ``ended``. Slot to child: a batch, or ``cancelled`` with ids of the running one. It is a
+process of its own, started fresh rather than forked, so that whatever a model's library does to it (threads, CUDA, a
+segfault) stays in it.
+
+A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
+(SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
+time; and where the lease has lapsed all the same, it ends this process.
 """
 
 from __future__ import annotations
@@ -11,10 +16,15 @@ import ctypes
 import json
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
+
+import redis
 
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServiceFailed
@@ -25,6 +35,14 @@ from worker.service import Service
 from worker.settings import get_settings
 
 log = logging.getLogger("services.worker")
+
+#: Seconds between two renewals of the lease by a pool process; those of its worker come more often.
+EXTEND_S = 1.0
+#: Seconds after ``time_limit_s`` at which a process ends itself, should its slot be stopped.
+LAST_GRACE_S = 2.0
+
+#: Exit code of a process that ended itself because its batch was no longer its own.
+EX_GONE = 70
 
 #: ``prctl``'s option that has the kernel send a signal when the parent dies (``man 2 prctl``); Linux only.
 PR_SET_PDEATHSIG = 1
@@ -39,16 +57,64 @@ def main(fd: int, names: list[str]) -> None:
     setup_logging(settings.log_level)
     link = Connection(fd)
     services = _load(names, link)
-    ledger = Ledger(settings)
-    while services:
-        try:
-            order = json.loads(link.recv_bytes())
-        except (EOFError, OSError):
-            return
+    if not services:
+        return
+    ledger, listener = Ledger(settings), Listener(link, Ledger(settings, timeout_s=1, retries=0))
+    listener.start()
+    while (order := listener.orders.get()) is not None:
         _send(link, {"begun": order["token"]})
         name = order["service"]
-        ended = run_batch(services[name], name, ledger, order["token"], order["ids"])
+        ended = run_batch(services[name], name, ledger, order["token"], order["ids"], listener.cancelled)
+        listener.running = None
         _send(link, {"ended": ended})
+
+
+class Listener(threading.Thread):
+    """Reads the slot's messages and watches over the batch that runs."""
+
+    def __init__(self, link: Connection, ledger: Ledger) -> None:
+        super().__init__(name="listener", daemon=True)
+        self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.cancelled: set[str] = set()
+        self.running: dict[str, Any] | None = None  # the order whose batch runs
+        self._link = link
+        self._ledger = ledger
+        self._deadline = 0.0
+
+    def run(self) -> None:
+        """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""
+        while True:
+            try:
+                if self._link.poll(EXTEND_S):
+                    self._take(json.loads(self._link.recv_bytes()))
+                elif self.running:
+                    self._watch(self.running)
+            except (EOFError, OSError):
+                self.orders.put(None)
+                return
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "cancelled" in message:
+            self.cancelled.update(message["cancelled"])
+            return
+        self.cancelled.clear()
+        self._deadline = time.monotonic() + message["time_limit_s"] + LAST_GRACE_S
+        self.running = message
+        self.orders.put(message)
+
+    def _watch(self, order: dict[str, Any]) -> None:
+        """Once a second while a batch runs: keep its lease, or end it where that is gone."""
+        if time.monotonic() > self._deadline:
+            log.error("batch %s is over its time_limit_s and its worker does not end it: ending it", order["token"])
+            os._exit(EX_GONE)
+        try:
+            held = self._ledger.extend(order["service"], order["worker"])
+        except redis.RedisError as error:
+            log.debug("could not extend the lease: %s", error)
+            return
+        if not held and self.running is order:
+            log.error("the lease of batch %s has lapsed, others run it now: ending it", order["token"])
+            os._exit(EX_GONE)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
@@ -63,6 +129,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:
     """Each service's instance, loaded; none where one failed, after telling the slot why."""
+    log.info("service loading name=%s pid=%d", ",".join(names), os.getpid())
     services: dict[str, Service[Any, Any]] = {}
     told = {}
     for plugin in find_plugins(names):

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from redis import RedisError
+
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import ServicesError, UnknownService
 from worker.logs import setup_logging
@@ -92,6 +94,23 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
     return 0
 
 
+def retry(arguments: argparse.Namespace, settings: Settings) -> int:
+    """run failed jobs again: all of a service, or one by its id"""
+    from worker.ledger import Ledger
+
+    ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
+    try:
+        ids = list(ledger.failed(arguments.target)) if arguments.target in list_plugins() else [arguments.target]
+        for job_id in ids:
+            ledger.retry(job_id)
+            print(f"queued again: {job_id}")
+    except RedisError as error:
+        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+    if not ids:
+        print(f"no job of {arguments.target} has failed")
+    return 0
+
+
 def up(_: argparse.Namespace, settings: Settings) -> int:
     """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
     from worker.up import up as start
@@ -117,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     for_predict = add("predict", predict)
     for_predict.add_argument("name", metavar="NAME", help="a service")
     for_predict.add_argument("input", nargs="?", metavar="FILE", help="a file with the input as JSON; - for stdin")
+    add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
     add("up", up)
     return parser
 
@@ -145,3 +165,7 @@ def _say(error: ServicesError) -> str:
 def _fail(message: str, code: int = 1) -> int:
     print(f"Error: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ class ServicesError(Exception):
     """Something went wrong in libs-service."""
 
     code: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str | None = None, *, errors: list[dict[str, Any]] | None = None) -> None:
         self.message = message or (self.__doc__ or "").strip().splitlines()[0]
@@ -63,6 +63,12 @@ class TimedOut(ServicesError):
     retryable = True
 
 
+class Cancelled(ServicesError):
+    """The job was cancelled while it ran; the ledger knows already."""
+
+    code = "cancelled"
+
+
 # -- plugins ----------------------------------------------------------------------------------------------------------
 
 
@@ -106,8 +112,18 @@ class JobFinished(ServicesError):
     code = "job_finished"
 
 
+class JobNotRetryable(ServicesError):
+    """Only a job that has failed, was cancelled or expired can be run again."""
+
+    code = "job_not_retryable"
+
+
 class QueueFull(ServicesError):
-    """The service's queue holds max_queue_size jobs; try again later."""
+    """The service's queue is full (its max_queue_size or max_queue_bytes); try again later."""
 
     code = "queue_full"
     retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

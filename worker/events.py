@@ -111,6 +111,8 @@ class Reporter(threading.Thread):
     def _tell_end(self, job_id: str, result: dict[str, Any] | None) -> None:
         if result is None:
             self._put("task-revoked", uuid=job_id, terminated=False, signum=None, expired=False)
+        elif result["retried"]:
+            self._put("task-retried", uuid=job_id, exception=result["error"], traceback="")
         elif result["error"]:
             self._put("task-failed", uuid=job_id, exception=result["error"], traceback="")
         else:

@@ -37,6 +37,7 @@ class Batch:
     """Jobs of one service that this worker has claimed under one token."""
 
     service: str
+    worker: str  #: the id under which it was claimed
     token: str
     ids: list[str]
 
@@ -59,9 +60,10 @@ class Feeder:
         for _ in self._names:
             name = self._names[0]
             self._names.append(self._names.pop(0))  # in turn, so that no queue starves another
-            claim = self._claim(name)
+            worker = self._worker()
+            claim = self._claim(name, worker)
             if claim.ids:
-                batch = Batch(name, self._token, claim.ids)
+                batch = Batch(name, worker, self._token, claim.ids)
                 self._token = uuid.uuid4().hex
                 return batch
             if claim.kind == "fenced":
@@ -70,11 +72,10 @@ class Feeder:
         self._ledger.wait(self._names[0], TURN_S if len(self._names) > 1 else LOOK_AGAIN_S)
         return None
 
-    def _claim(self, name: str) -> Claim:
+    def _claim(self, name: str, worker: str) -> Claim:
         """Claim, adopting other producers' messages and holding a batch back as its author asked."""
         version, knobs = self._about[name]
         while True:
-            worker = self._worker()
             claim = self._ledger.claim(name, worker, self._token, knobs, version)
             if claim.kind == "foreign":
                 self._adopt(name, worker, claim.messages)

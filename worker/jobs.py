@@ -26,17 +26,18 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
-ACTIVE = frozenset({Status.QUEUED, Status.RUNNING})
+RETRYABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 #: The one table of transitions. ``ledger.lua`` keeps it and a test tries every edge that is not here.
-#: ``RUNNING -> QUEUED`` happens only when a worker was lost, handed back or is run again alone.
+#: ``RUNNING -> QUEUED`` happens only when a worker was lost, handed back, is run again alone or is retried; a terminal
+#: status is left by ``POST /jobs/<id>/retry`` alone.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED, Status.FAILED}),
     Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.QUEUED}),
     Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-    Status.EXPIRED: frozenset(),
+    Status.FAILED: frozenset({Status.QUEUED}),
+    Status.CANCELLED: frozenset({Status.QUEUED}),
+    Status.EXPIRED: frozenset({Status.QUEUED}),
 }
 
 
@@ -85,6 +86,10 @@ class Job:
     error: bytes | None  #: JSON text
     timings: bytes | None  #: JSON text: the stages' milliseconds, by name
     metadata: bytes  #: JSON text
+    input: bytes = b"null"  #: JSON text
+    history: tuple[bytes, ...] = ()  #: attempts that did not succeed, oldest first: JSON texts by ``ledger.lua``
+    worker: str = ""  #: id of the worker that runs or ran it last
+    batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
 
     @property
@@ -111,13 +116,17 @@ class Job:
             error=record.get(b"error"),
             timings=record.get(b"timings"),
             metadata=record.get(b"metadata", b"{}"),
+            input=record.get(b"input", b"null"),
+            history=tuple(record[b"history"].split(b"\n")) if b"history" in record else (),
+            worker=record.get(b"worker", b"").decode(),
+            batch=record.get(b"token", b"").decode(),
             position=position if record[b"status"] == b"queued" else None,
         )
 
-    def to_json(self) -> bytes:
-        """The job as ``contract.md`` section 3 shows it.
+    def to_json(self, include: frozenset[str] = frozenset()) -> bytes:
+        """The job as ``contract.md`` section 3 shows it; with ``include`` also its "input" and its "attempts".
 
-        The output, error and metadata are JSON texts already and are put in as they stand, not parsed again.
+        The output, error, metadata and input are JSON texts already and are put in as they stand, not parsed again.
         """
         parts: dict[str, bytes] = {
             "id": _dump(self.id),
@@ -139,7 +148,23 @@ class Job:
             "metadata": self.metadata,
             "links": _dump({"self": f"/jobs/{self.id}"}),
         }
+        if "input" in include:
+            parts["input"] = self.input
+        if "attempts" in include:
+            parts["attempts"] = _dump(self._attempts())
         return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in parts.items()) + b"}"
+
+    def _attempts(self) -> list[dict[str, Any]]:
+        """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""
+        told = [json.loads(line) for line in self.history]
+        if self.status in (Status.RUNNING, Status.SUCCEEDED):
+            last: dict[str, Any] = {"attempt": self.attempt, "outcome": self.status, "charged": True, "error": None}
+            last |= {"started_us": self.started_us, "ended_us": self.finished_us, "version": self.version}
+            told.append({**last, "worker": self.worker, "batch": self.batch, "batch_size": self.batch_size})
+        for attempt in told:
+            attempt["started_at"] = rfc3339(attempt.pop("started_us"))
+            attempt["ended_at"] = rfc3339(attempt.pop("ended_us"))
+        return told
 
     def _timings(self) -> dict[str, float | None]:
         stages = json.loads(self.timings) if self.timings else {}

@@ -115,10 +115,9 @@ class Keeper(threading.Thread):
         self._on_lost()
 
     def _sweep(self, name: str) -> None:
-        """Recover dead workers' jobs; not in the first seconds after Redis was away, when living ones lapsed too."""
-        if time.monotonic() - self._steady_since < self._settings.lease_s:
-            return
-        for job_id in self._ledger.sweep(name):
+        """Dead workers' jobs are not recovered in the first seconds after Redis was away: living ones lapsed too."""
+        steady = time.monotonic() - self._steady_since >= self._settings.lease_s
+        for job_id in self._ledger.sweep(name, leases=steady):
             log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
 
     def _info(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end
 --   job:<id>             string the job's service; lives remember_for longer than the record (410 rather than 404)
 --   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
+--   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
 --   S:expires            zset   finished jobs by the time at which their record is dropped
 --   S:deadlines          zset   unfinished jobs with start_within or finish_within, by the next of the two
@@ -16,8 +17,9 @@
 --   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    running jobs of this worker that were cancelled
---   S:about              hash   what the last worker told of the service: version, knobs, max_queue_size, failure
---   S:swept              string held for half a second by the worker that sweeps
+--   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
+--                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at
+--   S:swept              string held for 0.4 s by the worker that sweeps
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
 --   services             set    every service that ever had a job or a worker
 -- Channel jobs:ended: a JSON array of the ids that have just ended.
@@ -27,7 +29,7 @@
 local service = KEYS[1]
 local S = '{' .. service .. '}:'
 local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
-local WORKERS, INFO, ABOUT = S .. 'workers', S .. 'workers:info', S .. 'about'
+local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
 
 local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local FIRST = 4
@@ -40,9 +42,22 @@ local QUEUES = {service, service .. '\6\0223', service .. '\6\0226', service .. 
 local TRANSITIONS = {
   queued = {running = true, cancelled = true, expired = true, failed = true},
   running = {succeeded = true, failed = true, cancelled = true, queued = true},
+  failed = {queued = true}, cancelled = {queued = true}, expired = {queued = true},  -- by retry alone
 }
 
+-- Inputs that may wait where no worker has told the service's own max_queue_bytes yet.
+local DEFAULT_MAX_BYTES = 1073741824
+-- Bytes of a job's history; the oldest attempts are forgotten first.
+local MAX_HISTORY = 32768
+-- A cancelled run is ended within this time: a retry must not overlap with it.
+local RUN_ENDS_US = 4000000
+-- The longest pause before a further attempt.
+local MAX_PAUSE_US = 300000000
+-- The rate of ended jobs is averaged over this time.
+local RATE_S = 10
+
 local ended = {}
+local bytes_change = 0  -- of the inputs that wait
 
 local function clock()
   local t = redis.call('TIME')
@@ -52,6 +67,10 @@ end
 local now = clock()
 
 local function record(id) return S .. 'job:' .. id end
+
+local function int(number) return string.format('%.0f', number) end
+
+local function weigh(id, sign) bytes_change = bytes_change + sign * redis.call('HSTRLEN', record(id), 'input') end
 
 local function must_go(id, from, to)
   if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
@@ -81,11 +100,32 @@ local function tell_celery(id, status, value, keep)
   redis.call('PUBLISH', 'celery-task-meta-' .. id, meta)
 end
 
+-- One line for an attempt that did not succeed: what GET /jobs/<id>?include=attempts shows.
+local function note(id, outcome, charged, problem)
+  local key = record(id)
+  local job = redis.call('HMGET', key, 'attempt', 'started', 'worker', 'token', 'batch_size', 'version', 'history')
+  local line = '{"attempt":' .. job[1] .. ',"outcome":"' .. outcome .. '","charged":' .. tostring(charged)
+    .. ',"started_us":' .. (job[2] or '0') .. ',"ended_us":' .. int(now) .. ',"worker":' .. cjson.encode(job[3] or '')
+    .. ',"batch":' .. cjson.encode(job[4] or '') .. ',"batch_size":' .. (job[5] or 'null')
+    .. ',"version":' .. cjson.encode(job[6] or '') .. ',"error":' .. (problem or 'null') .. '}'
+  local history = job[7] and (job[7] .. '\n' .. line) or line
+  while #history > MAX_HISTORY and history:find('\n', 1, true) do
+    history = history:sub(history:find('\n', 1, true) + 1)
+  end
+  redis.call('HSET', key, 'history', history)
+end
+
 -- The only way into a terminal state. ``value`` is the output or the error, a JSON text; extra: further fields.
 local function finish(id, status, value, extra)
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'worker', 'keep')
   must_go(id, job[1], status)
+  if job[1] == 'queued' then
+    weigh(id, -1)
+    redis.call('ZREM', DELAYED, id)
+  elseif status ~= 'succeeded' then
+    note(id, status, true, status == 'failed' and value)
+  end
   local keep = tonumber(job[3])
   redis.call('HSET', key, 'status', status, 'finished', now, 'expires', now + keep, unpack(extra or {}))
   if value then redis.call('HSET', key, status == 'succeeded' and 'output' or 'error', value) end
@@ -103,16 +143,29 @@ local function ring(id)
   redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
 end
 
--- Back to the queue, with the place that its age gives it.
-local function put_back(id, charged, alone)
+-- Back to the queue, with the place that its age gives it; at once, or after a pause.
+local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'worker', 'score')
   must_go(id, job[1], 'queued')
+  note(id, outcome, charged, problem)
+  weigh(id, 1)
   redis.call('HDEL', S .. 'running:' .. job[2], id)
   redis.call('HSET', key, 'status', 'queued', 'alone', alone and 1 or 0)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size')
   if not charged then redis.call('HINCRBY', key, 'attempt', -1) end
-  redis.call('ZADD', WAITING, job[3], id)
+  if pause > 0 then
+    redis.call('ZADD', DELAYED, now + pause, id)
+  else
+    redis.call('ZADD', WAITING, job[3], id)
+    ring(id)
+  end
+end
+
+-- A running job whose end did not come from its run: its worker stops that within RUN_ENDS_US.
+local function stop_run(id, worker)
+  redis.call('SADD', S .. 'cancels:' .. worker, id)
+  redis.call('HSET', record(id), 'stopping', 1)
 end
 
 -- A job past a deadline; true where that ended it.
@@ -121,6 +174,7 @@ local function end_if_late(id, start_by, finish_by, status)
     finish(id, 'expired')
     return true
   elseif finish_by > 0 and finish_by <= now then
+    if status == 'running' then stop_run(id, redis.call('HGET', record(id), 'worker')) end
     finish(id, 'failed', error_json('timed_out', 'not finished within finish_within_s', true))
     return true
   end
@@ -132,14 +186,33 @@ local function next_deadline(start_by, finish_by)
   return math.max(start_by, finish_by)
 end
 
+-- Jobs ended a second, now.
+local function rate()
+  local about = redis.call('HMGET', ABOUT, 'rate', 'rate_at')
+  if not about[1] then return 0 end
+  return tonumber(about[1]) * math.exp(-(now - tonumber(about[2])) / (RATE_S * 1000000))
+end
+
+-- Whether so many further bytes find no place, and if so in how many seconds there will be some: the time in which a
+-- tenth of the queue is worked off at the measured rate.
+local function full(waiting, waiting_bytes, bytes, limits)
+  local most, most_bytes = tonumber(limits[1] or 0), tonumber(limits[2] or DEFAULT_MAX_BYTES)
+  local many = most > 0 and waiting >= most
+  if not many and (most_bytes == 0 or waiting_bytes + bytes <= most_bytes) then return nil end
+  local speed = rate()
+  if speed < 0.01 then return 60 end
+  return math.max(1, math.min(60, math.ceil((waiting / 10 + 1) / speed)))
+end
+
 local operations = {}
 
 -- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once).
--- Gives per job: state ("queued" or "full"), created, position.
+-- Gives per job: state ("queued" or "full"), created (full: seconds after which to try again), position.
 function operations.create()
-  local limit = tonumber(redis.call('HGET', ABOUT, 'max_queue_size') or 0)
-  local waiting = redis.call('ZCARD', WAITING)
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
+  local waiting_bytes = tonumber(limits[3] or 0)
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local reply = {}
   redis.call('SADD', 'services', service)
   for i = FIRST, #ARGV, 11 do
@@ -147,16 +220,21 @@ function operations.create()
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
     local state, created = 'queued', known or (now + #reply)
-    if not known and limit > 0 and waiting >= limit and message ~= '' then
-      state = 'full'
+    local again = not known and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
+    if again then
+      state, created = 'full', again
     elseif not known then
-      local start_by, finish_by = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
-      if start_by > 0 then start_by = now + start_by end
-      if finish_by > 0 then finish_by = now + finish_by end
+      local start_within, finish_within = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
+      local start_by = start_within > 0 and now + start_within or 0
+      local finish_by = finish_within > 0 and now + finish_within or 0
       local score = created + ARGV[i + 3]
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
         'attempt', 0, 'created', created, 'score', score, 'start_by', start_by, 'finish_by', finish_by,
         'keep', ARGV[i + 6], 'metadata', ARGV[i + 7], 'input', ARGV[i + 8])
+      if start_by + finish_by > 0 then
+        redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within)
+      end
+      bytes_change = bytes_change + #ARGV[i + 8]
       redis.call('SET', 'job:' .. id, service)
       redis.call('ZADD', WAITING, score, id)
       redis.call('ZADD', INDEX, created, id)
@@ -203,6 +281,7 @@ end
 local function start(id, worker, token, max_attempts, version)
   local key = record(id)
   redis.call('ZREM', WAITING, id)
+  weigh(id, -1)
   redis.call('HINCRBY', key, 'attempt', 1)
   redis.call('HSET', key, 'status', 'running', 'worker', worker, 'token', token, 'started', now,
     'start_by', 0, 'max_attempts', max_attempts, 'version', version)
@@ -256,18 +335,26 @@ function operations.adopted()
   redis.call('HDEL', S .. 'taken:' .. ARGV[4], unpack(ARGV, 5))
 end
 
--- token, then per job: id, status, output or error, timings, batch_size. Gives 1 for each that stands as told, 0 for
--- each that is no longer this batch's (cancelled, or run elsewhere since): the fence against a late worker.
+-- token, then per job: id, status, output or error, timings, batch_size, pause_us (0: this end is final; else a failed
+-- job is run again after the pause, as long as it has attempts left). Gives for each 1 where it stands as told, 2 where
+-- it will be run again, 0 where it is no longer this batch's (cancelled, or run elsewhere since): the fence against a
+-- late worker.
 function operations.complete()
   local token, reply = ARGV[4], {}
-  for i = 5, #ARGV, 5 do
+  for i = 5, #ARGV, 6 do
     local id, status = ARGV[i], ARGV[i + 1]
-    local job = redis.call('HMGET', record(id), 'token', 'status')
-    local mine = job[1] == token
+    local job = redis.call('HMGET', record(id), 'token', 'status', 'attempt', 'base', 'max_attempts')
+    local mine, told = job[1] == token, 1
     if mine and job[2] == 'running' then
-      finish(id, status, ARGV[i + 2], {'timings', ARGV[i + 3], 'batch_size', ARGV[i + 4]})
+      local pause = tonumber(ARGV[i + 5])
+      if pause > 0 and job[3] - (job[4] or 0) < tonumber(job[5]) then
+        put_back(id, 'failed', true, false, pause, ARGV[i + 2])
+        told = 2
+      else
+        finish(id, status, ARGV[i + 2], {'timings', ARGV[i + 3], 'batch_size', ARGV[i + 4]})
+      end
     end
-    reply[#reply + 1] = (mine and (job[2] == 'running' or job[2] == status)) and 1 or 0
+    reply[#reply + 1] = (mine and (job[2] == 'running' or job[2] == status)) and told or 0
   end
   return reply
 end
@@ -277,40 +364,79 @@ function operations.cancel()
   local id = ARGV[4]
   local job = redis.call('HMGET', record(id), 'status', 'worker')
   if job[1] == 'queued' or job[1] == 'running' then
-    if job[1] == 'running' then redis.call('SADD', S .. 'cancels:' .. job[2], id) end
+    if job[1] == 'running' then stop_run(id, job[2]) end
     finish(id, 'cancelled')
   end
   return job[1]
 end
 
--- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
-local function run_again(id, reason)
-  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'max_attempts')
-  local alone = tonumber(job[1] or 1) <= 1
-  if reason == 'handed_back' then
-    put_back(id, false, false)
-  elseif not alone then
-    put_back(id, false, true)
-  elseif reason == 'timed_out' then
-    finish(id, 'failed', error_json('timed_out', 'the run took longer than the service\'s time_limit_s', true))
-    return
-  elseif tonumber(job[2]) >= tonumber(job[3]) then
-    finish(id, 'failed', error_json('worker_lost', 'the process that ran the job died in each of '
-      .. job[2] .. ' attempts', true))
-    return
+-- id. Gives the status that it had (nothing for an unknown id), or {"full", seconds} where the queue is.
+function operations.retry()
+  local id = ARGV[4]
+  local key = record(id)
+  local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
+    'stopping')
+  if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
+  local again = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0),
+    redis.call('HSTRLEN', key, 'input'), limits)
+  if again then return {'full', again} end
+  local start_by, finish_by = tonumber(job[5] or 0), tonumber(job[6] or 0)
+  if start_by > 0 then start_by = now + start_by end
+  if finish_by > 0 then finish_by = now + finish_by end
+  local score = now + job[2] - job[3]
+  redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
+    'start_by', start_by, 'finish_by', finish_by)
+  redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping')
+  redis.call('PERSIST', key)
+  redis.call('PERSIST', 'job:' .. id)
+  redis.call('DEL', 'celery-task-meta-' .. id)
+  redis.call('ZREM', EXPIRES, id)
+  local deadline = next_deadline(start_by, finish_by)
+  if deadline > 0 then redis.call('ZADD', DEADLINES, deadline, id) end
+  weigh(id, 1)
+  if job[7] and job[4] + RUN_ENDS_US > now then
+    redis.call('ZADD', DELAYED, job[4] + RUN_ENDS_US, id)
   else
-    put_back(id, true, true)
+    redis.call('ZADD', WAITING, score, id)
+    ring(id)
   end
-  ring(id)
+  return job[1]
 end
 
--- worker, token, reason ("lost", "timed_out", "handed_back"). Gives the ids whose run had come to nothing.
+local REASONS = {
+  lost = 'the process that ran the job died',
+  memory = "the process that ran the job grew over the service's memory_limit_mb",
+  timed_out = "the run took longer than the service's time_limit_s",
+}
+
+-- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
+local function run_again(id, reason, pause)
+  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts')
+  local alone = tonumber(job[1] or 1) <= 1
+  local attempts = job[2] - (job[3] or 0)
+  local last = attempts >= tonumber(job[4])
+  local code = reason == 'timed_out' and 'timed_out' or 'worker_lost'
+  if reason == 'handed_back' then
+    put_back(id, reason, false, false, 0)
+  elseif not alone then
+    put_back(id, reason, false, true, 0)
+  elseif last or (reason == 'timed_out' and pause == 0) then
+    local each = attempts > 1 and ', in each of ' .. int(attempts) .. ' attempts' or ''
+    finish(id, 'failed', error_json(code, REASONS[reason] .. each, true))
+  else
+    put_back(id, reason, true, true, math.min(MAX_PAUSE_US, pause * 2 ^ (attempts - 1)), error_json(code, REASONS[reason], true))
+  end
+end
+
+-- worker, token, reason ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost
+-- job is run again at once, one that timed out not at all). Gives the ids whose run had come to nothing.
 function operations.give_up()
-  local worker, token, reason = ARGV[4], ARGV[5], ARGV[6]
+  local worker, token, reason, pause = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
   for i = 1, #mine, 2 do
     if mine[i + 1] == token then
-      run_again(mine[i], reason)
+      run_again(mine[i], reason, pause)
       given[#given + 1] = mine[i]
     end
   end
@@ -319,7 +445,7 @@ end
 
 local function forget(worker, reason)
   local mine = redis.call('HKEYS', S .. 'running:' .. worker)
-  for _, id in ipairs(mine) do run_again(id, reason) end
+  for _, id in ipairs(mine) do run_again(id, reason, 0) end
   for _, message in ipairs(redis.call('HVALS', S .. 'taken:' .. worker)) do
     redis.call('RPUSH', service, message)
   end
@@ -336,9 +462,10 @@ function operations.join()
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
 end
 
--- version, knobs (JSON), max_queue_size: what a worker knows of its service as soon as it is loaded
+-- version, knobs (JSON), max_queue_size, max_queue_bytes: what a worker knows of its service as soon as it is loaded
 function operations.tell()
-  redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6])
+  redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6],
+    'max_queue_bytes', ARGV[7])
   redis.call('HDEL', ABOUT, 'failure')
 end
 
@@ -352,6 +479,14 @@ function operations.renew()
   return {1, cancels}
 end
 
+-- worker, lease_us: renewed by a pool process whose worker's main process may be stopped. Gives 1, or 0 where the lease
+-- has lapsed and what runs is others' now.
+function operations.extend()
+  if not redis.call('ZSCORE', WORKERS, ARGV[4]) then return 0 end
+  redis.call('ZADD', WORKERS, 'GT', now + ARGV[5], ARGV[4])
+  return 1
+end
+
 -- failure (JSON): why the plugin cannot be loaded
 function operations.fail()
   redis.call('SADD', 'services', service)
@@ -363,12 +498,13 @@ function operations.leave()
   return forget(ARGV[4], 'handed_back')
 end
 
--- Run every second by each worker: recovers what dead workers left, ends what is late, forgets what has expired.
--- Gives the jobs of dead workers.
+-- Run twice a second by each worker, once a second by each API: ends what is late, queues what was delayed, forgets
+-- what has expired; and where ARGV[4] is 1, recovers what dead workers left. Gives the jobs of dead workers.
 function operations.sweep()
-  if not redis.call('SET', S .. 'swept', 1, 'NX', 'PX', 500) then return {} end
   local lost = {}
-  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do
+  if ARGV[4] == '1' and not redis.call('SET', S .. 'swept', 1, 'NX', 'PX', 400) then return lost end
+  local dead = ARGV[4] == '1' and redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now) or {}
+  for _, worker in ipairs(dead) do
     for _, id in ipairs(forget(worker, 'lost')) do lost[#lost + 1] = id end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, 1000)) do
@@ -379,6 +515,14 @@ function operations.sweep()
       if not end_if_late(id, start_by, finish_by, job[3]) and finish_by > now then
         redis.call('ZADD', DEADLINES, finish_by, id)
       end
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)) do
+    redis.call('ZREM', DELAYED, id)
+    local score = redis.call('HGET', record(id), 'score')
+    if score then
+      redis.call('ZADD', WAITING, score, id)
+      ring(id)
     end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)) do
@@ -420,10 +564,18 @@ function operations.overview()
   local live = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. string.format('%.0f', now), '+inf')
   local infos = {}
   for _, worker in ipairs(live) do infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}' end
-  return {redis.call('ZCARD', WAITING), string.format('%.0f', oldest), string.format('%.0f', now), infos,
+  return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
     redis.call('HGETALL', ABOUT)}
 end
 
+-- A full Redis (maxmemory) refuses to store new jobs, but must never refuse to end those that it has: after one write
+-- that needs no memory, a script may go on (script.c, scriptVerifyOOM).
+if operation ~= 'create' and operation ~= 'list' and operation ~= 'overview' then redis.call('DEL', S .. 'none') end
+
 local reply = operations[operation]()
-if #ended > 0 then redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended)) end
+if bytes_change ~= 0 then redis.call('HINCRBY', ABOUT, 'waiting_bytes', bytes_change) end
+if #ended > 0 then
+  redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended))
+  if operation == 'complete' then redis.call('HSET', ABOUT, 'rate', rate() + #ended / RATE_S, 'rate_at', now) end
+end
 return reply

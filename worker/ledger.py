@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import IntEnum
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
@@ -23,8 +24,8 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from worker.dispatch import build_message
-from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
-from worker.jobs import TERMINAL, Job, NewJob, Priority, Status
+from worker.errors import JobExpired, JobFinished, JobNotFound, JobNotRetryable, QueueFull, StoreUnavailable
+from worker.jobs import RETRYABLE, TERMINAL, Job, NewJob, Priority, Status
 from worker.settings import Settings
 
 LUA = files("worker").joinpath("ledger.lua").read_text()
@@ -123,9 +124,7 @@ class AsyncLedger:
         reply = await self._call(service, _create_arguments(self._settings, jobs))
         states = zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)
         return [
-            QueueFull(f"the queue of {service} is full (its max_queue_size); try again later")
-            if state == b"full"
-            else _as_created(job, int(created), int(position))
+            _full(service, int(created)) if state == b"full" else _as_created(job, int(created), int(position))
             for job, state, created, position in states
         ]
 
@@ -154,6 +153,22 @@ class AsyncLedger:
         if before is None or Status(before.decode()) in TERMINAL:
             raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
         return await self.get(job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        """Run a failed, cancelled or expired job again and give it as it is queued.
+
+        Raises ``JobNotFound``, ``JobExpired``, ``JobNotRetryable`` or ``QueueFull``.
+        """
+        job = await self.get(job_id)
+        _check_retried(job_id, job.service, await self._call(job.service, [*_head("retry", self._settings), job_id]))
+        return await self.get(job_id)
+
+    async def tidy(self, services: Sequence[str]) -> None:
+        """End what is late and queue what was delayed, also of services without a worker."""
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            for service in services:
+                await self._script(keys=[service], args=[*_head("sweep", self._settings), 0], client=pipe)
+            await pipe.execute()
 
     async def page(
         self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
@@ -194,6 +209,14 @@ class AsyncLedger:
                 pipe.hgetall(record_key(service, job_id))
                 pipe.zrank(f"{{{service}}}:waiting", job_id)
             replies = await pipe.execute()
+            # A job that pauses before a retry has no rank yet: it will come after all that wait.
+            paused = [
+                i for i, rank in enumerate(replies[1::2]) if rank is None and replies[2 * i].get(b"status") == b"queued"
+            ]
+            for i in paused:
+                pipe.zcard(f"{{{keys[i][0]}}}:waiting")
+            for i, waiting in zip(paused, await pipe.execute() if paused else [], strict=True):
+                replies[2 * i + 1] = waiting
         records = zip(keys, replies[0::2], replies[1::2], strict=True)
         return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
 
@@ -210,6 +233,21 @@ class AsyncLedger:
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
             hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
             raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+
+
+def _full(service: str, retry_after_s: int) -> QueueFull:
+    limits = "its max_queue_size or max_queue_bytes"
+    return QueueFull(f"the queue of {service} is full ({limits}); try again later", retry_after_s=retry_after_s)
+
+
+def _check_retried(job_id: str, service: str, reply: Any) -> None:
+    """Raise what ``retry`` in ``ledger.lua`` says went wrong."""
+    if isinstance(reply, list):
+        raise _full(service, int(reply[1]))
+    if reply is None:
+        raise JobExpired(f"job {job_id} was dropped in this moment: its keep_for_s is over")
+    if Status(reply.decode()) not in RETRYABLE:
+        raise JobNotRetryable(f"job {job_id} is {reply.decode()}: {JobNotRetryable.__doc__}")
 
 
 def _as_created(job: NewJob, created_us: int, position: int) -> Job:
@@ -246,6 +284,14 @@ class Claim:
     hold_s: float  #: "hold": how long the batch is held back for more
 
 
+class Stored(IntEnum):
+    """What became of an end that a worker told."""
+
+    DROPPED = 0  #: the job is no longer this batch's
+    ENDED = 1
+    RETRIED = 2  #: it is queued again
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How one job of a batch ended: its output or its error, as JSON."""
@@ -255,6 +301,7 @@ class Ending:
     value: bytes
     timings: bytes
     batch_size: int
+    pause_s: float = 0  #: of a failed job: run it again after this, as long as it has attempts left; 0: final
 
 
 class Ledger:
@@ -310,16 +357,20 @@ class Ledger:
         replies = zip(ids, pipe.execute(), strict=True)
         return [(job_id, int(reply[2]), reply[3]) for job_id, reply in replies if reply[:2] == held]
 
-    def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[bool]:
-        """Write how the jobs of a batch ended; False for each that is no longer this batch's."""
+    def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[Stored]:
+        """Write how the jobs of a batch ended; what became of each."""
         flat: list[Any] = []
         for end in endings:
-            flat += [end.id, end.status.value, end.value, end.timings, end.batch_size]
-        return [bool(stored) for stored in self._call(service, "complete", token, *flat)]
+            pause_us = round(end.pause_s * 1e6)
+            flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us]
+        return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
 
-    def give_up(self, service: str, worker: str, token: str, reason: str) -> list[str]:
-        """End a batch whose run came to nothing: "lost", "timed_out" or "handed_back"."""
-        return _decode(self._call(service, "give_up", worker, token, reason))
+    def give_up(self, service: str, worker: str, token: str, reason: str, pause_s: float = 0) -> list[str]:
+        """End a batch whose run came to nothing: "lost", "memory", "timed_out" or "handed_back".
+
+        ``pause_s``: before a job that was lost, or (where it is not 0) timed out, is tried again.
+        """
+        return _decode(self._call(service, "give_up", worker, token, reason, round(pause_s * 1e6)))
 
     def join(self, service: str, worker: str, info: dict[str, Any]) -> None:
         """Enter a new worker, with its lease."""
@@ -327,7 +378,8 @@ class Ledger:
 
     def tell(self, service: str, version: str, knobs: dict[str, Any]) -> None:
         """Tell what is known of a service once its model is loaded; forgets an earlier failure."""
-        self._call(service, "tell", version, json.dumps(knobs), knobs["max_queue_size"])
+        limits = (knobs["max_queue_size"], knobs["max_queue_bytes"])
+        self._call(service, "tell", version, json.dumps(knobs), *limits)
 
     def fail(self, service: str, failure: dict[str, Any]) -> None:
         """Tell why a plugin cannot be loaded."""
@@ -338,19 +390,39 @@ class Ledger:
         held, cancelled = self._call(service, "renew", worker, self._lease_us, json.dumps(info))
         return bool(held), _decode(cancelled)
 
+    def extend(self, service: str, worker: str) -> bool:
+        """Renew the lease from a pool process; False where it has lapsed and what runs is others' now."""
+        return bool(self._call(service, "extend", worker, self._lease_us))
+
     def leave(self, service: str, worker: str) -> list[str]:
         """Take a worker out; what it had not finished goes back at once, uncharged."""
         return _decode(self._call(service, "leave", worker))
 
-    def sweep(self, service: str) -> list[str]:
-        """Recover what dead workers left and end what is late; gives the dead workers' jobs."""
-        return _decode(self._call(service, "sweep"))
+    def sweep(self, service: str, leases: bool = True) -> list[str]:
+        """End what is late, queue what was delayed; with ``leases``, recover and give dead workers' jobs."""
+        return _decode(self._call(service, "sweep", int(leases)))
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
         service = self.redis.get(pointer_key(job_id))
         if service is not None:
             self._call(service.decode(), "cancel", job_id)
+
+    def retry(self, job_id: str) -> None:
+        """Run a failed, cancelled or expired job again. Raises as ``AsyncLedger.retry`` does."""
+        service = self.redis.get(pointer_key(job_id))
+        if service is None:
+            raise JobNotFound(f"no job has the id {job_id[:100]!r}")
+        _check_retried(job_id, service.decode(), self._call(service.decode(), "retry", job_id))
+
+    def failed(self, service: str) -> Iterator[str]:
+        """The ids of all failed jobs of a service, newest first."""
+        bound, last_id = "+inf", ""
+        while bound:
+            arguments = (Status.FAILED.value, bound, last_id, LOOK_AT, LOOK_AT)
+            us, last, ids = self._call(service, "list", *arguments)
+            bound, last_id = us.decode(), last.decode()
+            yield from _decode(ids)
 
     def get(self, job_id: str) -> Job | None:
         """One job; None for one that is unknown or dropped."""

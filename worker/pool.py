@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -26,6 +28,7 @@ from worker.events import Reporter
 from worker.feeder import Batch, Feeder
 from worker.keeper import Keeper
 from worker.ledger import Ledger
+from worker.runner import backoff_s
 from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.worker")
@@ -34,6 +37,8 @@ log = logging.getLogger("services.worker")
 LOOK_S = 0.25
 #: A batch with a cancelled job may still end by itself for this long.
 CANCEL_GRACE_S = 0.5
+#: A process over this share of its service's ``memory_limit_mb`` is replaced after its batch.
+RECYCLE_SHARE = 0.8
 #: A process that dies this often while it loads its model is given up.
 MAX_LOAD_DEATHS = 3
 
@@ -158,7 +163,9 @@ class Slot(threading.Thread):
         feeder = Feeder(self._pool.settings, lambda: self._pool.keeper.worker, about)
         while not self._pool.stopping.is_set() and not child.exited:
             batch = self._next(feeder)
-            if batch and not self._run_batch(child, batch, about[batch.service][1]["time_limit_s"]):
+            if batch and not self._run_batch(child, batch, about[batch.service][1]):
+                return
+            if batch and self._is_too_large(child, about[batch.service][1]):
                 return
 
     def _load(self, child: Child) -> dict[str, Any] | None:
@@ -168,9 +175,7 @@ class Slot(threading.Thread):
             message = child.receive(LOOK_S)
             if message and "loaded" in message:
                 self._load_deaths = 0
-                log.info("service ready name=%s pid=%d", ",".join(self._pool.names), child.pid)
-                loaded: dict[str, Any] = message["loaded"]
-                return loaded
+                return self._loaded(child, message["loaded"])
             if message and "failed" in message:
                 self._pool.fail(message["failed"]["service"], message["failed"]["reason"])
             elif not child.alive:
@@ -180,6 +185,25 @@ class Slot(threading.Thread):
                 limit = f"load() did not end within {self._pool.settings.load_timeout_s:g} s (SERVICES_LOAD_TIMEOUT_S)"
                 self._pool.fail(",".join(self._pool.names), limit)
         return None
+
+    def _loaded(self, child: Child, loaded: dict[str, Any]) -> dict[str, Any] | None:
+        """The models are loaded; None where they leave no room for a batch."""
+        for name, told in loaded.items():
+            limit = told["knobs"]["memory_limit_mb"]
+            if limit and child.rss_mb > limit * RECYCLE_SHARE:
+                used = f"its process uses {child.rss_mb:.0f} MB once it is loaded"
+                self._pool.fail(name, f"{used}, over {RECYCLE_SHARE:.0%} of its memory_limit_mb ({limit:g})")
+                return None
+        log.info("service ready name=%s pid=%d", ",".join(self._pool.names), child.pid)
+        return loaded
+
+    def _is_too_large(self, child: Child, knobs: dict[str, Any]) -> bool:
+        """Whether to replace a process between two batches, before it grows over its limit in the midst of one."""
+        limit = knobs["memory_limit_mb"] * RECYCLE_SHARE
+        if not limit or child.rss_mb <= limit:
+            return False
+        log.info("pool process %d uses %.0f MB: starting a new one (memory_limit_mb)", child.pid, child.rss_mb)
+        return True
 
     def _load_died(self, child: Child) -> None:
         self._load_deaths += 1
@@ -197,16 +221,17 @@ class Slot(threading.Thread):
             self._pool.stopping.wait(0.2)
             return None
 
-    def _run_batch(self, child: Child, batch: Batch, time_limit_s: float) -> bool:
+    def _run_batch(self, child: Child, batch: Batch, knobs: dict[str, Any]) -> bool:
         """Run one batch; False where its process is gone, with what became of the batch told to the ledger."""
         self._cancelled = set()
         self._running = frozenset(batch.ids)
         self._pool.reporter.started(batch, child.pid)
         results: list[dict[str, Any]] = []
         try:
-            ended, reason = self._await_end(child, batch, time_limit_s)
+            ended, reason = self._await_end(child, batch, knobs)
             if ended is None:
-                self._give_up(child, batch, reason)
+                again = reason == "timed_out" and knobs["retry_timeouts"]
+                self._give_up(child, batch, reason, backoff_s(knobs["retry_backoff_s"], 1) if again else 0)
                 return False
             results = ended
             return True
@@ -214,11 +239,12 @@ class Slot(threading.Thread):
             self._running = frozenset()
             self._pool.reporter.ended(batch, results)
 
-    def _await_end(self, child: Child, batch: Batch, time_limit_s: float) -> tuple[list[dict[str, Any]] | None, str]:
+    def _await_end(self, child: Child, batch: Batch, knobs: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
         """The results, or None and why there are none."""
         begun = False
-        child.send({"service": batch.service, "token": batch.token, "ids": batch.ids})
-        deadline = time.monotonic() + time_limit_s
+        limits = {"time_limit_s": knobs["time_limit_s"]}
+        child.send({"service": batch.service, "worker": batch.worker, "token": batch.token, "ids": batch.ids} | limits)
+        deadline = time.monotonic() + knobs["time_limit_s"]
         kill_at = None
         while True:
             message = child.receive(LOOK_S)
@@ -228,6 +254,7 @@ class Slot(threading.Thread):
                 begun = True
             now = time.monotonic()
             if self._cancelled and kill_at is None:
+                child.send({"cancelled": sorted(self._cancelled)})
                 kill_at = now + CANCEL_GRACE_S
             if not child.alive:
                 # A process that died before it began has no culprit in this batch.
@@ -238,13 +265,17 @@ class Slot(threading.Thread):
             if kill_at is not None and now > kill_at:
                 child.kill()
                 return None, "handed_back"
+            if knobs["memory_limit_mb"] and child.rss_mb > knobs["memory_limit_mb"]:
+                child.kill()
+                return None, "memory"
 
-    def _give_up(self, child: Child, batch: Batch, reason: str) -> None:
+    def _give_up(self, child: Child, batch: Batch, reason: str, pause_s: float) -> None:
         how = child.end()
-        log.warning("batch %s service=%s batch_size=%d: %s", reason, batch.service, len(batch.ids), how)
+        line = "batch %s batch=%s service=%s batch_size=%d: %s"
+        log.warning(line, reason, batch.token, batch.service, len(batch.ids), how)
         while True:
             try:
-                self._pool.ledger.give_up(batch.service, self._pool.keeper.worker, batch.token, reason)
+                self._pool.ledger.give_up(batch.service, batch.worker, batch.token, reason, pause_s)
                 return
             except redis.RedisError as error:
                 log.debug("could not give up batch %s: %s", batch.token, error)
@@ -274,6 +305,15 @@ class Child:
     def exited(self) -> bool:
         """Whether the process is gone."""
         return self._closed or self._process.poll() is not None
+
+    @property
+    def rss_mb(self) -> float:
+        """Resident memory in units of 2**20 bytes; 0 where it cannot be told (no Linux, or the process is gone)."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * resource.getpagesize() / 2**20
 
     def send(self, message: dict[str, Any]) -> None:
         """Send an order; a process that is gone shows at the next ``receive``."""

@@ -7,8 +7,9 @@ that follow, so one bad input, one bad output or one exception costs its own job
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ import redis
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from worker.errors import InvalidInput, InvalidOutput, PredictFailed, ServicesError
+from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError
 from worker.jobs import Status
-from worker.ledger import Ending, Ledger
+from worker.ledger import Ending, Ledger, Stored
 from worker.service import Service, has_own
 
 log = logging.getLogger("services.worker")
@@ -28,6 +29,9 @@ MAX_MESSAGE = 2000
 
 #: What passes by itself when Redis is back, has loaded its file, has room again or has a new master.
 AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError)
+
+#: Longest pause before a further attempt.
+MAX_BACKOFF_S = 300
 
 #: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must not take its batch along.
 PLUGIN_ERRORS = (Exception, SystemExit)
@@ -41,6 +45,14 @@ class Item:
     value: Any  #: input JSON → Input → features → raw → Output → output JSON
     attempt: int = 1
     error: ServicesError | None = None
+    cancelled: Container[str] = ()  #: ids of the batch's jobs that are no longer wanted; grows as it runs
+
+    @property
+    def alive(self) -> bool:
+        """Whether the next stage is to run it."""
+        if self.error is None and self.job_id in self.cancelled:
+            self.error = Cancelled()
+        return self.error is None
 
 
 @dataclass(slots=True)
@@ -59,18 +71,18 @@ class Timings:
 
 
 def run_batch(
-    service: Service[Any, Any], name: str, ledger: Ledger, token: str, ids: Sequence[str]
+    service: Service[Any, Any], name: str, ledger: Ledger, token: str, ids: Sequence[str], cancelled: Container[str]
 ) -> list[dict[str, Any]]:
     """Run these jobs and write how they ended. Gives, for Celery's events, how each ended."""
     started = time.perf_counter()
     held = _persist(lambda: ledger.inputs(name, ids, token))
-    items = [Item(job_id, value, attempt) for job_id, attempt, value in held]
+    items = [Item(job_id, value, attempt, cancelled=cancelled) for job_id, attempt, value in held]
     timings = run_stages(service, items)
-    stored = complete(name, ledger, token, items, timings)
+    stored = complete(service, name, ledger, token, items, timings)
     seconds = time.perf_counter() - started
-    for item, written in zip(items, stored, strict=True):
-        _log_end(name, item, written, timings.batch_size, seconds)
-    return [_describe(item, seconds) for item, written in zip(items, stored, strict=True) if written]
+    for item, became in zip(items, stored, strict=True):
+        _log_end(name, token, item, became, timings.batch_size, seconds)
+    return [_describe(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]
 
 
 def run_stages(service: Service[Any, Any], items: list[Item]) -> Timings:
@@ -116,6 +128,8 @@ def predict(service: Service[Any, Any], items: list[Item]) -> None:
             _predict_together(service, alive)
         return
     for item in alive:
+        if not item.alive:
+            continue  # cancelled since
         try:
             item.value = service.predict(item.value)
         except PLUGIN_ERRORS as error:
@@ -136,16 +150,29 @@ def postprocess(service: Service[Any, Any], items: list[Item]) -> None:
             item.error = _failed(error, "postprocess")
 
 
-def complete(name: str, ledger: Ledger, token: str, items: list[Item], timings: Timings) -> list[bool]:
-    """Stage 5: write every end, in one call. False for a job that is no longer this batch's."""
+def complete(
+    service: Service[Any, Any], name: str, ledger: Ledger, token: str, items: list[Item], timings: Timings
+) -> list[Stored]:
+    """Stage 5: write every end, in one call. What became of each."""
     told = timings.to_json()
-    endings = [
-        Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), told, timings.batch_size)
-        if item.error
-        else Ending(item.job_id, Status.SUCCEEDED, item.value, told, timings.batch_size)
-        for item in items
-    ]
-    return _persist(lambda: ledger.complete(name, token, endings)) if endings else []
+    endings = [_ending(service, item, told, timings.batch_size) for item in items]
+    stored: list[Stored] = _persist(lambda: ledger.complete(name, token, endings)) if endings else []
+    return stored
+
+
+def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: int) -> Ending:
+    if not item.error:
+        return Ending(item.job_id, Status.SUCCEEDED, item.value, timings, batch_size)
+    pause_s = 0.0
+    if isinstance(item.error.__cause__, service.retry_on):
+        item.error.retryable = True
+        pause_s = backoff_s(service.retry_backoff_s, item.attempt)
+    return Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), timings, batch_size, pause_s)
+
+
+def backoff_s(first_s: float, attempt: int) -> float:
+    """Seconds before the next attempt: doubled for each, by a factor of 0.5 to 1.5 so that retries do not meet."""
+    return min(MAX_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.5, 1.5)
 
 
 def field_errors(error: ValidationError) -> list[dict[str, Any]]:
@@ -216,7 +243,7 @@ def _persist(call: Callable[[], Any]) -> Any:
 
 
 def _alive(items: list[Item]) -> list[Item]:
-    return [item for item in items if item.error is None]
+    return [item for item in items if item.alive]
 
 
 def _timed(call: Callable[[], Any]) -> float:
@@ -242,17 +269,21 @@ def _count(error: ValidationError, what: str) -> str:
     return f"the {what} does not fit the service's {error.title}: {where}: {first['msg']}"[:MAX_MESSAGE]
 
 
-def _log_end(name: str, item: Item, written: bool, batch_size: int, seconds: float) -> None:
-    ending = "dropped (it was no longer this batch's)" if not written else "failed" if item.error else "succeeded"
-    cause = item.error.__cause__ if item.error and written else None
-    line = "job %s id=%s service=%s attempt=%d batch_size=%d ms=%.1f"
-    values = [ending, item.job_id, name, item.attempt, batch_size, seconds * 1000]
-    if item.error and written:
-        line, values = line + " error=%s: %s", [*values, item.error.code, item.error.message]
-    log.log(logging.WARNING if item.error else logging.INFO, line, *values, exc_info=cause)
+def _log_end(name: str, token: str, item: Item, became: Stored, batch_size: int, seconds: float) -> None:
+    """One line a job. ``batch`` is also in the job's attempts, so that a failed job leads to its traceback here."""
+    ending = {Stored.DROPPED: "dropped (it was no longer this batch's)", Stored.RETRIED: "will be retried"}.get(
+        became, "failed" if item.error else "succeeded"
+    )
+    told = item.error if became else None
+    line = "job %s id=%s service=%s attempt=%d batch=%s batch_size=%d ms=%.1f"
+    values = [ending, item.job_id, name, item.attempt, token, batch_size, seconds * 1000]
+    if told:
+        line, values = line + " error=%s: %s", [*values, told.code, told.message]
+    log.log(logging.WARNING if told else logging.INFO, line, *values, exc_info=told and told.__cause__)
 
 
-def _describe(item: Item, seconds: float) -> dict[str, Any]:
+def _describe(item: Item, became: Stored, seconds: float) -> dict[str, Any]:
     error = item.error.message if item.error else None
     result = None if item.error else item.value[:200].decode(errors="replace")
-    return {"id": item.job_id, "error": error, "result": result, "seconds": seconds}
+    retried = became == Stored.RETRIED
+    return {"id": item.job_id, "error": error, "retried": retried, "result": result, "seconds": seconds}

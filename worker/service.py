@@ -45,8 +45,19 @@ class Service(Generic[Input, Output]):
     max_queue_size: ClassVar[int] = 0
     #: Seconds that one run of a whole batch may take; then its process is ended.
     time_limit_s: ClassVar[float] = 60
-    #: Runs that a job may cost its worker its life before it fails as ``worker_lost``.
+    #: Bytes of input (JSON) that may wait; more are refused in the same way. 0: no limit.
+    max_queue_bytes: ClassVar[int] = 1024**3
+    #: Runs that a job gets: where its process dies in each, it fails as ``worker_lost``; see also ``retry_on``.
     max_attempts: ClassVar[int] = 3
+    #: Exceptions after which a job is run again, such as a model server's ``ConnectionError``. All others fail it.
+    retry_on: ClassVar[tuple[type[Exception], ...]] = ()
+    #: Whether a run over ``time_limit_s`` is tried again.
+    retry_timeouts: ClassVar[bool] = False
+    #: Seconds before the second attempt; doubled for each further one, with jitter, up to five minutes.
+    retry_backoff_s: ClassVar[float] = 1
+    #: Resident megabytes (2**20 bytes) of a pool process: over it, it is ended, and its batch is run again one by one;
+    #: over four fifths of it after a batch, it is replaced. 0: no limit.
+    memory_limit_mb: ClassVar[float] = 0
     #: When ``predict_batch`` raises, run its halves again, down to the culprit. Turn off for a model with side effects.
     split_failed_batches: ClassVar[bool] = True
 
@@ -90,16 +101,21 @@ class Service(Generic[Input, Output]):
     @classmethod
     def knobs(cls) -> dict[str, Any]:
         """The class's settings by name, as ``GET /services`` shows them."""
-        return {name: getattr(cls, name) for name in KNOBS}
+        knobs = {name: getattr(cls, name) for name in KNOBS}
+        return {**knobs, "retry_on": [exception.__name__ for exception in cls.retry_on]}
 
 
-#: Every knob: its type and its least value. ``time_limit_s`` is above 0, the others may be equal to theirs.
+#: Every knob but ``retry_on``: its type and its least value.
 KNOBS: dict[str, tuple[type, float]] = {
     "max_batch_size": (int, 1),
     "max_queue_delay_ms": (float, 0),
     "max_queue_size": (int, 0),
     "time_limit_s": (float, 0.001),
+    "max_queue_bytes": (int, 0),
     "max_attempts": (int, 1),
+    "retry_timeouts": (bool, 0),
+    "retry_backoff_s": (float, 0.001),
+    "memory_limit_mb": (float, 0),
     "split_failed_batches": (bool, 0),
 }
 
@@ -126,6 +142,10 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
         if not fits:
             expected = "True or False" if kind is bool else f"a number of at least {least:g} ({kind.__name__})"
             raise TypeError(f"{where}: {name} must be {expected}, got {value!r}")
+
+    retry_on = cls.retry_on
+    if not (isinstance(retry_on, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in retry_on)):
+        raise TypeError(f"{where}: retry_on must be a tuple of exception classes, got {retry_on!r}")
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,15 +13,21 @@ from typing import Any, TypeVar
 import pytest
 import redis
 
-from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull
+from worker.errors import JobExpired, JobFinished, JobNotFound, JobNotRetryable, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
-from worker.ledger import LUA, AsyncLedger, Ending, Ledger
+from worker.ledger import LUA, AsyncLedger, Ending, Ledger, Stored
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
 
 T = TypeVar("T")
-KNOBS = {"max_batch_size": 10, "max_queue_delay_ms": 0, "max_queue_size": 0, "max_attempts": 3}
+KNOBS = {
+    "max_batch_size": 10,
+    "max_queue_delay_ms": 0,
+    "max_queue_size": 0,
+    "max_queue_bytes": 0,
+    "max_attempts": 3,
+}
 
 
 class Bench:
@@ -57,7 +64,8 @@ class Bench:
 
     def complete(self, token: str, *ids: str, status: Status = Status.SUCCEEDED) -> list[bool]:
         value = b'{"n":1}' if status is Status.SUCCEEDED else b'{"code":"predict_failed","message":"m"}'
-        return self.ledger.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
+        stored = self.ledger.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
+        return [became is Stored.ENDED for became in stored]
 
     def lapse(self, worker: str) -> None:
         """The worker's lease is over."""
@@ -81,7 +89,7 @@ def test_the_one_table_of_transitions_is_the_luas_too() -> None:
     rows = re.findall(r"(\w+) = \{([^}]*)\}", block[1])
     lua = {Status(state): {Status(name) for name in re.findall(r"(\w+) = true", edges)} for state, edges in rows}
     assert lua == {state: set(edges) for state, edges in TRANSITIONS.items() if edges}
-    assert all(not TRANSITIONS[state] for state in TERMINAL)
+    assert all(TRANSITIONS[state] <= {Status.QUEUED} for state in TERMINAL), "by retry alone"
 
 
 def test_the_life_of_a_job(bench: Bench) -> None:
@@ -225,6 +233,108 @@ def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
     made = bench.api(lambda ledger: ledger.create(jobs))
     assert [isinstance(one, QueueFull) for one in made] == [False, False, True]
     assert bench.redis.exists(f"job:{jobs[2].id}") == 0
+
+
+def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off(bench: Bench) -> None:
+    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_bytes": 100})
+    jobs = [NewJob(service="echo", input=b'"%s"' % (b"x" * 28)) for _ in range(4)]
+    made = bench.api(lambda ledger: ledger.create(jobs))
+    assert [isinstance(one, QueueFull) for one in made] == [False, False, False, True]
+    bench.claim("t1", max_batch_size=1)
+    bench.ledger.cancel(jobs[1].id)
+    assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"30"
+    assert bench.ledger.leave("echo", "w1") == [jobs[0].id], "what comes back is counted again"
+    assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"60"
+    bench.claim("t2", "w2")
+    assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"0"
+
+
+def test_retry_after_follows_the_measured_rate(bench: Bench) -> None:
+    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 1000})
+
+    def refused() -> int:
+        made = bench.api(lambda ledger: ledger.create([NewJob(service="echo", input=b"{}")] * 1))
+        assert isinstance(made[0], QueueFull)
+        return made[0].retry_after_s
+
+    bench.create(1000)
+    assert refused() == 60, "nothing is known yet"
+    for turn in range(20):
+        ids = bench.claim(f"t{turn}")
+        bench.complete(f"t{turn}", *ids)
+    bench.create(200)
+    # 200 jobs in well under ten seconds count as 20 a second; a tenth of the queue are 100 jobs.
+    assert 4 <= refused() <= 7
+
+
+def test_a_retry_runs_again_with_the_same_id_and_a_history(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.claim("t1")
+    bench.complete("t1", job_id, status=Status.FAILED)
+    assert list(bench.ledger.failed("echo")) == [job_id]
+
+    job = bench.api(lambda ledger: ledger.retry(job_id))
+
+    assert (job.status, job.attempt, job.error, job.finished_us, job.expires_us) == (Status.QUEUED, 1, None, 0, 0)
+    assert bench.redis.ttl(f"{{echo}}:job:{job_id}") == bench.redis.ttl(f"job:{job_id}") == -1
+    assert bench.claim("t2") == [job_id]
+    assert bench.complete("t2", job_id) == [True]
+    shown = json.loads(bench.get(job_id).to_json(frozenset({"attempts", "input"})))
+    assert shown["input"] == {"n": 1}
+    told = [(a["attempt"], a["outcome"], a["charged"], a["batch"], a["worker"]) for a in shown["attempts"]]
+    assert told == [(1, "failed", True, "t1", "w1"), (2, "succeeded", True, "t2", "w1")]
+    assert shown["attempts"][0]["error"]["code"] == "predict_failed"
+    with pytest.raises(JobNotRetryable):
+        bench.ledger.retry(job_id)
+
+
+def test_a_retry_does_not_overlap_with_a_cancelled_run(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    bench.claim("t1")
+    bench.ledger.cancel(job_id)
+    bench.ledger.retry(job_id)
+    assert bench.claim("t2") == [], "the run before may end within four seconds"
+    assert bench.get(job_id).position == 0
+    bench.redis.zadd("{echo}:delayed", {job_id: 1})
+    bench.ledger.sweep("echo", leases=False)
+    assert bench.claim("t3") == [job_id]
+
+
+def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    for attempt in (1, 2, 3):
+        bench.claim(f"t{attempt}")
+        bench.ledger.give_up("echo", "w1", f"t{attempt}", "lost")
+    assert bench.get(job_id).status is Status.FAILED
+    bench.ledger.retry(job_id)
+    for attempt in (4, 5, 6):
+        assert bench.claim(f"u{attempt}") == [job_id]
+        assert bench.get(job_id).attempt == attempt
+        bench.ledger.give_up("echo", "w1", f"u{attempt}", "lost")
+    assert bench.get(job_id).status is Status.FAILED
+
+
+def test_a_history_forgets_its_oldest_attempts_first(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    for turn in range(300):
+        bench.claim(f"t{turn}")
+        bench.ledger.leave("echo", "w1")
+        bench.ledger.join("echo", "w1", {})
+    history = bench.get(job_id).history
+    assert sum(map(len, history)) < 33_000
+    assert b'"batch":"t299"' in history[-1] and len(history) > 50
+
+
+def test_a_full_redis_refuses_new_jobs_and_ends_those_that_it_has(bench: Bench) -> None:
+    ids = bench.create(20)
+    bench.claim("t1")
+    bench.redis.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailable):
+        bench.create()
+    assert all(bench.complete("t1", *ids[:10]))
+    assert bench.ledger.renew("echo", "w1", {}) == (True, [])
+    assert bench.claim("t2") == ids[10:]
+    assert all(bench.complete("t2", *ids[10:]))
 
 
 def test_a_batch_is_held_back_for_more_but_not_longer_than_its_oldest_job_may_wait(bench: Bench) -> None:
