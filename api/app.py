@@ -26,8 +26,8 @@ from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.api")
 
-#: Seconds between two looks at the deadlines of all services.
-TIDY_S = 1.0
+#: Seconds between two sweeps of all services.
+SWEEP_S = 1.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -49,7 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.ledger = AsyncLedger(state.settings)
     state.writer = Writer(state.ledger)
     state.waiter = Waiter(state.ledger, state.settings)
-    tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_tidy(state.ledger, state.catalog))]
+    tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_sweep(state.ledger, state.catalog))]
     yield
     for task in tasks:
         task.cancel()
@@ -59,14 +59,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.ledger.close()
 
 
-async def _tidy(ledger: AsyncLedger, catalog: Catalog) -> None:
-    """Keep the clock of services that have no worker: what is late ends, what was delayed is queued."""
+async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
+    """Sweep as the workers do, so that deadlines hold, and dead workers' jobs are queued, where no worker lives."""
     while True:
-        await asyncio.sleep(TIDY_S)
+        await asyncio.sleep(SWEEP_S)
         try:
-            await ledger.tidy(list(catalog.entries))
+            for job_id in await ledger.sweep(list(catalog.entries)):
+                log.warning("job recovered id=%s: its worker was lost", job_id)
         except StoreUnavailable as error:
-            log.debug("not tidied: %s", error)
+            log.debug("not swept: %s", error)
 
 
 def _add_docs(app: FastAPI) -> None:

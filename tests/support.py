@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -56,19 +57,47 @@ def redis_binary() -> str:
 class RedisServer:
     """A redis-server on a unix socket and an append-only file in a folder of its own."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="services-test-"))
+    def __init__(self, port: int = 0, folder: Path | None = None) -> None:
+        self.port = port  #: a TCP port on 127.0.0.1 too; 0: none
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="services-test-"))
+        self.env: dict[str, str] = {}
         self.socket = self.folder / "r.sock"
         self.url = f"unix://{self.socket}"
         self.client = redis.Redis.from_url(self.url, socket_timeout=5)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, appendfsync: str = "everysec") -> None:
-        command = [redis_binary(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
+        command = [
+            redis_binary(),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--unixsocket",
+            str(self.socket),
+            "--dir",
+            str(self.folder),
+        ]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", appendfsync]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **self.env})
         poll(self._answers, what="redis answers")
+
+    def fake_clock(self) -> bool:
+        """Before ``start``: let the server's clock be set; False where there is no C compiler for it."""
+        compiler, library = shutil.which("cc"), self.folder / "clock.so"
+        if not compiler:
+            return False
+        source = ROOT / "tests" / "chaos" / "clock.c"
+        subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+        (self.folder / "clock").write_bytes(struct.pack("@l", 0))
+        self.env = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(self.folder / "clock")}
+        return True
+
+    def jump_clock(self, seconds: int) -> None:
+        """Have the server's clock differ by so much from now on; it was started with ``clock``."""
+        with (self.folder / "clock").open("r+b") as file:
+            file.write(struct.pack("@l", seconds))
 
     def send_signal(self, number: int) -> None:
         assert self._process

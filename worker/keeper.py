@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +51,6 @@ class Keeper(threading.Thread):
         self._about: dict[str, tuple[str, dict[str, Any]]] = {}
         self._state = "loading"
         self._stop_event = threading.Event()
-        self._steady_since = time.monotonic()
         self._joined = False
         self._told: object = None  # what of ``_about`` the ledger knows
         self.worker = _new_worker_id()
@@ -62,7 +60,6 @@ class Keeper(threading.Thread):
         away = False
         while not self._stop_event.is_set():
             try:
-                started = time.monotonic()
                 self._tick()
                 if away:
                     log.info("Redis is back")
@@ -71,8 +68,6 @@ class Keeper(threading.Thread):
                 if not away:
                     log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
                 away = True
-            if away or time.monotonic() - started > self._settings.lease_s / 2:
-                self._steady_since = time.monotonic()
             self._stop_event.wait(TICK_S)
 
     def ready(self, about: dict[str, tuple[str, dict[str, Any]]]) -> None:
@@ -115,9 +110,7 @@ class Keeper(threading.Thread):
         self._on_lost()
 
     def _sweep(self, name: str) -> None:
-        """Dead workers' jobs are not recovered in the first seconds after Redis was away: living ones lapsed too."""
-        steady = time.monotonic() - self._steady_since >= self._settings.lease_s
-        for job_id in self._ledger.sweep(name, leases=steady):
+        for job_id in self._ledger.sweep(name):
             log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
 
     def _info(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@
 --   S:cancels:<worker>   set    running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at
---   S:swept              string held for 0.4 s by the worker that sweeps
+--   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
 --   services             set    every service that ever had a job or a worker
 -- Channel jobs:ended: a JSON array of the ids that have just ended.
@@ -53,6 +53,8 @@ local MAX_HISTORY = 32768
 local RUN_ENDS_US = 4000000
 -- The longest pause before a further attempt.
 local MAX_PAUSE_US = 300000000
+-- Two sweeps for dead workers are at least this far apart, however many workers there are.
+local SWEEP_US = 400000
 -- The rate of ended jobs is averaged over this time.
 local RATE_S = 10
 
@@ -498,15 +500,31 @@ function operations.leave()
   return forget(ARGV[4], 'handed_back')
 end
 
--- Run twice a second by each worker, once a second by each API: ends what is late, queues what was delayed, forgets
--- what has expired; and where ARGV[4] is 1, recovers what dead workers left. Gives the jobs of dead workers.
-function operations.sweep()
-  local lost = {}
-  if ARGV[4] == '1' and not redis.call('SET', S .. 'swept', 1, 'NX', 'PX', 400) then return lost end
-  local dead = ARGV[4] == '1' and redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now) or {}
-  for _, worker in ipairs(dead) do
+-- Jobs of workers whose lease has lapsed run again. Not after a time without a sweep, in which Redis may have been away,
+-- and not after a jump of its clock: then the living could not renew either, so that all get a fresh lease.
+local function recover(lease)
+  if redis.call('ZCARD', WORKERS) == 0 then return {} end
+  local last, lost = tonumber(redis.call('GET', S .. 'swept') or 0), {}
+  if now >= last and now < last + SWEEP_US then return lost end
+  redis.call('SET', S .. 'swept', int(now))
+  if now < last or now > last + lease / 2 then
+    for _, worker in ipairs(redis.call('ZRANGE', WORKERS, 0, -1)) do redis.call('ZADD', WORKERS, now + lease, worker) end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf', 'LIMIT', 0, 1000)) do
+      redis.call('ZADD', DELAYED, now, id)  -- the clock went back
+    end
+    return lost
+  end
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do
     for _, id in ipairs(forget(worker, 'lost')) do lost[#lost + 1] = id end
   end
+  return lost
+end
+
+-- lease_us. Run twice a second by each worker and once by each API, which keeps the clock of services that have no worker:
+-- recovers what dead workers left, ends what is late, queues what was delayed, forgets what has expired. Gives the jobs
+-- of dead workers.
+function operations.sweep()
+  local lost = recover(tonumber(ARGV[4]))
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, 1000)) do
     local job = redis.call('HMGET', record(id), 'start_by', 'finish_by', 'status')
     redis.call('ZREM', DEADLINES, id)

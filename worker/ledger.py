@@ -163,12 +163,13 @@ class AsyncLedger:
         _check_retried(job_id, job.service, await self._call(job.service, [*_head("retry", self._settings), job_id]))
         return await self.get(job_id)
 
-    async def tidy(self, services: Sequence[str]) -> None:
-        """End what is late and queue what was delayed, also of services without a worker."""
+    async def sweep(self, services: Sequence[str]) -> list[str]:
+        """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
+        lease_us = round(self._settings.lease_s * 1e6)
         async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
             for service in services:
-                await self._script(keys=[service], args=[*_head("sweep", self._settings), 0], client=pipe)
-            await pipe.execute()
+                await self._script(keys=[service], args=[*_head("sweep", self._settings), lease_us], client=pipe)
+            return [job_id.decode() for lost in await pipe.execute() for job_id in lost]
 
     async def page(
         self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
@@ -398,9 +399,9 @@ class Ledger:
         """Take a worker out; what it had not finished goes back at once, uncharged."""
         return _decode(self._call(service, "leave", worker))
 
-    def sweep(self, service: str, leases: bool = True) -> list[str]:
-        """End what is late, queue what was delayed; with ``leases``, recover and give dead workers' jobs."""
-        return _decode(self._call(service, "sweep", int(leases)))
+    def sweep(self, service: str) -> list[str]:
+        """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
+        return _decode(self._call(service, "sweep", self._lease_us))
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""

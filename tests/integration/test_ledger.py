@@ -70,8 +70,12 @@ class Bench:
     def lapse(self, worker: str) -> None:
         """The worker's lease is over."""
         self.redis.zadd("{echo}:workers", {worker: 1})
-        self.redis.delete("{echo}:swept")
-        self.ledger.sweep("echo")
+        self.sweep()
+
+    def sweep(self, last_s_ago: float = 0.45) -> list[str]:
+        """As if the sweep before had been so long ago."""
+        self.redis.set("{echo}:swept", int((self.redis.time()[0] - last_s_ago) * 1e6 + self.redis.time()[1]))
+        return self.ledger.sweep("echo")
 
 
 @pytest.fixture
@@ -169,6 +173,17 @@ def test_a_late_worker_is_fenced(bench: Bench) -> None:
     assert bench.ledger.renew("echo", "w1", {}) == (False, [])
     assert bench.get(job_id).status is Status.RUNNING
     assert bench.complete("t2", job_id) == [True]
+
+
+@pytest.mark.parametrize("last_s_ago", [3, 3600, -3600])
+def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(bench: Bench, last_s_ago: float) -> None:
+    bench.create()
+    bench.claim("t1")
+    bench.redis.zadd("{echo}:workers", {"w1": 1})
+    assert bench.sweep(last_s_ago) == []
+    assert bench.ledger.sweep("echo") == [], "which is soon after"
+    # one that does not renew its lease is dead all the same
+    poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
 
 
 def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
@@ -296,7 +311,7 @@ def test_a_retry_does_not_overlap_with_a_cancelled_run(bench: Bench) -> None:
     assert bench.claim("t2") == [], "the run before may end within four seconds"
     assert bench.get(job_id).position == 0
     bench.redis.zadd("{echo}:delayed", {job_id: 1})
-    bench.ledger.sweep("echo", leases=False)
+    bench.ledger.sweep("echo")
     assert bench.claim("t3") == [job_id]
 
 

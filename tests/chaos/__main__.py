@@ -1,0 +1,37 @@
+"""``make chaos``: faults for minutes on end, then a report; exit code 1 where a guarantee was broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.campaign import run
+from tests.chaos.stack import Kind, naive, ours
+
+
+def main() -> int:
+    """Run one campaign on one stack."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule and of the load")
+    parser.add_argument("--rate", type=float, default=130, help="jobs a second that are submitted")
+    parser.add_argument("--stack", choices=["ours", "naive", "naive-best"], default="ours")
+    parser.add_argument("--appendfsync", choices=["everysec", "always"], default="everysec")
+    parser.add_argument("--report", type=Path, help="a file for the report as JSON")
+    given = parser.parse_args()
+    kinds: dict[str, Kind] = {"ours": ours(), "naive": naive(best=False), "naive-best": naive(best=True)}
+    folder = Path(tempfile.mkdtemp(prefix="services-chaos-"))
+    print(f"seed {given.seed}, logs and traces in {folder}", flush=True)
+    report = run(kinds[given.stack], folder, given.minutes * 60, given.seed, given.rate, appendfsync=given.appendfsync)
+    text = json.dumps(report.to_dict(), indent=2)
+    print(text)
+    if given.report:
+        given.report.write_text(text + "\n")
+    return 1 if report.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A whole run: load, faults by a seeded schedule, audit."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos.audit import Report, audit
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.load import SLEEPS, Load
+from tests.chaos.stack import Kind, Stack
+from tests.support import poll
+
+#: Keys that may stay once all jobs have ended, below ``{chaos}:``; the rest are records, which live ``keep_for_s``.
+KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
+SERVICES = ("chaos", "poison", "long")
+KEPT_BY_CELERY = ("_kombu", "unacked", "celery", "services", "job:", "/", *SERVICES)
+
+
+def run(
+    kind: Kind,
+    folder: Path,
+    seconds: float,
+    seed: int,
+    rate: float,
+    faults: dict[Fault, int] | list[Fault] = FAULTS,
+    appendfsync: str = "everysec",
+    patience_s: float = 60,
+    still_s: float = 0,
+    sleeps: list[tuple[float, int]] = SLEEPS,
+) -> Report:
+    """Faults one after the other for so long (drawn by weight), or each of a list once; then the audit.
+
+    ``patience_s``: how long the audit waits without any progress; ``still_s``: load after the last fault;
+    ``sleeps``: how long runs sleep, with their weights.
+    """
+    choice = random.Random(seed)
+    stack = Stack(kind, folder, appendfsync=appendfsync)
+    load = Load(stack, rate, seed, long_s=max(15, seconds / 2), sleeps=sleeps)
+    stack.read_back = load.read_back
+    happened: Counter[str] = Counter()
+    try:
+        stack.start()
+        load.start()
+        began = time.monotonic()
+        for fault in schedule(faults, choice, began + seconds):
+            time.sleep(choice.uniform(0.2, 1.5))
+            print(f"{time.monotonic() - began:6.1f} s  {fault.__name__}", flush=True)
+            stack.faults.append((fault.__name__, time.monotonic_ns()))
+            fault(stack, choice)
+            happened[fault.__name__] += 1
+        time.sleep(still_s)
+        load.stop()
+        report = audit(stack, load, seed, patience_s)
+        report.seconds, report.faults = round(time.monotonic() - began, 1), dict(sorted(happened.items()))
+        if kind.is_ours:
+            report.left_keys = left_keys(stack)
+        return report
+    finally:
+        load.stop()
+        stack.stop()
+
+
+def schedule(faults: dict[Fault, int] | list[Fault], choice: random.Random, until: float):  # type: ignore[no-untyped-def]
+    """Each of a list once; else drawn by their weights until the time is over."""
+    if isinstance(faults, list):
+        yield from faults
+        return
+    while time.monotonic() < until:
+        yield choice.choices(list(faults), list(faults.values()))[0]
+
+
+def left_keys(stack: Stack) -> list[str]:
+    """Keys that nothing accounts for, once the workers have had time to work off surplus messages."""
+
+    def look() -> list[str]:
+        found = []
+        for key in stack.redis.client.scan_iter(count=10_000):
+            name = key.decode()
+            inner = re.sub(r"^\{\w+\}:", "", name)
+            known = inner in KEPT or inner.startswith("job:") if inner != name else name.startswith(KEPT_BY_CELERY)
+            if not known:
+                found.append(name)
+        return found
+
+    left: list[str] = []
+
+    def none() -> bool:
+        left[:] = look()
+        return not left
+
+    try:
+        poll(none, 10)
+    except AssertionError:
+        return left
+    return []

@@ -1,0 +1,126 @@
+"""Clients that submit jobs at a steady rate, and read back at random what has ended."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from typing import Any
+
+from tests.chaos.stack import TERMINAL, Stack, ask
+
+#: How long a run sleeps, with its weight.
+SLEEPS = [(0.0, 55), (0.01, 40), (0.3, 4), (2.0, 1)]
+
+
+@dataclass
+class Accepted:
+    """A job that got its 202."""
+
+    id: str
+    n: int
+    service: str
+    do: str
+
+
+@dataclass
+class Load:
+    """``clients`` threads that together submit ``rate`` jobs a second until stopped."""
+
+    stack: Stack
+    rate: float
+    seed: int = 1
+    clients: int = 8
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: int = 0  #: answers other than 202
+    unanswered: int = 0  #: no answer: the job may exist or not
+    slowest_s: float = 0  #: longest wait for an answer, whatever it was
+    ended: dict[str, Any] = field(default_factory=dict)  #: jobs as they were first read to have ended
+    long_s: float = 0  #: how long the long jobs run that are submitted at the start
+    sleeps: list[tuple[float, int]] = field(default_factory=lambda: SLEEPS)
+    changed: list[tuple[Any, Any]] = field(default_factory=list)  #: terminal jobs that read otherwise later
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._next = 0
+        self._threads = [threading.Thread(target=self._submit_all, args=(i,)) for i in range(self.clients)]
+        self._threads.append(threading.Thread(target=self._read_some))
+
+    def start(self) -> None:
+        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
+        if self.stack.kind.is_ours:
+            self.submit(connection, service="long", sleep_s=self.long_s)
+        connection.close()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def submit(self, connection: HTTPConnection, do: str = "", sleep_s: float = 0, service: str = "chaos") -> None:
+        """One POST."""
+        with self._lock:
+            self._next += 1
+            n = self._next
+        started = time.monotonic()
+        status, job = ask(
+            connection, "POST", "/jobs", {"service": service, "input": {"n": n, "sleep_s": sleep_s, "do": do}}
+        )
+        with self._lock:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+            if status == 202:
+                self.accepted.append(Accepted(job["id"], n, service, do))
+            elif status:
+                self.refused += 1
+            else:
+                self.unanswered += 1
+
+    def read_back(self) -> None:
+        """Note all that ended of the last few hundred jobs."""
+        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
+        for one in self.accepted[-1500:]:
+            status, job = ask(connection, "GET", f"/jobs/{one.id}")
+            if status == 200:
+                self.note(job)
+        connection.close()
+
+    def note(self, job: Any) -> None:
+        """Remember how a job ended, and whether it had ended otherwise before."""
+        if job["status"] not in TERMINAL:
+            return
+        seen = {name: job.get(name) for name in ("status", "output", "error", "attempt", "finished_at")}
+        with self._lock:
+            before = self.ended.setdefault(job["id"], seen)
+            if before != seen:
+                self.changed.append((before, seen))
+
+    def _submit_all(self, index: int) -> None:
+        choice = random.Random(f"{self.seed}/{index}")
+        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
+        sleeps, weights = zip(*self.sleeps, strict=True)
+        due = time.monotonic()
+        while not self._stop.is_set():
+            (sleep_s,) = choice.choices(sleeps, weights)
+            if choice.random() < 0.0005 and self.stack.kind.is_ours:
+                self.submit(connection, "exit", service="poison")
+            else:
+                self.submit(connection, "raise" if choice.random() < 0.002 else "", sleep_s)
+            due = max(due + self.clients / self.rate, time.monotonic() - 1)
+            self._stop.wait(max(0, due - time.monotonic()))
+        connection.close()
+
+    def _read_some(self) -> None:
+        choice = random.Random(self.seed)
+        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
+        while not self._stop.wait(0.02):
+            if self.accepted:
+                status, job = ask(connection, "GET", f"/jobs/{choice.choice(self.accepted).id}")
+                if status == 200:
+                    self.note(job)
+        connection.close()

@@ -1,0 +1,207 @@
+"""The processes of one stack: Redis, an API, workers; ours, and the naive FastAPI + Celery stack of the tutorials."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.proxy import Proxy
+from tests.chaos.service import SCHEMA, SOURCE
+from tests.support import ROOT, Process, RedisServer, free_port, poll, status_of, write_plugin
+
+TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
+
+
+#: Changes to copies of our files, by their paths: what a guarantee rests on is taken out, to see the audit fail.
+Sabotage = dict[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one stack's processes are started."""
+
+    name: str
+    api: list[str]
+    workers: list[list[str]]  #: the first three run ``chaos``, those that faults strike; the others long jobs
+    ready: str  #: what a worker prints when it can take jobs
+    settings: dict[str, str] = field(default_factory=dict)
+    sabotage: Sabotage = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it makes our promises, and has our services ``poison`` and ``long``."""
+        return self.name == "libs-service"
+
+
+def ours(sabotage: Sabotage | None = None) -> Kind:
+    """The system under test."""
+    queues = ["chaos", "chaos", "chaos,poison", "long", "long"]
+    workers = [["-A", "worker", "worker", "-Q", names] for names in queues]
+    return Kind("libs-service", ["api:app"], workers, "service ready name=", sabotage=sabotage or {})
+
+
+def naive(best: bool) -> Kind:
+    """FastAPI + Celery as the tutorials write it; ``best``: with the safest settings that Celery offers."""
+    worker = ["-A", "tests.chaos.naive", "worker", "--concurrency=1"]
+    name = "naive, best settings" if best else "naive, defaults"
+    return Kind(name, ["tests.chaos.naive:api"], [worker] * 3, " ready.", {"NAIVE_BEST": "1" if best else ""})
+
+
+@dataclass
+class Kill:
+    """A fault that ended (or stopped) processes: when, and the pool processes that it took along."""
+
+    fault: str
+    at_ns: int
+    pids: set[int]
+
+
+class Stack:
+    """One stack. Its first worker and its API speak to Redis through a proxy."""
+
+    #: Workers that faults strike.
+    STRUCK = 3
+
+    def __init__(self, kind: Kind, folder: Path, appendfsync: str = "everysec") -> None:
+        self.kind, self.folder = kind, folder
+        self.appendfsync = appendfsync
+        self.redis = RedisServer(free_port(), folder / "redis")
+        self.redis.folder.mkdir()
+        assert self.redis.fake_clock(), "a C compiler is needed: apt-get install gcc libc6-dev"
+        self.proxy = Proxy(self.redis.port)
+        self.port = free_port()
+        self.kills: list[Kill] = []
+        self.faults: list[tuple[str, int]] = []  #: each with its beginning
+        self.exit_codes: list[int] = []  #: of workers that were asked to stop
+        self.processes: list[Process] = []
+        self.api: Process | None = None
+        self.workers: list[Process | None] = [None] * len(kind.workers)
+        self.read_back: Callable[[], None] = lambda: None  #: has the load read what has ended until now
+        (folder / "trace" / "running").mkdir(parents=True)
+        write_services(folder / "plugins")
+        sabotage(folder / "plugins", kind.sabotage)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL", "CELERY"))}
+        self._env = {
+            **kept,
+            "PYTHONPATH": os.pathsep.join([str(folder / "plugins"), str(ROOT)]),
+            "CHAOS_FOLDER": str(folder / "trace"),
+            **kind.settings,
+        }
+
+    def start(self) -> None:
+        """Everything, one after the other."""
+        self.redis.start(self.appendfsync)
+        self.start_api()
+        for index in range(len(self.workers)):
+            self.start_worker(index)
+        for index in range(len(self.workers)):
+            self.await_worker(index)
+
+    def start_api(self) -> None:
+        command = ["uvicorn", *self.kind.api, "--port", str(self.port), "--log-level", "critical"]
+        self.api = self._start("api", [*command, "--timeout-keep-alive", "75"], self.proxy.port)
+        poll(lambda: status_of(f"http://127.0.0.1:{self.port}/healthz") == 200, 30, "the API is up")
+
+    def start_worker(self, index: int, *arguments: str) -> Process:
+        """Start a worker without waiting until it is ready."""
+        node = f"w{index}-{len(self.processes)}@%h"
+        command = ["celery", *self.kind.workers[index], "-n", node, "--loglevel=INFO", *arguments]
+        process = self._start("worker", command, self.proxy.port if index == 0 else self.redis.port)
+        self.workers[index] = process
+        return process
+
+    def await_worker(self, index: int) -> None:
+        process = self.workers[index]
+        assert process
+        poll(lambda: self.kind.ready in process.output or process.exit_code is not None, 60, "the worker is ready")
+
+    def worker(self, index: int) -> Process:
+        process = self.workers[index]
+        assert process, f"worker {index} was started"
+        return process
+
+    def kill(self, fault: str, *processes: Process) -> None:
+        """SIGKILL, noted for the audit."""
+        pids = {pid for process in processes for pid in (process.pid, *process.children)}
+        at = time.monotonic_ns()
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        self.note_kill(fault, at, pids)
+        for process in processes:
+            process.wait()
+
+    def runs_a_job(self, worker: Process) -> bool:
+        """Whether a job runs in one of the worker's pool processes, by the trace."""
+        markers = (self.folder / "trace" / "running").iterdir()
+        return bool({marker.read_text() for marker in markers} & {str(pid) for pid in worker.children})
+
+    def note_kill(self, fault: str, at_ns: int, pids: set[int]) -> None:
+        """Processes that a fault killed at this moment."""
+        self.kills.append(Kill(fault, at_ns, pids))
+
+    def request(self, method: str, path: str, body: Any = None, timeout: float = 10) -> tuple[int, Any]:
+        """Status and JSON of one request; 0 where there was no answer."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            return ask(connection, method, path, body)
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        self.redis.send_signal(signal.SIGCONT)
+        self.proxy.heal()
+        for process in self.processes:
+            if process.exit_code is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        self.proxy.__exit__()
+        self.redis.remove()
+
+    def _start(self, name: str, arguments: list[str], redis_port: int) -> Process:
+        env = {**self._env, "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        process = Process([sys.executable, "-m", *arguments], env, log, self.folder)
+        self.processes.append(process)
+        return process
+
+
+def ask(connection: HTTPConnection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One request over a connection that is kept; status 0 where there was no answer."""
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None)
+        answer = connection.getresponse()
+        text = answer.read()
+        return answer.status, json.loads(text) if text else None
+    except (OSError, HTTPException, ValueError):
+        connection.close()
+        return 0, None
+
+
+def sabotage(folder: Path, changes: Sabotage) -> None:
+    """Copies of our packages with changes, which go before the real ones on the path."""
+    for package in ("worker", "api") if changes else ():
+        shutil.copytree(ROOT / package, folder / package)
+    for name, pairs in changes.items():
+        path = folder / name
+        text = path.read_text()
+        for old, new in pairs:
+            assert old in text, f"{name} no longer holds {old!r}"
+            text = text.replace(old, new)
+        path.write_text(text)
+
+
+def write_services(folder: Path) -> None:
+    """The chaos service, one whose jobs get few attempts, and one for long jobs."""
+    knobs_of = {"chaos": "max_attempts = 50", "poison": "max_attempts = 3", "long": "max_batch_size = 1"}
+    for name, knobs in knobs_of.items():
+        write_plugin(folder, name, SCHEMA, SOURCE.format(name=name, knobs=knobs))

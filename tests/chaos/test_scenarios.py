@@ -1,0 +1,78 @@
+"""Every fault once, under load; and the same with each of the guarantees' pillars taken out, to see the audit fail."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import run
+from tests.chaos.faults import FAULTS, Fault, kill_worker, stop_worker
+from tests.chaos.stack import Sabotage, ours
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_nothing_is_lost_changed_or_run_twice_at_once_whatever_is_killed(tmp_path: Path) -> None:
+    faults = list(FAULTS)
+    random.Random(1).shuffle(faults)
+    report = run(ours(), tmp_path, 0, seed=1, rate=60, faults=faults)
+    told = report.to_dict()
+    print(told)
+    assert not report.broken, report.broken
+    assert sum(report.faults.values()) == len(FAULTS)
+    assert report.accepted > 1000
+    assert all(seconds <= 10 for seconds in report.recovery_s), told
+    assert report.slowest_answer_s < 5, "503 at the latest"
+
+
+#: What each guarantee rests on, and how the sources look without it.
+PILLARS: dict[str, tuple[Sabotage, str]] = {
+    "sweep": (
+        {"worker/ledger.lua": [("redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do", "{}) do")]},
+        "lost",
+    ),
+    "fencing": (
+        {
+            "worker/ledger.lua": [
+                ("    if mine and job[2] == 'running' then\n", "    if job[2] then\n"),
+                ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
+            ],
+            "worker/child.py": [("if not held and self.running is order:", "if False:")],
+        },
+        "changed",
+    ),
+    "lease": (
+        {
+            "worker/ledger.lua": [
+                ("return {0, {}} end\n  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])", "return {0, {}} end"),
+                ("redis.call('ZADD', WORKERS, 'GT', now + ARGV[5], ARGV[4])", ""),
+            ],
+            "worker/child.py": [("if not held and self.running is order:", "if False:")],
+            "worker/keeper.py": [("        self._on_lost()\n", "")],
+        },
+        "overlaps",
+    ),
+}
+
+
+FAULTS_FOR: dict[str, list[Fault]] = {"sweep": [kill_worker], "fencing": [stop_worker, stop_worker], "lease": []}
+
+
+@pytest.mark.parametrize("pillar", PILLARS)
+def test_without_the_sweep_the_fencing_or_the_lease_the_audit_fails(tmp_path: Path, pillar: str) -> None:
+    changes, broken = PILLARS[pillar]
+    faults: list[Fault] = list(FAULTS_FOR[pillar])
+    report = run(
+        ours(changes),
+        tmp_path,
+        0,
+        seed=2,
+        rate=20,
+        faults=faults,
+        patience_s=10,
+        still_s=3,
+        sleeps=[(4, 1) if pillar == "lease" else (1.5, 1)],
+    )
+    assert getattr(report, broken), report.to_dict()
