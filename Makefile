@@ -8,7 +8,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lock clean
+.PHONY: help setup run test chaos check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,10 @@ run: setup ## start everything, run one sample job, go on until Ctrl-C
 
 test: setup ## all tests
 	@$(IN_VENV) python -m pytest
+
+# SEED, MINUTES and STACK=naive or naive-best may be given: `make chaos MINUTES=2 SEED=7`.
+chaos: setup ## kill, stop and cut off everything for ten minutes, then audit every job
+	@$(IN_VENV) python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --stack $(or $(STACK),ours)
 
 check: setup ## lint, formatting, types, import rules
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,7 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
                 ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
             ],
             "worker/child.py": [("if not held and self.running is order:", "if False:")],
+            "worker/keeper.py": [("        self._on_lost()\n", "")],
         },
         "changed",
     ),
@@ -57,22 +59,18 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
 }
 
 
-FAULTS_FOR: dict[str, list[Fault]] = {"sweep": [kill_worker], "fencing": [stop_worker, stop_worker], "lease": []}
+#: The load that shows it: the faults, jobs a second, and how long each sleeps.
+SHOWN_BY: dict[str, tuple[list[Fault], float, float]] = {
+    "sweep": ([kill_worker], 20, 1.5),
+    "fencing": ([stop_worker, stop_worker], 60, 0.5),
+    "lease": ([], 20, 4),
+}
 
 
 @pytest.mark.parametrize("pillar", PILLARS)
 def test_without_the_sweep_the_fencing_or_the_lease_the_audit_fails(tmp_path: Path, pillar: str) -> None:
     changes, broken = PILLARS[pillar]
-    faults: list[Fault] = list(FAULTS_FOR[pillar])
-    report = run(
-        ours(changes),
-        tmp_path,
-        0,
-        seed=2,
-        rate=20,
-        faults=faults,
-        patience_s=10,
-        still_s=3,
-        sleeps=[(4, 1) if pillar == "lease" else (1.5, 1)],
-    )
+    faults, rate, sleep_s = SHOWN_BY[pillar]
+    options: dict[str, Any] = {"patience_s": 5, "still_s": 3, "sleeps": [(sleep_s, 1)]}
+    report = run(ours(changes), tmp_path, 0, seed=2, rate=rate, faults=faults, **options)
     assert getattr(report, broken), report.to_dict()
