@@ -20,7 +20,7 @@ from api.routes import router
 from api.waiter import Waiter
 from api.writer import Writer
 from worker.errors import StoreUnavailable
-from worker.ledger import AsyncLedger
+from worker.ledger_async import AsyncLedger
 from worker.logs import setup_logging
 from worker.settings import Settings, get_settings
 

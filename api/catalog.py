@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
 from worker.errors import ServiceFailed, UnknownService
-from worker.ledger import Overview
+from worker.ledger_async import Overview
 
 log = logging.getLogger("services.api")
 

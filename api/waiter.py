@@ -21,8 +21,10 @@ from redis.backoff import NoBackoff
 
 from worker.errors import StoreUnavailable
 from worker.jobs import Job
-from worker.ledger import ENDED_CHANNEL, AsyncLedger
+from worker.ledger import ENDED_CHANNEL
+from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
+from worker.store import make_async_client
 
 log = logging.getLogger("services.api")
 
@@ -38,7 +40,7 @@ class Waiter:
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
         self._futures: dict[str, set[asyncio.Future[Job]]] = {}
-        self._redis = redis.asyncio.Redis.from_url(
+        self._redis = make_async_client(
             settings.url,
             socket_timeout=None,
             socket_connect_timeout=settings.store_timeout_s,

@@ -11,7 +11,7 @@ from collections import deque
 
 from worker.errors import QueueFull, StoreUnavailable
 from worker.jobs import Job, NewJob
-from worker.ledger import AsyncLedger
+from worker.ledger_async import AsyncLedger
 
 #: Most jobs, and about the most bytes of input, in one call: Redis serves nobody else meanwhile.
 MAX_JOBS = 256

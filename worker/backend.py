@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 
 from worker.jobs import Job, Status
 from worker.ledger import Ledger
@@ -52,3 +52,7 @@ class LedgerBackend(RedisBackend):  # type: ignore[misc]  # celery ships no type
 
 def _running_result(job: Job) -> dict[str, Any] | None:
     return json.loads(job.to_json())["timings"] if job.status is Status.RUNNING else None
+
+
+class SentinelLedgerBackend(LedgerBackend, SentinelBackend):  # type: ignore[misc]
+    """The same where Sentinel names the master."""

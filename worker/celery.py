@@ -10,11 +10,14 @@ from worker.settings import get_settings
 
 settings = get_settings()
 
+BACKEND = "SentinelLedgerBackend" if settings.sentinel else "LedgerBackend"
+MASTER = {"master_name": settings.sentinel.master} if settings.sentinel else {}
+
 app = Celery(
     "services",
     broker=settings.celery_url,
     # Celery's backends write redis+socket:// as socket://, since "+" ends the class's name.
-    backend=f"worker.backend:LedgerBackend+{settings.celery_url.replace('redis+socket://', 'socket://')}",
+    backend=f"worker.backend:{BACKEND}+{settings.celery_url.replace('redis+socket://', 'socket://')}",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
 
@@ -30,7 +33,8 @@ app.conf.update(
     broker_connection_max_retries=None,
     broker_connection_retry_on_startup=True,
     # Without timeouts a frozen Redis hangs the caller for ever.
-    broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5},
+    broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5, **MASTER},
+    result_backend_transport_options=MASTER,
     redis_socket_timeout=5,
     redis_socket_connect_timeout=2,
     # Our pool processes are not Celery's to cancel when the broker is away: their leases decide.

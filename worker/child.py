@@ -1,9 +1,9 @@
 """A pool process: ``python -m worker.child FD NAME…`` loads its services and runs one batch at a time.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun`` and ``ended``. Slot to child: a batch, or ``cancelled`` with ids of the running one. It is a
-process of its own, started fresh rather than forked, so that whatever a model's library does to it (threads, CUDA, a
-segfault) stays in it.
+for each batch ``begun``, ``computed`` and ``ended``. Slot to child: a batch, or ``cancelled`` with ids of the running
+one. It is a process of its own, started fresh rather than forked, so that whatever a model's library does to it
+(threads, CUDA, a segfault) stays in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -56,15 +57,22 @@ def main(fd: int, names: list[str]) -> None:
     settings = get_settings()
     setup_logging(settings.log_level)
     link = Connection(fd)
-    services = _load(names, link)
+    try:
+        services = _load(names, link)
+    except BrokenPipeError:
+        return  # the worker has stopped meanwhile
     if not services:
         return
     ledger, listener = Ledger(settings), Listener(link, Ledger(settings, timeout_s=1, retries=0))
     listener.start()
     while (order := listener.orders.get()) is not None:
-        _send(link, {"begun": order["token"]})
-        name = order["service"]
-        ended = run_batch(services[name], name, ledger, order["token"], order["ids"], listener.cancelled)
+        name, token = order["service"], order["token"]
+
+        def tell(what: str, order: dict[str, Any] = order) -> None:
+            listener.set_limit(order["time_limit_s"] if what == "begun" else None)
+            _send(link, {what: order["token"]})
+
+        ended = run_batch(services[name], name, ledger, token, order["ids"], listener.cancelled, tell)
         listener.running = None
         _send(link, {"ended": ended})
 
@@ -79,7 +87,7 @@ class Listener(threading.Thread):
         self.running: dict[str, Any] | None = None  # the order whose batch runs
         self._link = link
         self._ledger = ledger
-        self._deadline = 0.0
+        self._deadline = math.inf
 
     def run(self) -> None:
         """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""
@@ -93,12 +101,15 @@ class Listener(threading.Thread):
                 self.orders.put(None)
                 return
 
+    def set_limit(self, seconds: float | None) -> None:
+        """From now on, the batch may take so long; None: as long as it likes."""
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds + LAST_GRACE_S
+
     def _take(self, message: dict[str, Any]) -> None:
         if "cancelled" in message:
             self.cancelled.update(message["cancelled"])
             return
         self.cancelled.clear()
-        self._deadline = time.monotonic() + message["time_limit_s"] + LAST_GRACE_S
         self.running = message
         self.orders.put(message)
 

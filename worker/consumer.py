@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import Any, NoReturn
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.worker.control import inspect_command
 
 from worker.celery import app
@@ -16,6 +16,7 @@ from worker.embedded import require_redis
 from worker.errors import UnknownService
 from worker.logs import setup_logging
 from worker.pool import ServicePool
+from worker.runner import AWAY
 from worker.settings import EX_USAGE, get_settings
 
 log = logging.getLogger("services.worker")
@@ -23,6 +24,20 @@ log = logging.getLogger("services.worker")
 
 #: The private Redis may be starting in the same moment (Procfile).
 REDIS_WAIT_S = 10.0
+
+
+class FullRedisIsAway(bootsteps.StartStopStep):  # type: ignore[misc]
+    """A Redis that is full, loads its file or has become a replica is as good as away: the consumer connects again.
+
+    Celery knows only lost connections, and ends the worker on whatever else the broker says.
+    """
+
+    def __init__(self, parent: Any, **_: Any) -> None:
+        parent.connection_errors = (*parent.connection_errors, *AWAY)
+        super().__init__(parent)
+
+
+app.steps["consumer"].add(FullRedisIsAway)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

@@ -500,6 +500,21 @@ function operations.leave()
   return forget(ARGV[4], 'handed_back')
 end
 
+-- The clock went back: what was told to wait until the time that it had shown would wait for ever.
+local function mend_times()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf')) do
+    redis.call('ZADD', DELAYED, now, id)
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')) do
+    local job = redis.call('HMGET', record(id), 'score', 'created')
+    if job[1] and tonumber(job[2]) > now then
+      local score = now + job[1] - job[2]
+      redis.call('HSET', record(id), 'score', score)
+      redis.call('ZADD', WAITING, score, id)
+    end
+  end
+end
+
 -- Jobs of workers whose lease has lapsed run again. Not after a time without a sweep, in which Redis may have been away,
 -- and not after a jump of its clock: then the living could not renew either, so that all get a fresh lease.
 local function recover(lease)
@@ -509,9 +524,7 @@ local function recover(lease)
   redis.call('SET', S .. 'swept', int(now))
   if now < last or now > last + lease / 2 then
     for _, worker in ipairs(redis.call('ZRANGE', WORKERS, 0, -1)) do redis.call('ZADD', WORKERS, now + lease, worker) end
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf', 'LIMIT', 0, 1000)) do
-      redis.call('ZADD', DELAYED, now, id)  -- the clock went back
-    end
+    if now < last then mend_times() end
     return lost
   end
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do

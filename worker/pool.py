@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import socket
 import subprocess
@@ -244,15 +245,17 @@ class Slot(threading.Thread):
         begun = False
         limits = {"time_limit_s": knobs["time_limit_s"]}
         child.send({"service": batch.service, "worker": batch.worker, "token": batch.token, "ids": batch.ids} | limits)
-        deadline = time.monotonic() + knobs["time_limit_s"]
+        deadline = math.inf
         kill_at = None
         while True:
             message = child.receive(LOOK_S)
             if message and "ended" in message:
                 return message["ended"], ""
-            if message and "begun" in message:
-                begun = True
             now = time.monotonic()
+            if message and "begun" in message:
+                begun, deadline = True, now + knobs["time_limit_s"]
+            if message and "computed" in message:
+                deadline = math.inf  # what is left is to tell the ledger, which may be away for a while
             if self._cancelled and kill_at is None:
                 child.send({"cancelled": sorted(self._cancelled)})
                 kill_at = now + CANCEL_GRACE_S

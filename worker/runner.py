@@ -28,7 +28,13 @@ log = logging.getLogger("services.worker")
 MAX_MESSAGE = 2000
 
 #: What passes by itself when Redis is back, has loaded its file, has room again or has a new master.
-AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError)
+AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.BusyLoadingError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+)
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300
@@ -71,13 +77,25 @@ class Timings:
 
 
 def run_batch(
-    service: Service[Any, Any], name: str, ledger: Ledger, token: str, ids: Sequence[str], cancelled: Container[str]
+    service: Service[Any, Any],
+    name: str,
+    ledger: Ledger,
+    token: str,
+    ids: Sequence[str],
+    cancelled: Container[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Run these jobs and write how they ended. Gives, for Celery's events, how each ended."""
+    """Run these jobs and write how they ended. Gives, for Celery's events, how each ended.
+
+    ``tell`` is called with "begun" and "computed" around the stages that the service's time limit is for: waiting for a
+    Redis that is away is none of them.
+    """
     started = time.perf_counter()
     held = _persist(lambda: ledger.inputs(name, ids, token))
     items = [Item(job_id, value, attempt, cancelled=cancelled) for job_id, attempt, value in held]
+    tell("begun")
     timings = run_stages(service, items)
+    tell("computed")
     stored = complete(service, name, ledger, token, items, timings)
     seconds = time.perf_counter() - started
     for item, became in zip(items, stored, strict=True):

@@ -16,11 +16,13 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.store import SentinelUrl
+
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2
 
 #: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
-URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
+URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
 
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
 UNIX_SOCKET_PATH_BYTES = 108
@@ -32,7 +34,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SERVICES_", use_attribute_docstrings=True, frozen=True)
 
     redis_url: str = Field("", validation_alias=AliasChoices("redis_url", "REDIS_URL"))
-    """Where Redis is: `redis://`, `rediss://` or `unix://`. Empty: the checkout's private Redis (`services redis`)."""
+    """Where Redis is: `redis://`, `rediss://`, `unix://` or `sentinel://`. Empty: the checkout's private Redis."""
 
     services: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=AliasChoices("services", "SERVICES"))
     """Names of the services to start, comma-separated. Empty: every installed one."""
@@ -86,6 +88,8 @@ class Settings(BaseSettings):
     def _check_scheme(cls, value: str) -> str:
         if value and not value.startswith(URL_SCHEMES):
             raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
+        if value.startswith("sentinel://"):
+            SentinelUrl.parse(value)
         return value
 
     @field_validator("services", mode="before")
@@ -121,8 +125,17 @@ class Settings(BaseSettings):
         return self.redis_url.replace("redis+socket://", "unix://") or f"unix://{self.redis_socket}"
 
     @property
+    def sentinel(self) -> SentinelUrl | None:
+        """The sentinels to ask; None where Redis is named by its own address."""
+        return SentinelUrl.parse(self.redis_url) if self.redis_url.startswith("sentinel://") else None
+
+    @property
     def celery_url(self) -> str:
-        """The same Redis as Celery and kombu write it: ``redis+socket://`` for a unix socket."""
+        """The same Redis as Celery and kombu write it: ``redis+socket://`` for a unix socket, TLS spelt out."""
+        if self.sentinel:
+            return self.sentinel.celery_url
+        if self.url.startswith("rediss://") and "ssl_cert_reqs=" not in self.url:
+            return f"{self.url}{'&' if '?' in self.url else '?'}ssl_cert_reqs=required"
         return self.url.replace("unix://", "redis+socket://")
 
     @property

@@ -8,11 +8,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.audit import Report, audit
+from tests.chaos.audit import WORKER_KILLS, Report, audit
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.load import SLEEPS, Load
 from tests.chaos.stack import Kind, Stack
 from tests.support import poll
+
+#: After this share of the kills of workers, nothing else happens for so long.
+WATCHED, WATCH_S = 0.4, 9.0
 
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the rest are records, which live ``keep_for_s``.
 KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
@@ -52,6 +55,8 @@ def run(
             stack.faults.append((fault.__name__, time.monotonic_ns()))
             fault(stack, choice)
             happened[fault.__name__] += 1
+            if fault.__name__ in WORKER_KILLS and choice.random() < WATCHED:
+                time.sleep(WATCH_S)  # undisturbed, so that the recovery can be measured
         time.sleep(still_s)
         load.stop()
         report = audit(stack, load, seed, patience_s)

@@ -15,7 +15,8 @@ import redis
 
 from worker.errors import JobExpired, JobFinished, JobNotFound, JobNotRetryable, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
-from worker.ledger import LUA, AsyncLedger, Ending, Ledger, Stored
+from worker.ledger import LUA, Ending, Ledger, Stored
+from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
@@ -184,6 +185,19 @@ def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(be
     assert bench.ledger.sweep("echo") == [], "which is soon after"
     # one that does not renew its lease is dead all the same
     poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
+
+
+def test_jobs_of_a_time_to_come_do_not_wait_for_it(bench: Bench) -> None:
+    (early,) = bench.create()
+    for key, id_ in (("waiting", early), ("index", early)):
+        bench.redis.zincrby(f"{{echo}}:{key}", 3600e6, id_)
+    for name in ("score", "created"):
+        bench.redis.hincrby(f"{{echo}}:job:{early}", name, 3_600_000_000)
+    (late,) = bench.create()
+    assert bench.get(early).position == 1, "stored while the clock was an hour ahead"
+    bench.sweep(-3600)
+    bench.create()
+    assert bench.get(early).position == 1 and bench.get(late).position == 0
 
 
 def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
@@ -407,7 +421,7 @@ def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) ->
 
 
 def test_a_page_of_a_rare_state_may_be_short_but_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.ledger.LOOK_AT", 10)
+    monkeypatch.setattr("worker.ledger_async.LOOK_AT", 10)
     ids = bench.create(35)
     bench.ledger.cancel(ids[2])
     found: list[str] = []

@@ -1,0 +1,5 @@
+"""``python -m tests.run_code CODE``: a script in a process of its own, in an installation that a test has made."""
+
+import sys
+
+exec(sys.argv[1])

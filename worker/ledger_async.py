@@ -1,0 +1,207 @@
+"""The API's side of the ledger: asyncio, many clients at once, an answer in ``store_timeout_s`` whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+
+from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
+from worker.jobs import TERMINAL, Job, NewJob, Status
+from worker.ledger import LOOK_AT, LUA, check_retried, create_arguments, head, pointer_key, queue_full, record_key
+from worker.settings import Settings
+from worker.store import make_async_client
+
+#: Connections of one API process, at most.
+MAX_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first, and where the next page starts (microseconds and id; None: no more)."""
+
+    jobs: list[Job]
+    next: tuple[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the ledger knows of one service."""
+
+    depth: int  #: queued jobs
+    oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
+    workers: list[dict[str, Any]]  #: each live worker's host, pid and state
+    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
+    failure: dict[str, Any] | None  #: why the plugin cannot be loaded
+
+
+class AsyncLedger:
+    """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        timeout = settings.store_timeout_s
+        # No retry: a client that waits is told at once, and an answer that was lost is the client's to ask for again.
+        self.redis = make_async_client(
+            settings.url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=AsyncRetry(NoBackoff(), 1),
+        )
+        # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._script = self.redis.register_script(LUA)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose(close_connection_pool=True)
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` unless Redis answers."""
+        async with self._guard():
+            await self.redis.execute_command("PING")
+
+    async def create(self, jobs: Sequence[NewJob]) -> list[Job | QueueFull]:
+        """Store jobs of one service and their messages, in one step; each as stored, or ``QueueFull``."""
+        service = jobs[0].service
+        reply = await self._call(service, create_arguments(self._settings, jobs))
+        states = zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)
+        return [
+            queue_full(service, int(created)) if state == b"full" else _as_created(job, int(created), int(position))
+            for job, state, created, position in states
+        ]
+
+    async def get(self, job_id: str) -> Job:
+        """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
+        async with self._guard():
+            service = await self.redis.get(pointer_key(job_id))
+        if service is None:
+            raise JobNotFound(f"no job has the id {job_id[:100]!r}")
+        (job,) = await self._read([(service.decode(), job_id)])
+        if job is None:
+            raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
+        return job
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """Jobs of any services, in two round trips; None for an unknown or dropped one."""
+        async with self._guard():
+            services = await self.redis.mget([pointer_key(job_id) for job_id in job_ids])
+        keys = [(service.decode() if service else "", i) for service, i in zip(services, job_ids, strict=True)]
+        return await self._read(keys)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
+        job = await self.get(job_id)
+        before = await self._call(job.service, [*head("cancel", self._settings), job_id])
+        if before is None or Status(before.decode()) in TERMINAL:
+            raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
+        return await self.get(job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        """Run a failed, cancelled or expired job again and give it as it is queued.
+
+        Raises ``JobNotFound``, ``JobExpired``, ``JobNotRetryable`` or ``QueueFull``.
+        """
+        job = await self.get(job_id)
+        check_retried(job_id, job.service, await self._call(job.service, [*head("retry", self._settings), job_id]))
+        return await self.get(job_id)
+
+    async def sweep(self, services: Sequence[str]) -> list[str]:
+        """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
+        lease_us = round(self._settings.lease_s * 1e6)
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            for service in services:
+                await self._script(keys=[service], args=[*head("sweep", self._settings), lease_us], client=pipe)
+            return [job_id.decode() for lost in await pipe.execute() for job_id in lost]
+
+    async def page(
+        self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
+    ) -> Page:
+        """The newest jobs of these services, below ``before``. A page may be short although more follow."""
+        bound, last_id = before or ("+inf", "")
+        arguments = [*head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT]
+        replies = [await self._call(service, arguments) for service in services]
+        keys = [(s, i.decode()) for s, (_, _, ids) in zip(services, replies, strict=True) for i in ids]
+        jobs = [job for job in await self._read(keys) if job is not None]
+        jobs.sort(key=lambda job: (job.created_us, job.id), reverse=True)
+        # Where a service's search stopped early, nothing older than that point may be shown yet.
+        stops = [(int(us), i.decode()) for us, i, _ in replies if us]
+        floor = max(stops, default=(0, ""))
+        page = [job for job in jobs if (job.created_us, job.id) >= floor][:limit]
+        if len(page) == limit and (len(jobs) > limit or stops):
+            return Page(page, (str(page[-1].created_us), page[-1].id))
+        return Page(page, (str(floor[0]), floor[1]) if stops else None)
+
+    async def overview(self, service: str) -> Overview:
+        """What the ledger knows of one service."""
+        depth, oldest, now, infos, about = await self._call(service, head("overview", self._settings))
+        fields = dict(zip(about[0::2], about[1::2], strict=True))
+        return Overview(
+            depth=depth,
+            oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
+            workers=[json.loads(info) for info in infos],
+            knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
+            failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
+        )
+
+    async def _read(self, keys: Sequence[tuple[str, str]]) -> list[Job | None]:
+        """The records of (service, id) pairs, in one round trip."""
+        if not keys:
+            return []
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            for service, job_id in keys:
+                pipe.hgetall(record_key(service, job_id))
+                pipe.zrank(f"{{{service}}}:waiting", job_id)
+            replies = await pipe.execute()
+            # A job that pauses before a retry has no rank yet: it will come after all that wait.
+            paused = [
+                i for i, rank in enumerate(replies[1::2]) if rank is None and replies[2 * i].get(b"status") == b"queued"
+            ]
+            for i in paused:
+                pipe.zcard(f"{{{keys[i][0]}}}:waiting")
+            for i, waiting in zip(paused, await pipe.execute() if paused else [], strict=True):
+                replies[2 * i + 1] = waiting
+        records = zip(keys, replies[0::2], replies[1::2], strict=True)
+        return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
+
+    async def _call(self, service: str, arguments: list[Any]) -> Any:
+        async with self._guard():
+            return await self._script(keys=[service], args=arguments)
+
+    @asynccontextmanager
+    async def _guard(self) -> AsyncIterator[None]:
+        try:
+            # Over all of it: the wait for a turn, the call, and its one repetition.
+            async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
+                yield
+        except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+            hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
+            raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+
+
+def _as_created(job: NewJob, created_us: int, position: int) -> Job:
+    return Job(
+        id=job.id,
+        service=job.service,
+        status=Status.QUEUED,
+        version=job.version,
+        priority=job.priority,
+        attempt=0,
+        batch_size=None,
+        created_us=created_us,
+        started_us=0,
+        finished_us=0,
+        expires_us=0,
+        output=None,
+        error=None,
+        timings=None,
+        metadata=job.metadata,
+        position=position if position >= 0 else None,
+    )

@@ -1,0 +1,77 @@
+"""Clients for the Redis with the ledger: one server by TCP, TLS or unix socket, or the master that Sentinel names.
+
+``REDIS_URL`` is redis-py's (``redis://``, ``rediss://``, ``unix://``), or
+``sentinel://host:port,host:port/db?master=name``.
+TLS is checked: a ``rediss://`` server must show a certificate that ``ssl_ca_certs`` (else the system) vouches for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.sentinel import Sentinel
+
+#: Longest wait for one sentinel, of which the next is then asked.
+SENTINEL_TIMEOUT_S = 0.5
+SENTINEL_PORT = 26379
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """``sentinel://[user:password@]host[:port],…[/db]?master=name`` taken apart. The credentials are the master's."""
+
+    hosts: list[tuple[str, int]]
+    master: str
+    options: dict[str, Any]  #: db, username, password
+
+    @classmethod
+    def parse(cls, url: str) -> SentinelUrl:
+        """Raises ``ValueError`` that says what is wrong."""
+        parts = urlsplit(url)
+        credentials, _, places = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        masters = parse_qs(parts.query).get("master", [])
+        database = parts.path.strip("/") or "0"
+        if not places or len(masters) != 1 or not database.isdigit():
+            raise ValueError("expected sentinel://host:port,host:port/<db>?master=<name>")
+        options = {"db": int(database), "username": unquote(user) or None, "password": unquote(password) or None}
+        return cls([_host(place) for place in places.split(",")], masters[0], options)
+
+    @property
+    def celery_url(self) -> str:
+        """As Celery and kombu write it: a URL for each sentinel, the master's name apart."""
+        user, password = (self.options[name] or "" for name in ("username", "password"))
+        login = f"{user}:{password}@" if user or password else ""
+        return ";".join(f"sentinel://{login}{host}:{port}/{self.options['db']}" for host, port in self.hosts)
+
+
+def make_client(url: str, **options: Any) -> redis.Redis:
+    """A client for redis-py's calls that block."""
+    if not url.startswith("sentinel://"):
+        return redis.Redis.from_url(url, **options)
+    parsed = SentinelUrl.parse(url)
+    timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    sentinel = Sentinel(parsed.hosts, sentinel_kwargs=timeouts)
+    client: redis.Redis = sentinel.master_for(parsed.master, **parsed.options, **options)
+    return client
+
+
+def make_async_client(url: str, **options: Any) -> redis.asyncio.Redis:
+    """A client for asyncio."""
+    if not url.startswith("sentinel://"):
+        return redis.asyncio.Redis.from_url(url, **options)
+    parsed = SentinelUrl.parse(url)
+    timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    sentinel = AsyncSentinel(parsed.hosts, sentinel_kwargs=timeouts)
+    client: redis.asyncio.Redis = sentinel.master_for(parsed.master, **parsed.options, **options)
+    return client
+
+
+def _host(place: str) -> tuple[str, int]:
+    host, _, port = place.rpartition(":") if place.rpartition(":")[2].isdigit() else (place, "", SENTINEL_PORT)
+    return host.strip("[]"), int(port)
