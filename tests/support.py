@@ -99,6 +99,11 @@ class RedisServer:
         with (self.folder / "clock").open("r+b") as file:
             file.write(struct.pack("@l", seconds))
 
+    @property
+    def exited(self) -> bool:
+        """Whether the server has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def send_signal(self, number: int) -> None:
         assert self._process
         self._process.send_signal(number)

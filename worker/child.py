@@ -37,13 +37,19 @@ from worker.settings import get_settings
 
 log = logging.getLogger("services.worker")
 
-#: Seconds between two renewals of the lease by a pool process; those of its worker come more often.
-EXTEND_S = 1.0
+#: Seconds between two renewals of the lease by a pool process.
+EXTEND_S = 0.5
 #: Seconds after ``time_limit_s`` at which a process ends itself, should its slot be stopped.
 LAST_GRACE_S = 2.0
 
-#: Exit code of a process that ended itself because its batch was no longer its own.
-EX_GONE = 70
+#: So long before its lease lapses, a process that could not renew it ends itself. More than its worker allows itself
+#: (``keeper.SAFETY_S``), which knows when the last renewal was.
+SAFETY_S = 1.25
+#: Seconds between two looks at these limits.
+GUARD_S = 0.2
+
+#: Exit codes of a process that ended itself: its batch was no longer its own, or took too long.
+EX_GONE, EX_TIMED_OUT = 70, 71
 
 #: ``prctl``'s option that has the kernel send a signal when the parent dies (``man 2 prctl``); Linux only.
 PR_SET_PDEATHSIG = 1
@@ -63,8 +69,9 @@ def main(fd: int, names: list[str]) -> None:
         return  # the worker has stopped meanwhile
     if not services:
         return
-    ledger, listener = Ledger(settings), Listener(link, Ledger(settings, timeout_s=1, retries=0))
+    ledger, listener = Ledger(settings), Listener(link, Ledger(settings, timeout_s=0.5, retries=0), settings.lease_s)
     listener.start()
+    threading.Thread(target=listener.guard, name="guard", daemon=True).start()
     while (order := listener.orders.get()) is not None:
         name, token = order["service"], order["token"]
 
@@ -80,13 +87,15 @@ def main(fd: int, names: list[str]) -> None:
 class Listener(threading.Thread):
     """Reads the slot's messages and watches over the batch that runs."""
 
-    def __init__(self, link: Connection, ledger: Ledger) -> None:
+    def __init__(self, link: Connection, ledger: Ledger, lease_s: float) -> None:
         super().__init__(name="listener", daemon=True)
         self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.cancelled: set[str] = set()
         self.running: dict[str, Any] | None = None  # the order whose batch runs
         self._link = link
         self._ledger = ledger
+        self._lease_s = lease_s
+        self._safe_until = math.inf
         self._deadline = math.inf
 
     def run(self) -> None:
@@ -103,7 +112,9 @@ class Listener(threading.Thread):
 
     def set_limit(self, seconds: float | None) -> None:
         """From now on, the batch may take so long; None: as long as it likes."""
-        self._deadline = math.inf if seconds is None else time.monotonic() + seconds + LAST_GRACE_S
+        now = time.monotonic()
+        self._deadline = math.inf if seconds is None else now + seconds + LAST_GRACE_S
+        self._safe_until = math.inf if seconds is None else now + self._lease_s - SAFETY_S
 
     def _take(self, message: dict[str, Any]) -> None:
         if "cancelled" in message:
@@ -114,18 +125,30 @@ class Listener(threading.Thread):
         self.orders.put(message)
 
     def _watch(self, order: dict[str, Any]) -> None:
-        """Once a second while a batch runs: keep its lease, or end it where that is gone."""
-        if time.monotonic() > self._deadline:
-            log.error("batch %s is over its time_limit_s and its worker does not end it: ending it", order["token"])
-            os._exit(EX_GONE)
+        """While a batch runs: keep its lease, or end it where that is gone."""
+        asked = time.monotonic()
         try:
             held = self._ledger.extend(order["service"], order["worker"])
+            if self._safe_until < math.inf:
+                self._safe_until = asked + self._lease_s - SAFETY_S
         except redis.RedisError as error:
             log.debug("could not extend the lease: %s", error)
             return
         if not held and self.running is order:
             log.error("the lease of batch %s has lapsed, others run it now: ending it", order["token"])
             os._exit(EX_GONE)
+
+    def guard(self) -> None:
+        """In a thread of its own, which no call of Redis holds up: end a batch whose time or lease is over."""
+        while True:
+            time.sleep(GUARD_S)
+            now = time.monotonic()
+            if now > self._deadline:
+                log.error("a batch is over its time_limit_s and its worker does not end it: ending it")
+                os._exit(EX_TIMED_OUT)
+            if now > self._safe_until:
+                log.error("the lease could not be renewed in time: ending the batch, to be run again")
+                os._exit(EX_GONE)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

@@ -8,9 +8,11 @@ sweeps: jobs of workers whose lease has lapsed run again elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,8 @@ log = logging.getLogger("services.worker")
 
 #: Seconds between two renewals; a cancelled job's process is ended within four of them.
 TICK_S = 0.5
+#: So long before its lease lapses, a worker that could not renew it ends what it runs.
+SAFETY_S = 0.75
 
 
 class Keeper(threading.Thread):
@@ -53,6 +57,7 @@ class Keeper(threading.Thread):
         self._stop_event = threading.Event()
         self._joined = False
         self._told: object = None  # what of ``_about`` the ledger knows
+        self.safe_until = math.inf  #: by ``time.monotonic``: from then on, others may run what this worker has claimed
         self.worker = _new_worker_id()
 
     def run(self) -> None:
@@ -88,20 +93,22 @@ class Keeper(threading.Thread):
             self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
 
     def _tick(self) -> None:
-        about = self._about
+        about, safe_until = self._about, math.inf
         for name in self._names:
             if about and about is not self._told:
                 self._ledger.tell(name, *about[name])
             if not self._joined:
                 self._ledger.join(name, self.worker, self._info())
+            asked = time.monotonic()
             held, cancelled = self._ledger.renew(name, self.worker, self._info())
             if not held:
                 self._start_anew()
                 return
+            safe_until = min(safe_until, asked + self._settings.lease_s - SAFETY_S)
             if cancelled:
                 self._on_cancel(cancelled)
             self._sweep(name)
-        self._joined, self._told = True, about
+        self._joined, self._told, self.safe_until = True, about, safe_until
 
     def _start_anew(self) -> None:
         log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)

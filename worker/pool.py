@@ -25,6 +25,7 @@ import redis
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
+from worker.child import EX_GONE, EX_TIMED_OUT
 from worker.events import Reporter
 from worker.feeder import Batch, Feeder
 from worker.keeper import Keeper
@@ -242,7 +243,7 @@ class Slot(threading.Thread):
 
     def _await_end(self, child: Child, batch: Batch, knobs: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
         """The results, or None and why there are none."""
-        begun = False
+        begun = computed = False
         limits = {"time_limit_s": knobs["time_limit_s"]}
         child.send({"service": batch.service, "worker": batch.worker, "token": batch.token, "ids": batch.ids} | limits)
         deadline = math.inf
@@ -255,17 +256,24 @@ class Slot(threading.Thread):
             if message and "begun" in message:
                 begun, deadline = True, now + knobs["time_limit_s"]
             if message and "computed" in message:
-                deadline = math.inf  # what is left is to tell the ledger, which may be away for a while
+                # What is left is to tell the ledger, which may be away for a while.
+                computed, deadline = True, math.inf
             if self._cancelled and kill_at is None:
                 child.send({"cancelled": sorted(self._cancelled)})
                 kill_at = now + CANCEL_GRACE_S
             if not child.alive:
                 # A process that died before it began has no culprit in this batch.
-                return None, "lost" if begun and not child.killed else "handed_back"
+                code = child.exit_code()
+                own = {EX_GONE: "handed_back", EX_TIMED_OUT: "timed_out"}.get(code, "lost")
+                return None, own if begun and not child.killed else "handed_back"
             if now > deadline:
                 child.kill()
                 return None, "timed_out"
             if kill_at is not None and now > kill_at:
+                child.kill()
+                return None, "handed_back"
+            if begun and not computed and now > self._pool.keeper.safe_until:
+                log.warning("the lease could not be renewed in time: ending batch %s, to be run again", batch.token)
                 child.kill()
                 return None, "handed_back"
             if knobs["memory_limit_mb"] and child.rss_mb > knobs["memory_limit_mb"]:
@@ -318,6 +326,14 @@ class Child:
             return 0
         return pages * resource.getpagesize() / 2**20
 
+    def exit_code(self) -> int:
+        """How it ended (a signal is negative), once its socket is closed; one that lives on all the same is killed."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
     def send(self, message: dict[str, Any]) -> None:
         """Send an order; a process that is gone shows at the next ``receive``."""
         self._guarded(lambda: self._link.send_bytes(json.dumps(message).encode()))
@@ -336,11 +352,7 @@ class Child:
         """Close the socket, upon which an idle process ends by itself; says how it ended."""
         self._closed = True
         self._link.close()
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        code = self.exit_code()
         return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
 
     def _guarded(self, call: Callable[[], Any]) -> Any:

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     store_timeout_s: float = Field(2, gt=0, le=2)
     """Longest wait for one answer of Redis in the API; then 503 `store_unavailable`."""
 
-    lease_s: float = Field(3, ge=1, le=8)
+    lease_s: float = Field(4, ge=2, le=8)
     """A worker that has not renewed its lease for this long is taken for dead and its jobs run elsewhere."""
 
     load_timeout_s: float = Field(600, gt=0)
