@@ -25,7 +25,7 @@ DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueu
 #: The error codes of each status.
 CODES = {
     404: ["job_not_found", "unknown_service", "not_found"],
-    409: ["job_finished", "job_not_retryable"],
+    409: ["job_finished", "job_not_retryable", "idempotency_conflict"],
     410: ["job_expired"],
     413: ["payload_too_large"],
     422: ["invalid_input"],
@@ -258,6 +258,17 @@ WAIT: list[Schema] = [
 ]
 
 
+IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "the client's own; the same key and body give the same job again, as long as that job is kept",
+    "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]([\\x20-\\x7e]{0,253}[\\x21-\\x7e])?$"},
+}
+
+
+CREATING = [*WAIT, IDEMPOTENCY_KEY]
+
+
 def _path(name: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -305,9 +316,9 @@ def _paths(entries: list[Entry]) -> Schema:
     status = _object({"status": {"type": "string"}})
     services = _object({"services": {"type": "array", "items": _ref("Service")}})
     created = {
-        "200": _answer(job, "The finished job: it ended within the wait", {**LOCATION, **APPLIED}),
+        "200": _answer(job, "The job: ended within the wait, or made by an earlier request", {**LOCATION, **APPLIED}),
         "202": _answer(job, "The job, stored and enqueued", {**LOCATION, **APPLIED}),
-        **_problems(404, 410, 413, 422, 429, 503),
+        **_problems(404, 409, 410, 413, 422, 429, 503),
     }
     read = {"200": _answer(job, "The job as it stands", APPLIED), **_problems(404, 410, 422, 503)}
     cancelled = {"202": _answer(job, "The cancelled job"), **_problems(404, 409, 410, 422, 503)}
@@ -322,7 +333,7 @@ def _paths(entries: list[Entry]) -> Schema:
     ready = {"200": _answer(status, "Redis answers"), **_problems(503)}
     return {
         "/jobs": {
-            "post": _operation("create_job", "Submit a job", created, WAIT, requestBody=_body(entries)),
+            "post": _operation("create_job", "Submit a job", created, CREATING, requestBody=_body(entries)),
             "get": _operation("list_jobs", "List jobs, newest first", listed, PAGING),
         },
         "/jobs/{job_id}": {

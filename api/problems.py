@@ -24,6 +24,7 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.JobExpired: 410,
     errors.JobFinished: 409,
     errors.JobNotRetryable: 409,
+    errors.IdempotencyConflict: 409,
     errors.QueueFull: 429,
     errors.StoreUnavailable: 503,
     errors.ServiceFailed: 503,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -20,6 +22,8 @@ MAX_DEADLINE_S = 30 * 86_400
 
 #: ``wait=<s>`` as one of the preferences of a ``Prefer`` header (RFC 7240).
 WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
+#: An ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header): 1 to 255 visible characters; blanks inside.
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 
 Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
@@ -88,6 +92,22 @@ def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
         must = f"Input should be at most {max_keep_for_s:g} (SERVICES_MAX_KEEP_FOR_S)"
         raise _invalid(f"keep_for_s: {must}", ["body", "keep_for_s"], must, "less_than_equal")
     return job
+
+
+def read_idempotency_key(request: Request) -> str:
+    """The ``Idempotency-Key`` header; "" where there is none. Raises ``InvalidInput`` for one that cannot be kept."""
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return ""
+    if len(given) > 1 or not IDEMPOTENCY_KEY.fullmatch(given[0]):
+        must = "expected once, 1 to 255 visible ASCII characters"
+        raise _invalid(f"Idempotency-Key: {must}", ["header", "idempotency-key"], must, "string_pattern_mismatch")
+    return given[0]
+
+
+def hash_body(body: JobRequest) -> str:
+    """What two bodies that ask for the same have in common: blanks and the order of members do not count."""
+    return hashlib.sha256(json.dumps(body.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
 
 
 def dump_strictly(value: Any, name: str) -> bytes:

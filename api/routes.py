@@ -17,15 +17,18 @@ from api.requests import (
     JobRequest,
     check_query,
     dump_strictly,
+    hash_body,
     invalid_query,
     parse_job,
     read_body,
+    read_idempotency_key,
     read_int,
     read_nothing,
     read_wait,
 )
 from api.waiter import ended_within
 from worker.jobs import Job, NewJob, Priority, Status
+from worker.ledger_async import Repeated
 from worker.settings import Settings
 
 log = logging.getLogger("services.api")
@@ -42,11 +45,14 @@ INCLUDES = frozenset({"attempts", "input"})
 async def create_job(request: Request) -> Response:
     """Validate, store and enqueue one job; with a wait, hold the answer until it ends."""
     state = request.app.state
+    key = read_idempotency_key(request)
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new = _new_job(body, state.catalog, state.settings)
+    new = _new_job(body, key, state.catalog, state.settings)
     with state.waiter.expect(new.id) as end:
         job = await state.writer.store(new)
+        if isinstance(job, Repeated):
+            return await _answer_again(state, job.job_id, wait)
         log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
         if wait:
             job = await ended_within(end, wait) or await state.ledger.get(job.id)
@@ -59,11 +65,7 @@ async def get_job(request: Request, job_id: str) -> Response:
     state = request.app.state
     query = check_query(request, {"wait", "include"})
     wait, include = read_wait(request, query, state.settings.max_wait_s), _read_include(query)
-    with state.waiter.expect(job_id) as end:
-        job = await state.ledger.get(job_id)
-        if wait and not job.ended:
-            job = await ended_within(end, wait) or await state.ledger.get(job_id)
-    return _job(job, 200, wait, include=include)
+    return _job(await _read(state, job_id, wait), 200, wait, include=include)
 
 
 @router.delete("/jobs/{job_id}")
@@ -129,7 +131,22 @@ async def ready(request: Request) -> Response:
     return _json({"status": "ready"})
 
 
-def _new_job(body: JobRequest, catalog: Catalog, settings: Settings) -> NewJob:
+async def _read(state: Any, job_id: str, wait: float) -> Job:
+    """A job that exists, as it ends within the wait or as it then stands."""
+    with state.waiter.expect(job_id) as end:
+        job: Job = await state.ledger.get(job_id)
+        if wait and not job.ended:
+            job = await ended_within(end, wait) or await state.ledger.get(job_id)
+    return job
+
+
+async def _answer_again(state: Any, job_id: str, wait: float) -> Response:
+    """A request that was sent before: the job that it made then."""
+    job = await _read(state, job_id, wait)
+    return _job(job, 200, wait, {"Location": f"/jobs/{job.id}"})
+
+
+def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -> NewJob:
     entry = catalog.get(body.service)
     text = dump_strictly(body.input, "input")
     entry.validate(text)
@@ -142,6 +159,8 @@ def _new_job(body: JobRequest, catalog: Catalog, settings: Settings) -> NewJob:
         finish_within_s=body.finish_within_s or 0,
         keep_for_s=body.keep_for_s or settings.keep_for_s,
         metadata=dump_strictly(body.metadata, "metadata"),
+        idempotency_key=key,
+        body_hash=hash_body(body) if key else "",
     )
 
 

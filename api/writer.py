@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from worker.errors import QueueFull, StoreUnavailable
+from worker.errors import ServicesError, StoreUnavailable
 from worker.jobs import Job, NewJob
-from worker.ledger_async import AsyncLedger
+from worker.ledger_async import AsyncLedger, Repeated
 
 #: Most jobs, and about the most bytes of input, in one call: Redis serves nobody else meanwhile.
 MAX_JOBS = 256
 MAX_BYTES = 8 * 1024 * 1024
 
-Pending = tuple[NewJob, asyncio.Future[Job]]
+Pending = tuple[NewJob, asyncio.Future[Job | Repeated]]
 
 
 class Writer:
@@ -28,9 +28,9 @@ class Writer:
         self._pending: dict[str, deque[Pending]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def store(self, job: NewJob) -> Job:
-        """Store one job. Raises ``QueueFull`` or ``StoreUnavailable``."""
-        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+    async def store(self, job: NewJob) -> Job | Repeated:
+        """Store one job. Raises ``QueueFull``, ``IdempotencyConflict`` or ``StoreUnavailable``."""
+        future: asyncio.Future[Job | Repeated] = asyncio.get_running_loop().create_future()
         waiting = self._pending.get(job.service)
         if waiting is None:
             self._pending[job.service] = deque([(job, future)])
@@ -47,7 +47,7 @@ class Writer:
         while waiting:
             group = _take(waiting)
             try:
-                stored: list[Job | QueueFull] = await self._ledger.create([job for job, _ in group])
+                stored = await self._ledger.create([job for job, _ in group])
             except Exception as error:  # it is each client's to hear
                 if isinstance(error, StoreUnavailable):
                     # Who waits behind them has waited as long: a turn of its own would double that.
@@ -71,10 +71,10 @@ def _take(waiting: deque[Pending]) -> list[Pending]:
     return group
 
 
-def _settle(future: asyncio.Future[Job], result: Job | QueueFull) -> None:
+def _settle(future: asyncio.Future[Job | Repeated], result: Job | Repeated | ServicesError) -> None:
     if future.done():
         return  # its client has gone
-    if isinstance(result, QueueFull):
+    if isinstance(result, ServicesError):
         future.set_exception(result)
     else:
         future.set_result(result)

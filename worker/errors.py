@@ -118,6 +118,12 @@ class JobNotRetryable(ServicesError):
     code = "job_not_retryable"
 
 
+class IdempotencyConflict(ServicesError):
+    """The Idempotency-Key belongs to a job that was sent with another body."""
+
+    code = "idempotency_conflict"
+
+
 class QueueFull(ServicesError):
     """The service's queue is full (its max_queue_size or max_queue_bytes); try again later."""
 

@@ -65,6 +65,8 @@ class NewJob:
     finish_within_s: float = 0
     keep_for_s: float = 86_400
     metadata: bytes = b"{}"
+    idempotency_key: str = ""  #: the client's; "" for none
+    body_hash: str = ""  #: of the whole request, by which a repeated key is told from a misused one
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end
 --   job:<id>             string the job's service; lives remember_for longer than the record (410 rather than 404)
+--   idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
@@ -120,7 +121,7 @@ end
 -- The only way into a terminal state. ``value`` is the output or the error, a JSON text; extra: further fields.
 local function finish(id, status, value, extra)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'keep')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'keep', 'idempotency')
   must_go(id, job[1], status)
   if job[1] == 'queued' then
     weigh(id, -1)
@@ -133,6 +134,7 @@ local function finish(id, status, value, extra)
   if value then redis.call('HSET', key, status == 'succeeded' and 'output' or 'error', value) end
   redis.call('PEXPIRE', key, math.max(1, math.floor(keep / 1000)))
   redis.call('PEXPIRE', 'job:' .. id, math.floor((keep + remember) / 1000))
+  if job[4] then redis.call('PEXPIRE', 'idempotency:' .. job[4], math.max(1, math.floor(keep / 1000))) end
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('ZADD', EXPIRES, now + keep, id)
@@ -209,19 +211,26 @@ end
 local operations = {}
 
 -- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
--- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once).
--- Gives per job: state ("queued" or "full"), created (full: seconds after which to try again), position.
+-- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
+-- sha256 of its idempotency key (empty: none), sha256 of its body. Gives per job: state, created, position; the state is
+-- "queued", or "full" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
+-- has this idempotency key, with the same body or another).
 function operations.create()
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local waiting_bytes = tonumber(limits[3] or 0)
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local reply = {}
   redis.call('SADD', 'services', service)
-  for i = FIRST, #ARGV, 11 do
-    local id, message = ARGV[i], ARGV[i + 9]
+  for i = FIRST, #ARGV, 13 do
+    local id, message, promise = ARGV[i], ARGV[i + 9], ARGV[i + 11]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
     local state, created = 'queued', known or (now + #reply)
+    local earlier, body = (promise ~= '' and redis.call('GET', 'idempotency:' .. promise) or ''):match('^(%S+) (%S+)$')
+    if earlier and earlier ~= id then
+      state, created = body == ARGV[i + 12] and 'same' or 'conflict', earlier
+      known = true
+    end
     local again = not known and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
     if again then
       state, created = 'full', again
@@ -233,6 +242,10 @@ function operations.create()
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
         'attempt', 0, 'created', created, 'score', score, 'start_by', start_by, 'finish_by', finish_by,
         'keep', ARGV[i + 6], 'metadata', ARGV[i + 7], 'input', ARGV[i + 8])
+      if promise ~= '' then
+        redis.call('SET', 'idempotency:' .. promise, id .. ' ' .. ARGV[i + 12])
+        redis.call('HSET', key, 'idempotency', promise)
+      end
       if start_by + finish_by > 0 then
         redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within)
       end
@@ -247,7 +260,7 @@ function operations.create()
       if ARGV[i + 10] ~= '' then finish(id, 'failed', ARGV[i + 10]) end
     end
     reply[#reply + 1] = state
-    reply[#reply + 1] = string.format('%.0f', created)
+    reply[#reply + 1] = type(created) == 'number' and int(created) or created
     reply[#reply + 1] = redis.call('ZRANK', WAITING, id) or -1
   end
   return reply
@@ -377,7 +390,7 @@ function operations.retry()
   local id = ARGV[4]
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
-    'stopping')
+    'stopping', 'idempotency')
   if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local again = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0),
@@ -392,6 +405,7 @@ function operations.retry()
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping')
   redis.call('PERSIST', key)
   redis.call('PERSIST', 'job:' .. id)
+  if job[8] then redis.call('PERSIST', 'idempotency:' .. job[8]) end
   redis.call('DEL', 'celery-task-meta-' .. id)
   redis.call('ZREM', EXPIRES, id)
   local deadline = next_deadline(start_by, finish_by)

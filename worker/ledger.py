@@ -7,6 +7,7 @@ call may be sent twice without harm, because redis-py repeats a call whose answe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
+        key = job.idempotency_key.encode()
+        arguments += [hashlib.sha256(key).hexdigest() if key else "", job.body_hash]
     return arguments
 
 

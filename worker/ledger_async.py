@@ -13,7 +13,7 @@ import redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 
-from worker.errors import JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
+from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import LOOK_AT, LUA, check_retried, create_arguments, head, pointer_key, queue_full, record_key
 from worker.settings import Settings
@@ -32,6 +32,13 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """A request that was sent before: its idempotency key and body belong to this job."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """What the ledger knows of one service."""
 
@@ -47,12 +54,13 @@ class AsyncLedger:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        timeout = settings.store_timeout_s
         # No retry: a client that waits is told at once, and an answer that was lost is the client's to ask for again.
+        # No timeout of redis-py's: `_guard` bounds all, and redis-py's own goes through `asyncio.wait_for`, which
+        # before Python 3.12 may swallow the cancellation by which `_guard` ends a call (and costs a task a command).
         self.redis = make_async_client(
             settings.url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=AsyncRetry(NoBackoff(), 1),
         )
         # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
@@ -68,15 +76,10 @@ class AsyncLedger:
         async with self._guard():
             await self.redis.execute_command("PING")
 
-    async def create(self, jobs: Sequence[NewJob]) -> list[Job | QueueFull]:
-        """Store jobs of one service and their messages, in one step; each as stored, or ``QueueFull``."""
-        service = jobs[0].service
-        reply = await self._call(service, create_arguments(self._settings, jobs))
-        states = zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)
-        return [
-            queue_full(service, int(created)) if state == b"full" else _as_created(job, int(created), int(position))
-            for job, state, created, position in states
-        ]
+    async def create(self, jobs: Sequence[NewJob]) -> list[Job | Repeated | QueueFull | IdempotencyConflict]:
+        """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
+        reply = await self._call(jobs[0].service, create_arguments(self._settings, jobs))
+        return [_as_stored(*told) for told in zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)]
 
     async def get(self, job_id: str) -> Job:
         """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
@@ -184,6 +187,22 @@ class AsyncLedger:
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
             hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
             raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+
+
+def _as_stored(
+    job: NewJob, state: bytes, created: bytes, position: int
+) -> Job | Repeated | QueueFull | IdempotencyConflict:
+    """One job's part of what ``create`` in ``ledger.lua`` answers."""
+    if state == b"full":
+        return queue_full(job.service, int(created))
+    if state == b"same":
+        return Repeated(created.decode())
+    if state == b"conflict":
+        return IdempotencyConflict(
+            f"this Idempotency-Key belongs to job {created.decode()}, which was sent with another body; "
+            "send the same body to get that job again, or a new key to make another"
+        )
+    return _as_created(job, int(created), int(position))
 
 
 def _as_created(job: NewJob, created_us: int, position: int) -> Job:

@@ -32,11 +32,13 @@ class Report:
     accepted: int = 0
     refused: int = 0
     unanswered: int = 0
+    asked_again: int = 0  #: accepted jobs whose first POST got no answer
     slowest_answer_s: float = 0
     lost: list[Any] = field(default_factory=list)  #: accepted jobs that have not ended, or are unknown
     wrong: list[Any] = field(default_factory=list)  #: ended otherwise than they had to
     changed: list[Any] = field(default_factory=list)  #: terminal jobs that read otherwise later
     overlaps: list[str] = field(default_factory=list)  #: runs of one job at the same time
+    doubled: list[Any] = field(default_factory=list)  #: POSTs that were sent again and made more than one job
     repeated: int = 0  #: jobs that ran to their end more than once
     bad_exits: list[int] = field(default_factory=list)  #: exit codes but 0 of workers that were asked to stop
     left_keys: list[str] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Report:
     @property
     def broken(self) -> dict[str, Any]:
         """The guarantees that did not hold, each with the first few cases."""
-        named = ("lost", "wrong", "changed", "overlaps", "bad_exits", "left_keys")
+        named = ("lost", "wrong", "changed", "overlaps", "doubled", "bad_exits", "left_keys")
         return {name: getattr(self, name)[:5] for name in named if getattr(self, name)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class Report:
         told = asdict(self)
         for name in ("recovery_s", "disturbed_recovery_s"):
             told[name] = summarise(told[name])
-        for name in ("lost", "wrong", "changed", "overlaps"):
+        for name in ("lost", "wrong", "changed", "overlaps", "doubled"):
             told[name] = {"count": len(told[name]), "first": told[name][:5]}
         return told | {"broken": sorted(self.broken)}
 
@@ -85,13 +87,16 @@ def audit(stack: Stack, load: Load, seed: int, patience_s: float = 60) -> Report
     started = time.monotonic()
     connection = HTTPConnection("127.0.0.1", stack.port, timeout=30)
     jobs, report.lost = read_back(connection, load.accepted, patience_s)
-    connection.close()
     report.drained_s = round(time.monotonic() - started, 1)
     for job in jobs.values():
         load.note(job)
     report.changed = load.changed
     runs = read_trace(stack.folder / "trace" / "log")
     report.wrong = [wrong for one in load.accepted if one.id in jobs and (wrong := judge(one, jobs[one.id], runs))]
+    again = [one for one in load.accepted if one.asked_again]
+    report.asked_again = len(again)
+    report.doubled = [one.id for one in again if len(runs[one.n]) > attempts(connection, one.id)]
+    connection.close()
     overlaps = stack.folder / "trace" / "overlaps"
     report.overlaps = overlaps.read_text().splitlines() if overlaps.exists() else []
     report.repeated = sum(sum(bool(run.end_ns) for run in of_job) > 1 for of_job in runs.values())
@@ -120,6 +125,12 @@ def read_back(
         if still:
             time.sleep(0.2)
     return jobs, [{"n": one.n, "id": one.id, "status": status, "job": job} for one, status, job in still[:1000]]
+
+
+def attempts(connection: HTTPConnection, job_id: str) -> int:
+    """How often this job was begun, by its own history."""
+    status, job = ask(connection, "GET", f"/jobs/{job_id}?include=attempts")
+    return len(job["attempts"]) if status == 200 else 0
 
 
 def read_trace(path: Path) -> dict[int, list[Run]]:

@@ -20,7 +20,7 @@ WATCHED, WATCH_S = 0.4, 9.0
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the rest are records, which live ``keep_for_s``.
 KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
 SERVICES = ("chaos", "poison", "long")
-KEPT_BY_CELERY = ("_kombu", "unacked", "celery", "services", "job:", "/", *SERVICES)
+KEPT_BY_CELERY = ("_kombu", "idempotency:", "unacked", "celery", "services", "job:", "/", *SERVICES)
 
 
 def run(
@@ -34,15 +34,17 @@ def run(
     patience_s: float = 60,
     still_s: float = 0,
     sleeps: list[tuple[float, int]] = SLEEPS,
+    long_s: float = 0,
 ) -> Report:
     """Faults one after the other for so long (drawn by weight), or each of a list once; then the audit.
 
-    ``patience_s``: how long the audit waits without any progress; ``still_s``: load after the last fault;
-    ``sleeps``: how long runs sleep, with their weights.
+    ``patience_s``: how long the audit waits without any progress, beyond the length of the longest job;
+    ``still_s``: load after the last fault;
+    ``sleeps``: how long runs sleep, with their weights; ``long_s``: how long the one long job runs; 0: half the time.
     """
     choice = random.Random(seed)
     stack = Stack(kind, folder, appendfsync=appendfsync)
-    load = Load(stack, rate, seed, long_s=max(15, seconds / 2), sleeps=sleeps)
+    load = Load(stack, rate, seed, long_s=long_s or max(15, seconds / 2), sleeps=sleeps)
     stack.read_back = load.read_back
     happened: Counter[str] = Counter()
     try:
@@ -59,7 +61,7 @@ def run(
                 time.sleep(WATCH_S)  # undisturbed, so that the recovery can be measured
         time.sleep(still_s)
         load.stop()
-        report = audit(stack, load, seed, patience_s)
+        report = audit(stack, load, seed, patience_s + load.long_s)
         report.seconds, report.faults = round(time.monotonic() - began, 1), dict(sorted(happened.items()))
         if kind.is_ours:
             report.left_keys = left_keys(stack)

@@ -175,10 +175,12 @@ class Stack:
         return process
 
 
-def ask(connection: HTTPConnection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+def ask(
+    connection: HTTPConnection, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any]:
     """One request over a connection that is kept; status 0 where there was no answer."""
     try:
-        connection.request(method, path, json.dumps(body) if body is not None else None)
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers or {})
         answer = connection.getresponse()
         text = answer.read()
         return answer.status, json.loads(text) if text else None

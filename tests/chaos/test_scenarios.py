@@ -40,8 +40,12 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
                 ("    if mine and job[2] == 'running' then\n", "    if job[2] then\n"),
                 ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
             ],
-            "worker/child.py": [("if not held and self.running is order:", "if False:")],
+            "worker/child.py": [
+                ("if not held and self.running is order:", "if False:"),
+                ("if now > self._safe_until:", "if False:"),
+            ],
             "worker/keeper.py": [("        self._on_lost()\n", "")],
+            "worker/pool.py": [("now > self._pool.keeper.safe_until", "False")],
         },
         "changed",
     ),
@@ -63,7 +67,7 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
 SHOWN_BY: dict[str, tuple[list[Fault], float, float]] = {
     "sweep": ([kill_worker], 20, 1.5),
     "fencing": ([stop_worker, stop_worker], 60, 0.5),
-    "lease": ([], 20, 4),
+    "lease": ([], 8, 4),
 }
 
 
@@ -71,6 +75,6 @@ SHOWN_BY: dict[str, tuple[list[Fault], float, float]] = {
 def test_without_the_sweep_the_fencing_or_the_lease_the_audit_fails(tmp_path: Path, pillar: str) -> None:
     changes, broken = PILLARS[pillar]
     faults, rate, sleep_s = SHOWN_BY[pillar]
-    options: dict[str, Any] = {"patience_s": 5, "still_s": 3, "sleeps": [(sleep_s, 1)]}
+    options: dict[str, Any] = {"patience_s": 5, "still_s": 3, "sleeps": [(sleep_s, 1)], "long_s": 5}
     report = run(ours(changes), tmp_path, 0, seed=2, rate=rate, faults=faults, **options)
     assert getattr(report, broken), report.to_dict()

@@ -149,6 +149,36 @@ def test_a_body_that_cannot_be_names_the_place(serving: System, content: bytes, 
         assert_problem(client.post("/jobs", content=content), 422, "invalid_input", loc)
 
 
+def test_equal_requests_with_one_key_are_one_job_and_one_run(serving: System) -> None:
+    headers = {"Idempotency-Key": "one of 100"}
+    content = body(input={"n": 7, "do": "flaky"})  # whose first run fails and whose second would succeed
+    with serving.client() as client, ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda _: client.post("/jobs", content=content, headers=headers), range(100)))
+        assert sorted({answer.status_code for answer in answers}) == [200, 202]
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert [answer.status_code for answer in answers].count(202) == 1
+        assert len({answer.headers["location"] for answer in answers}) == 1
+
+        done = finished(client, answers[0].json()["id"])
+        assert done["status"] == "failed" and done["attempt"] == 1
+        spaced = b'{"input": {"do": "flaky", "n": 7}, "priority": "normal",  "service": "echo"}'
+        again = client.post("/jobs?wait=5", content=spaced, headers=headers)
+        assert again.status_code == 200 and again.json() == done, "also once it has ended"
+
+        problem = assert_problem(client.post("/jobs", content=body(), headers=headers), 409, "idempotency_conflict")
+        assert done["id"] in problem["detail"]
+        other = client.post("/jobs", content=body(input={"n": 8}), headers={"Idempotency-Key": "another"})
+        assert other.status_code == 202 and other.json()["id"] != done["id"]
+
+
+@pytest.mark.parametrize("keys", [[""], ["x" * 256], ["a\tb"], ["a", "b"]])
+def test_a_key_that_cannot_be_kept(serving: System, keys: list[str]) -> None:
+    with serving.client() as client:
+        headers = [("Idempotency-Key", key) for key in keys]
+        answer = client.post("/jobs", content=body(), headers=headers)
+        assert_problem(answer, 422, "invalid_input", ["header", "idempotency-key"])
+
+
 def test_an_unknown_service_lists_the_known_ones(serving: System) -> None:
     with serving.client() as client:
         for answer in (

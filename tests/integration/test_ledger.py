@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import re
@@ -13,10 +14,18 @@ from typing import Any, TypeVar
 import pytest
 import redis
 
-from worker.errors import JobExpired, JobFinished, JobNotFound, JobNotRetryable, QueueFull, StoreUnavailable
+from worker.errors import (
+    IdempotencyConflict,
+    JobExpired,
+    JobFinished,
+    JobNotFound,
+    JobNotRetryable,
+    QueueFull,
+    StoreUnavailable,
+)
 from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
 from worker.ledger import LUA, Ending, Ledger, Stored
-from worker.ledger_async import AsyncLedger
+from worker.ledger_async import AsyncLedger, Repeated
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
@@ -35,7 +44,7 @@ class Bench:
     """A ledger on a Redis of its own, driven as the API and as workers drive it."""
 
     def __init__(self, url: str) -> None:
-        self.settings = Settings(redis_url=url, lease_s=1)
+        self.settings = Settings(redis_url=url, lease_s=2)
         self.ledger = Ledger(self.settings)
         self.redis: Any = self.ledger.redis
 
@@ -153,6 +162,34 @@ def test_a_create_that_is_sent_twice_makes_one_job(bench: Bench) -> None:
     first, second = (bench.api(lambda ledger: ledger.create([job])) for _ in range(2))
     assert first == second
     assert bench.redis.llen("echo") == 1 and bench.claim("t1") == [job.id]
+
+
+def test_a_key_belongs_to_one_job_and_one_body_until_that_job_is_dropped(bench: Bench) -> None:
+    def send(body: str, **fields: Any) -> Any:
+        job = NewJob(service="echo", input=b"{}", idempotency_key="key", body_hash=body, **fields)
+        return bench.api(lambda ledger: ledger.create([job]))[0]
+
+    first = send("a", keep_for_s=0.3)
+    assert send("a") == Repeated(first.id)
+    assert isinstance(send("b"), IdempotencyConflict)
+    assert bench.redis.llen("echo") == 1 and bench.redis.zcard("{echo}:waiting") == 1, "nothing was added"
+
+    bench.claim("t1")
+    bench.complete("t1", first.id, status=Status.FAILED)
+    assert send("a") == Repeated(first.id), "it has ended"
+    bench.ledger.retry(first.id)
+    assert bench.redis.pttl(f"idempotency:{hashlib.sha256(b'key').hexdigest()}") == -1
+    bench.claim("t2")
+    bench.complete("t2", first.id)
+    poll(lambda: not bench.redis.exists(f"{{echo}}:job:{first.id}"), what="the record is dropped")
+    second = poll(lambda: isinstance(made := send("a"), Job) and made, what="the key is free again")
+    assert second.id != first.id
+
+
+def test_equal_requests_of_one_commit_make_one_job(bench: Bench) -> None:
+    jobs = [NewJob(service="echo", input=b"{}", idempotency_key="key", body_hash="a") for _ in range(5)]
+    first, *others = bench.api(lambda ledger: ledger.create(jobs))
+    assert others == [Repeated(first.id)] * 4 and bench.claim("t1") == [first.id]
 
 
 def test_a_complete_that_is_sent_twice_says_the_same(bench: Bench) -> None:
