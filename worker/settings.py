@@ -22,6 +22,7 @@ from worker.store import SentinelUrl
 EX_USAGE = 2
 
 #: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
+BROKER_SCHEMES = ("amqp://", "amqps://")
 URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
 
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
@@ -35,6 +36,9 @@ class Settings(BaseSettings):
 
     redis_url: str = Field("", validation_alias=AliasChoices("redis_url", "REDIS_URL"))
     """Where Redis is: `redis://`, `rediss://`, `unix://` or `sentinel://`. Empty: the checkout's private Redis."""
+
+    broker_url: str = Field("", validation_alias=AliasChoices("broker_url", "BROKER_URL"))
+    """Celery's broker: `amqp://` or `amqps://` for RabbitMQ. Empty: the Redis of `REDIS_URL`."""
 
     services: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=AliasChoices("services", "SERVICES"))
     """Names of the services to start, comma-separated. Empty: every installed one."""
@@ -90,6 +94,13 @@ class Settings(BaseSettings):
             raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
         if value.startswith("sentinel://"):
             SentinelUrl.parse(value)
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _check_broker(cls, value: str) -> str:
+        if value and not value.startswith(BROKER_SCHEMES):
+            raise ValueError(f"expected one of {', '.join(BROKER_SCHEMES)}, or nothing for the Redis of REDIS_URL")
         return value
 
     @field_validator("services", mode="before")
@@ -160,7 +171,7 @@ def get_settings() -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = ".".join(map(str, problem["loc"])).removeprefix("services_").upper()
-            variable = name if name in ("REDIS_URL", "SERVICES") else f"SERVICES_{name}"
-            got = "" if name == "REDIS_URL" else f", got {problem['input']!r}"  # a URL may hold a password
+            variable = name if name in ("REDIS_URL", "BROKER_URL", "SERVICES") else f"SERVICES_{name}"
+            got = "" if name.endswith("_URL") else f", got {problem['input']!r}"  # a URL may hold a password
             print(f"Error: {variable}: {problem['msg'].removeprefix('Value error, ')}{got}", file=sys.stderr)
         sys.exit(EX_USAGE)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.campaign import run
+from tests.chaos.faults import FAULTS, kill_rabbit
 from tests.chaos.stack import Kind, naive, ours
 
 
@@ -20,12 +21,15 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=130, help="jobs a second that are submitted")
     parser.add_argument("--stack", choices=["ours", "naive", "naive-best"], default="ours")
     parser.add_argument("--appendfsync", choices=["everysec", "always"], default="everysec")
+    parser.add_argument("--rabbit", action="store_true", help="RabbitMQ is the broker; it is killed too")
     parser.add_argument("--report", type=Path, help="a file for the report as JSON")
     given = parser.parse_args()
     kinds: dict[str, Kind] = {"ours": ours(), "naive": naive(best=False), "naive-best": naive(best=True)}
     folder = Path(tempfile.mkdtemp(prefix="services-chaos-"))
     print(f"seed {given.seed}, logs and traces in {folder}", flush=True)
-    report = run(kinds[given.stack], folder, given.minutes * 60, given.seed, given.rate, appendfsync=given.appendfsync)
+    options = {"appendfsync": given.appendfsync, "rabbit": given.rabbit}
+    faults = FAULTS | ({kill_rabbit: 3} if given.rabbit else {})
+    report = run(kinds[given.stack], folder, given.minutes * 60, given.seed, given.rate, faults, **options)
     text = json.dumps(report.to_dict(), indent=2)
     print(text)
     if given.report:

