@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,12 +26,23 @@ ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 
 
+#: Below those that Linux gives to outgoing connections, one of which may take a port between its choice and its use.
+PORTS = range(10_000, 32_000)
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on 127.0.0.1 that nobody listens on, another one at each call."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def poll(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
