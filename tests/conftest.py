@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rabbit import RabbitServer
 from tests.services import write_services
 from tests.support import RedisServer, System, running_system
 
@@ -42,3 +43,13 @@ def serving(tmp_path_factory: pytest.TempPathFactory, plugins: Path) -> Iterator
         made.start_api()
         made.start_worker("echo")
         yield made
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

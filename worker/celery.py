@@ -10,14 +10,18 @@ from worker.settings import get_settings
 
 settings = get_settings()
 
-BACKEND = "SentinelLedgerBackend" if settings.sentinel else "LedgerBackend"
+# Celery's backends write redis+socket:// as socket://, since "+" ends the class's name.
+BACKEND = f"LedgerBackend+{settings.celery_url.replace('redis+socket://', 'socket://')}"
+if settings.sentinel:
+    BACKEND = f"Sentinel{BACKEND}"
+elif settings.cluster:
+    BACKEND = "ClusterLedgerBackend"
 MASTER = {"master_name": settings.sentinel.master} if settings.sentinel else {}
 
 app = Celery(
     "services",
     broker=settings.broker_url or settings.celery_url,
-    # Celery's backends write redis+socket:// as socket://, since "+" ends the class's name.
-    backend=f"worker.backend:{BACKEND}+{settings.celery_url.replace('redis+socket://', 'socket://')}",
+    backend=f"worker.backend:{BACKEND}",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 from typing import Any, NoReturn
 
 from celery import bootsteps, signals
+from celery.utils.nodenames import default_nodename, nodename
 from celery.worker.control import inspect_command
 
 from worker.celery import app
@@ -38,6 +41,14 @@ class FullRedisIsAway(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 app.steps["consumer"].add(FullRedisIsAway)
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]
+def on_celeryd_init(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Name a worker without ``-n``: Celery calls all of a host the same, and RabbitMQ refuses the second."""
+    if sender == default_nodename(None):
+        name = "-".join(options.get("queues") or ["celery"])
+        instance.hostname = nodename(f"{name}-{os.getpid()}", socket.gethostname())
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

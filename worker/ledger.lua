@@ -1,13 +1,14 @@
 -- The job ledger: every change of a job's state happens in here, each call atomic.
 --
 -- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
--- ARGV    operation, remember_us, date (RFC 3339, for Celery's results), then the operation's own.
+-- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; empty in a Redis Cluster, where Celery's own keys
+--         lie on other nodes and are left alone), then the operation's own.
 --
--- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster.
+-- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end
---   job:<id>             string the job's service; lives remember_for longer than the record (410 rather than 404)
---   idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
+--   S:seen:<id>          string says that the job was; lives remember_for longer than the record (410 rather than 404)
+--   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
@@ -22,7 +23,7 @@
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
---   services             set    every service that ever had a job or a worker
+--   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of the ids that have just ended.
 --
 -- All times are microseconds by Redis's own clock, so that no host's clock matters.
@@ -34,11 +35,15 @@ local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 
 
 local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local FIRST = 4
+local HAS_CELERYS_KEYS = date ~= ''
 
 -- Our own messages start like this (dispatch.py); nothing inside another producer's message can forge it.
 local OURS = '{"libs_service"'
 -- kombu's lists for the priorities 0, 3, 6 and 9 (0 is the most urgent), joined by its separator.
-local QUEUES = {service, service .. '\6\0223', service .. '\6\0226', service .. '\6\0229'}
+local QUEUES = {service}
+if HAS_CELERYS_KEYS then
+  for _, priority in ipairs({3, 6, 9}) do QUEUES[#QUEUES + 1] = service .. '\6\022' .. priority end
+end
 -- The same table as TRANSITIONS in jobs.py; a test holds them equal.
 local TRANSITIONS = {
   queued = {running = true, cancelled = true, expired = true, failed = true},
@@ -70,6 +75,8 @@ end
 local now = clock()
 
 local function record(id) return S .. 'job:' .. id end
+local function seen(id) return S .. 'seen:' .. id end
+local function promised(hash) return S .. 'idempotency:' .. hash end
 
 local function int(number) return string.format('%.0f', number) end
 
@@ -87,6 +94,7 @@ end
 
 -- What stock Celery's Redis backend would have stored, and the channel on which it would have told.
 local function tell_celery(id, status, value, keep)
+  if not HAS_CELERYS_KEYS then return end
   local state, result = 'SUCCESS', value
   if status == 'failed' then
     local problem = cjson.decode(value)
@@ -133,8 +141,8 @@ local function finish(id, status, value, extra)
   redis.call('HSET', key, 'status', status, 'finished', now, 'expires', now + keep, unpack(extra or {}))
   if value then redis.call('HSET', key, status == 'succeeded' and 'output' or 'error', value) end
   redis.call('PEXPIRE', key, math.max(1, math.floor(keep / 1000)))
-  redis.call('PEXPIRE', 'job:' .. id, math.floor((keep + remember) / 1000))
-  if job[4] then redis.call('PEXPIRE', 'idempotency:' .. job[4], math.max(1, math.floor(keep / 1000))) end
+  redis.call('PEXPIRE', seen(id), math.floor((keep + remember) / 1000))
+  if job[4] then redis.call('PEXPIRE', promised(job[4]), math.max(1, math.floor(keep / 1000))) end
   redis.call('ZREM', WAITING, id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('ZADD', EXPIRES, now + keep, id)
@@ -220,13 +228,12 @@ function operations.create()
   local waiting_bytes = tonumber(limits[3] or 0)
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local reply = {}
-  redis.call('SADD', 'services', service)
   for i = FIRST, #ARGV, 13 do
     local id, message, promise = ARGV[i], ARGV[i + 9], ARGV[i + 11]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
     local state, created = 'queued', known or (now + #reply)
-    local earlier, body = (promise ~= '' and redis.call('GET', 'idempotency:' .. promise) or ''):match('^(%S+) (%S+)$')
+    local earlier, body = (promise ~= '' and redis.call('GET', promised(promise)) or ''):match('^(%S+) (%S+)$')
     if earlier and earlier ~= id then
       state, created = body == ARGV[i + 12] and 'same' or 'conflict', earlier
       known = true
@@ -243,14 +250,14 @@ function operations.create()
         'attempt', 0, 'created', created, 'score', score, 'start_by', start_by, 'finish_by', finish_by,
         'keep', ARGV[i + 6], 'metadata', ARGV[i + 7], 'input', ARGV[i + 8])
       if promise ~= '' then
-        redis.call('SET', 'idempotency:' .. promise, id .. ' ' .. ARGV[i + 12])
+        redis.call('SET', promised(promise), id .. ' ' .. ARGV[i + 12])
         redis.call('HSET', key, 'idempotency', promise)
       end
       if start_by + finish_by > 0 then
         redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within)
       end
       bytes_change = bytes_change + #ARGV[i + 8]
-      redis.call('SET', 'job:' .. id, service)
+      redis.call('SET', seen(id), 1)
       redis.call('ZADD', WAITING, score, id)
       redis.call('ZADD', INDEX, created, id)
       local deadline = next_deadline(start_by, finish_by)
@@ -404,9 +411,9 @@ function operations.retry()
     'start_by', start_by, 'finish_by', finish_by)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping')
   redis.call('PERSIST', key)
-  redis.call('PERSIST', 'job:' .. id)
-  if job[8] then redis.call('PERSIST', 'idempotency:' .. job[8]) end
-  redis.call('DEL', 'celery-task-meta-' .. id)
+  redis.call('PERSIST', seen(id))
+  if job[8] then redis.call('PERSIST', promised(job[8])) end
+  if HAS_CELERYS_KEYS then redis.call('DEL', 'celery-task-meta-' .. id) end
   redis.call('ZREM', EXPIRES, id)
   local deadline = next_deadline(start_by, finish_by)
   if deadline > 0 then redis.call('ZADD', DEADLINES, deadline, id) end
@@ -473,7 +480,6 @@ end
 
 -- worker, lease_us, info: a new worker of this service
 function operations.join()
-  redis.call('SADD', 'services', service)
   redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
 end
@@ -505,7 +511,6 @@ end
 
 -- failure (JSON): why the plugin cannot be loaded
 function operations.fail()
-  redis.call('SADD', 'services', service)
   redis.call('HSET', ABOUT, 'failure', ARGV[4])
 end
 

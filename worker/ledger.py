@@ -16,6 +16,7 @@ from enum import IntEnum
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
+import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
@@ -29,6 +30,8 @@ LUA = files("worker").joinpath("ledger.lua").read_text()
 
 #: Channel on which the ids of ended jobs are published, as a JSON array.
 ENDED_CHANNEL = "jobs:ended"
+#: Set of the services that ever had a job or a worker.
+SERVICES_KEY = "services"
 
 #: Records that one page of ``GET /jobs`` looks at, at most.
 LOOK_AT = 1000
@@ -42,14 +45,25 @@ def record_key(service: str, job_id: str) -> str:
     return f"{{{service}}}:job:{job_id}"
 
 
-def pointer_key(job_id: str) -> str:
-    """The string that names a job's service."""
-    return f"job:{job_id}"
+def seen_key(service: str, job_id: str) -> str:
+    """The string that says that the service had such a job."""
+    return f"{{{service}}}:seen:{job_id}"
+
+
+def promise_key(service: str, hashed: str) -> str:
+    """The string that says which job belongs to an ``Idempotency-Key``."""
+    return f"{{{service}}}:idempotency:{hashed}"
+
+
+def hash_promise(key: str) -> str:
+    """An ``Idempotency-Key`` as it is stored; "" for none."""
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 
 def head(operation: str, settings: Settings) -> list[Any]:
     """The arguments that every operation of ``ledger.lua`` begins with."""
-    return [operation, round(settings.remember_for_s * 1e6), datetime.now(UTC).isoformat()]
+    date = "" if settings.cluster else datetime.now(UTC).isoformat()
+    return [operation, round(settings.remember_for_s * 1e6), date]
 
 
 def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequence[bytes] | None = None) -> list[Any]:
@@ -62,8 +76,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
-        key = job.idempotency_key.encode()
-        arguments += [hashlib.sha256(key).hexdigest() if key else "", job.body_hash]
+        arguments += [hash_promise(job.idempotency_key), job.body_hash]
     return arguments
 
 
@@ -146,6 +159,7 @@ class Ledger:
 
     def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> None:
         """Store the jobs that came as other producers' messages; those with an error end with it at once."""
+        self.redis.sadd(SERVICES_KEY, service)
         self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
 
     def adopted(self, service: str, worker: str, fields: Sequence[bytes]) -> None:
@@ -189,6 +203,7 @@ class Ledger:
 
     def join(self, service: str, worker: str, info: dict[str, Any]) -> None:
         """Enter a new worker, with its lease."""
+        self.redis.sadd(SERVICES_KEY, service)
         self._call(service, "join", worker, self._lease_us, json.dumps(info))
 
     def tell(self, service: str, version: str, knobs: dict[str, Any]) -> None:
@@ -198,6 +213,7 @@ class Ledger:
 
     def fail(self, service: str, failure: dict[str, Any]) -> None:
         """Tell why a plugin cannot be loaded."""
+        self.redis.sadd(SERVICES_KEY, service)
         self._call(service, "fail", json.dumps(failure))
 
     def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[str]]:
@@ -219,16 +235,16 @@ class Ledger:
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
-        service = self.redis.get(pointer_key(job_id))
-        if service is not None:
-            self._call(service.decode(), "cancel", job_id)
+        service = self._find(job_id)
+        if service:
+            self._call(service, "cancel", job_id)
 
     def retry(self, job_id: str) -> None:
         """Run a failed, cancelled or expired job again. Raises as ``AsyncLedger.retry`` does."""
-        service = self.redis.get(pointer_key(job_id))
-        if service is None:
+        service = self._find(job_id)
+        if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
-        check_retried(job_id, service.decode(), self._call(service.decode(), "retry", job_id))
+        check_retried(job_id, service, self._call(service, "retry", job_id))
 
     def failed(self, service: str) -> Iterator[str]:
         """The ids of all failed jobs of a service, newest first."""
@@ -241,11 +257,22 @@ class Ledger:
 
     def get(self, job_id: str) -> Job | None:
         """One job; None for one that is unknown or dropped."""
-        service = self.redis.get(pointer_key(job_id))
-        if service is None:
-            return None
-        record: Any = self.redis.hgetall(record_key(service.decode(), job_id))
+        service = self._find(job_id)
+        record: Any = self.redis.hgetall(record_key(service, job_id)) if service else None
         return Job.from_record(job_id, record) if record else None
+
+    def _find(self, job_id: str) -> str:
+        """The service of a job; "" for an unknown one. A worker's Redis user may see the keys of its services alone."""
+        services = sorted(name.decode() for name in self.redis.smembers(SERVICES_KEY))
+        pipe = self.redis.pipeline(transaction=False)
+        for service in services:
+            pipe.exists(seen_key(service, job_id))
+        for service, found in zip(services, pipe.execute(raise_on_error=False), strict=True):
+            if isinstance(found, Exception) and not isinstance(found, redis.exceptions.NoPermissionError):
+                raise found
+            if found == 1:
+                return service
+        return ""
 
     @property
     def _lease_us(self) -> int:

@@ -15,12 +15,26 @@ from redis.backoff import NoBackoff
 
 from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, Job, NewJob, Status
-from worker.ledger import LOOK_AT, LUA, check_retried, create_arguments, head, pointer_key, queue_full, record_key
+from worker.ledger import (
+    LOOK_AT,
+    LUA,
+    SERVICES_KEY,
+    check_retried,
+    create_arguments,
+    hash_promise,
+    head,
+    promise_key,
+    queue_full,
+    record_key,
+    seen_key,
+)
 from worker.settings import Settings
 from worker.store import make_async_client
 
 #: Connections of one API process, at most.
 MAX_CONNECTIONS = 16
+#: Jobs whose service a process remembers, so that it need not look for them again.
+MAX_PLACES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,8 @@ class AsyncLedger:
         # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._script = self.redis.register_script(LUA)
+        self._places: dict[str, str] = {}  # job id -> service, the oldest first
+        self._services: set[str] = set()  # those of which SERVICES_KEY knows
 
     async def close(self) -> None:
         """Close the connections."""
@@ -78,26 +94,40 @@ class AsyncLedger:
 
     async def create(self, jobs: Sequence[NewJob]) -> list[Job | Repeated | QueueFull | IdempotencyConflict]:
         """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
-        reply = await self._call(jobs[0].service, create_arguments(self._settings, jobs))
-        return [_as_stored(*told) for told in zip(jobs, reply[0::3], reply[1::3], reply[2::3], strict=True)]
+        service = jobs[0].service
+        if service not in self._services:
+            async with self._guard():
+                await self.redis.sadd(SERVICES_KEY, service)
+            self._services.add(service)
+        refused = await self._promised_elsewhere(jobs)
+        wanted = [job for job in jobs if job.id not in refused] if refused else jobs
+        reply = await self._call(service, create_arguments(self._settings, wanted)) if wanted else []
+        stored = [_as_stored(*told) for told in zip(wanted, reply[0::3], reply[1::3], reply[2::3], strict=True)]
+        for result in stored:
+            if isinstance(result, Job):
+                self._remember(result.id, service)
+        if not refused:
+            return stored
+        told = iter(stored)
+        return [refused[job.id] if job.id in refused else next(told) for job in jobs]
 
     async def get(self, job_id: str) -> Job:
         """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
-        async with self._guard():
-            service = await self.redis.get(pointer_key(job_id))
-        if service is None:
+        known = job_id in self._places
+        (service,) = await self._find([job_id])
+        if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
-        (job,) = await self._read([(service.decode(), job_id)])
+        (job,) = await self._read([(service, job_id)])
+        if job is None and known:  # dropped, or even forgotten since
+            del self._places[job_id]
+            return await self.get(job_id)
         if job is None:
             raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
         return job
 
     async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
-        """Jobs of any services, in two round trips; None for an unknown or dropped one."""
-        async with self._guard():
-            services = await self.redis.mget([pointer_key(job_id) for job_id in job_ids])
-        keys = [(service.decode() if service else "", i) for service, i in zip(services, job_ids, strict=True)]
-        return await self._read(keys)
+        """Jobs of any services; None for an unknown or dropped one."""
+        return await self._read(list(zip(await self._find(job_ids), job_ids, strict=True)))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
@@ -118,11 +148,8 @@ class AsyncLedger:
 
     async def sweep(self, services: Sequence[str]) -> list[str]:
         """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
-        lease_us = round(self._settings.lease_s * 1e6)
-        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
-            for service in services:
-                await self._script(keys=[service], args=[*head("sweep", self._settings), lease_us], client=pipe)
-            return [job_id.decode() for lost in await pipe.execute() for job_id in lost]
+        arguments = [*head("sweep", self._settings), round(self._settings.lease_s * 1e6)]
+        return [job_id.decode() for service in services for job_id in await self._call(service, arguments)]
 
     async def page(
         self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
@@ -174,6 +201,54 @@ class AsyncLedger:
         records = zip(keys, replies[0::2], replies[1::2], strict=True)
         return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
 
+    async def _find(self, job_ids: Sequence[str]) -> list[str]:
+        """The service of each job; "" for an unknown one. Two round trips for those not met before, else none."""
+        unknown = [job_id for job_id in job_ids if job_id not in self._places]
+        if unknown:
+            async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+                services = await self._all_services()
+                for job_id in unknown:
+                    for service in services:
+                        pipe.exists(seen_key(service, job_id))
+                found = iter(await pipe.execute())
+            for job_id in unknown:
+                for service in services:
+                    if next(found):
+                        self._remember(job_id, service)
+        return [self._places.get(job_id, "") for job_id in job_ids]
+
+    async def _all_services(self) -> list[str]:
+        """Within a guard: every service that may have jobs."""
+        known = {name.decode() for name in await self.redis.smembers(SERVICES_KEY)}
+        return sorted(known | self._services)
+
+    def _remember(self, job_id: str, service: str) -> None:
+        self._places[job_id] = service
+        if len(self._places) > MAX_PLACES:
+            del self._places[next(iter(self._places))]
+
+    async def _promised_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
+        """The jobs, by their ids, whose idempotency key belongs to a job of another service.
+
+        Within a service the ledger looks itself, in the same step. Two services share no step, so of two requests that
+        use a key for both in the same moment, each may get its job.
+        """
+        keyed = [job for job in jobs if job.idempotency_key]
+        if not keyed:
+            return {}
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            others = [name for name in await self._all_services() if name != jobs[0].service]
+            for job in keyed:
+                for service in others:
+                    pipe.get(promise_key(service, hash_promise(job.idempotency_key)))
+            found = iter(await pipe.execute() if others else [])
+        conflicts = {}
+        for job in keyed:
+            for promise in [next(found) for _ in others]:
+                if promise:
+                    conflicts[job.id] = _conflict(promise.decode().split()[0])
+        return conflicts
+
     async def _call(self, service: str, arguments: list[Any]) -> Any:
         async with self._guard():
             return await self._script(keys=[service], args=arguments)
@@ -198,11 +273,15 @@ def _as_stored(
     if state == b"same":
         return Repeated(created.decode())
     if state == b"conflict":
-        return IdempotencyConflict(
-            f"this Idempotency-Key belongs to job {created.decode()}, which was sent with another body; "
-            "send the same body to get that job again, or a new key to make another"
-        )
+        return _conflict(created.decode())
     return _as_created(job, int(created), int(position))
+
+
+def _conflict(job_id: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"this Idempotency-Key belongs to job {job_id}, which was sent with another body; "
+        "send the same body to get that job again, or a new key to make another"
+    )
 
 
 def _as_created(job: NewJob, created_us: int, position: int) -> Job:

@@ -13,17 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.store import SentinelUrl
+from worker.store import CLUSTER_SCHEMES, ClusterUrl, SentinelUrl
 
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2
 
 #: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
 BROKER_SCHEMES = ("amqp://", "amqps://")
-URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
+URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://", *CLUSTER_SCHEMES)
 
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
 UNIX_SOCKET_PATH_BYTES = 108
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SERVICES_", use_attribute_docstrings=True, frozen=True)
 
     redis_url: str = Field("", validation_alias=AliasChoices("redis_url", "REDIS_URL"))
-    """Where Redis is: `redis://`, `rediss://`, `unix://` or `sentinel://`. Empty: the checkout's private Redis."""
+    """The ledger's: `redis://`, `rediss://`, `unix://`, `sentinel://`, `redis+cluster://`. Empty: the private Redis."""
 
     broker_url: str = Field("", validation_alias=AliasChoices("broker_url", "BROKER_URL"))
     """Celery's broker: `amqp://` or `amqps://` for RabbitMQ. Empty: the Redis of `REDIS_URL`."""
@@ -94,6 +94,8 @@ class Settings(BaseSettings):
             raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
         if value.startswith("sentinel://"):
             SentinelUrl.parse(value)
+        if value.startswith(CLUSTER_SCHEMES):
+            ClusterUrl.parse(value)
         return value
 
     @field_validator("broker_url")
@@ -102,6 +104,12 @@ class Settings(BaseSettings):
         if value and not value.startswith(BROKER_SCHEMES):
             raise ValueError(f"expected one of {', '.join(BROKER_SCHEMES)}, or nothing for the Redis of REDIS_URL")
         return value
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Settings:
+        if self.cluster and not self.broker_url:
+            raise ValueError("Celery speaks no Redis Cluster: with redis+cluster:// set BROKER_URL to a RabbitMQ")
+        return self
 
     @field_validator("services", mode="before")
     @classmethod
@@ -139,6 +147,11 @@ class Settings(BaseSettings):
     def sentinel(self) -> SentinelUrl | None:
         """The sentinels to ask; None where Redis is named by its own address."""
         return SentinelUrl.parse(self.redis_url) if self.redis_url.startswith("sentinel://") else None
+
+    @property
+    def cluster(self) -> bool:
+        """Whether the ledger is in a Redis Cluster."""
+        return self.redis_url.startswith(CLUSTER_SCHEMES)
 
     @property
     def celery_url(self) -> str:

@@ -1,7 +1,8 @@
-"""Clients for the Redis with the ledger: one server by TCP, TLS or unix socket, or the master that Sentinel names.
+"""Clients for the Redis with the ledger: one server by TCP, TLS or unix socket, Sentinel's master, or a Cluster.
 
 ``REDIS_URL`` is redis-py's (``redis://``, ``rediss://``, ``unix://``), or
-``sentinel://host:port,host:port/db?master=name``.
+``sentinel://host:port,host:port/db?master=name``, or ``redis+cluster://host:port,host:port`` (``rediss+cluster://`` for
+TLS), of which one node that answers will do.
 TLS is checked: a ``rediss://`` server must show a certificate that ``ssl_ca_certs`` (else the system) vouches for.
 """
 
@@ -13,12 +14,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 import redis.asyncio
+from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.cluster import ClusterNode, RedisCluster
 from redis.sentinel import Sentinel
 
 #: Longest wait for one sentinel, of which the next is then asked.
 SENTINEL_TIMEOUT_S = 0.5
 SENTINEL_PORT = 26379
+REDIS_PORT = 6379
+CLUSTER_SCHEMES = ("redis+cluster://", "rediss+cluster://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class SentinelUrl:
         if not places or len(masters) != 1 or not database.isdigit():
             raise ValueError("expected sentinel://host:port,host:port/<db>?master=<name>")
         options = {"db": int(database), "username": unquote(user) or None, "password": unquote(password) or None}
-        return cls([_host(place) for place in places.split(",")], masters[0], options)
+        return cls([_host(place, SENTINEL_PORT) for place in places.split(",")], masters[0], options)
 
     @property
     def celery_url(self) -> str:
@@ -50,8 +56,34 @@ class SentinelUrl:
         return ";".join(f"sentinel://{login}{host}:{port}/{self.options['db']}" for host, port in self.hosts)
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterUrl:
+    """``redis+cluster://[user:password@]host[:port],…`` taken apart; with ``rediss`` by TLS."""
+
+    hosts: list[tuple[str, int]]
+    options: dict[str, Any]  #: username, password, ssl
+
+    @classmethod
+    def parse(cls, url: str) -> ClusterUrl:
+        """Raises ``ValueError`` that says what is wrong."""
+        parts = urlsplit(url)
+        credentials, _, places = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        if not places or parts.path.strip("/") or parts.query:
+            raise ValueError("expected redis+cluster://host:port,host:port and no database: a Cluster has only one")
+        options = {"username": unquote(user) or None, "password": unquote(password) or None}
+        return cls(
+            [_host(place, REDIS_PORT) for place in places.split(",")], {**options, "ssl": parts.scheme[:6] == "rediss"}
+        )
+
+
 def make_client(url: str, **options: Any) -> redis.Redis:
     """A client for redis-py's calls that block."""
+    if url.startswith(CLUSTER_SCHEMES):
+        cluster = ClusterUrl.parse(url)
+        nodes = [ClusterNode(host, port) for host, port in cluster.hosts]
+        # Another class, with all the calls that the ledger makes.
+        return RedisCluster(startup_nodes=nodes, **cluster.options, **options)  # type: ignore[return-value]
     if not url.startswith("sentinel://"):
         return redis.Redis.from_url(url, **options)
     parsed = SentinelUrl.parse(url)
@@ -63,6 +95,10 @@ def make_client(url: str, **options: Any) -> redis.Redis:
 
 def make_async_client(url: str, **options: Any) -> redis.asyncio.Redis:
     """A client for asyncio."""
+    if url.startswith(CLUSTER_SCHEMES):
+        cluster = ClusterUrl.parse(url)
+        nodes = [AsyncClusterNode(host, port) for host, port in cluster.hosts]
+        return AsyncRedisCluster(startup_nodes=nodes, **cluster.options, **options)  # type: ignore[return-value]
     if not url.startswith("sentinel://"):
         return redis.asyncio.Redis.from_url(url, **options)
     parsed = SentinelUrl.parse(url)
@@ -72,6 +108,6 @@ def make_async_client(url: str, **options: Any) -> redis.asyncio.Redis:
     return client
 
 
-def _host(place: str) -> tuple[str, int]:
-    host, _, port = place.rpartition(":") if place.rpartition(":")[2].isdigit() else (place, "", SENTINEL_PORT)
+def _host(place: str, default: int) -> tuple[str, int]:
+    host, _, port = place.rpartition(":") if place.rpartition(":")[2].isdigit() else (place, "", default)
     return host.strip("[]"), int(port)

@@ -20,7 +20,7 @@ WATCHED, WATCH_S = 0.4, 9.0
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the rest are records, which live ``keep_for_s``.
 KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
 SERVICES = ("chaos", "poison", "long")
-KEPT_BY_CELERY = ("_kombu", "idempotency:", "unacked", "celery", "services", "job:", "/", *SERVICES)
+KEPT_BY_CELERY = ("_kombu", "unacked", "celery", "services", "/", *SERVICES)
 
 
 def run(

@@ -178,7 +178,7 @@ def test_a_key_belongs_to_one_job_and_one_body_until_that_job_is_dropped(bench: 
     bench.complete("t1", first.id, status=Status.FAILED)
     assert send("a") == Repeated(first.id), "it has ended"
     bench.ledger.retry(first.id)
-    assert bench.redis.pttl(f"idempotency:{hashlib.sha256(b'key').hexdigest()}") == -1
+    assert bench.redis.pttl(f"{{echo}}:idempotency:{hashlib.sha256(b'key').hexdigest()}") == -1
     bench.claim("t2")
     bench.complete("t2", first.id)
     poll(lambda: not bench.redis.exists(f"{{echo}}:job:{first.id}"), what="the record is dropped")
@@ -342,7 +342,7 @@ def test_a_retry_runs_again_with_the_same_id_and_a_history(bench: Bench) -> None
     job = bench.api(lambda ledger: ledger.retry(job_id))
 
     assert (job.status, job.attempt, job.error, job.finished_us, job.expires_us) == (Status.QUEUED, 1, None, 0, 0)
-    assert bench.redis.ttl(f"{{echo}}:job:{job_id}") == bench.redis.ttl(f"job:{job_id}") == -1
+    assert bench.redis.ttl(f"{{echo}}:job:{job_id}") == bench.redis.ttl(f"{{echo}}:seen:{job_id}") == -1
     assert bench.claim("t2") == [job_id]
     assert bench.complete("t2", job_id) == [True]
     shown = json.loads(bench.get(job_id).to_json(frozenset({"attempts", "input"})))

@@ -125,8 +125,8 @@ def test_a_pool_process_whose_lease_has_lapsed_ends_itself(system: System) -> No
     system.start_api()
     first = system.start_worker("one_by_one")
     with system.client() as client:
-        long = post(client, "one_by_one", sleep_s=30)
-        poll(lambda: client.get(f"/jobs/{long}").json()["status"] == "running")
+        long = post(client, "one_by_one", do="hang_once")
+        poll((system.folder / "run-1").exists, what="the child computes")
         (child,) = first.children
         first.send_signal(signal.SIGSTOP)
         os.kill(child, signal.SIGSTOP)

@@ -16,16 +16,6 @@ from tests.rabbit import RabbitServer
 from tests.support import System, finished, poll, running_system
 
 
-@pytest.fixture(scope="module")
-def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
-    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
 @pytest.fixture
 def with_rabbit(tmp_path: Path, plugins: Path, rabbit: RabbitServer) -> Iterator[System]:
     with running_system(tmp_path, plugins, BROKER_URL=rabbit.url) as made:
