@@ -114,6 +114,11 @@ class RedisServer:
             file.write(struct.pack("@l", seconds))
 
     @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
     def exited(self) -> bool:
         """Whether the server has ended by itself."""
         return self._process is not None and self._process.poll() is not None

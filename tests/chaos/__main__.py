@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--rabbit", action="store_true", help="RabbitMQ is the broker; it is killed too")
     parser.add_argument("--report", type=Path, help="a file for the report as JSON")
     given = parser.parse_args()
+    # A script's background job ignores SIGINT, and so would the processes that it starts until they set a handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kinds: dict[str, Kind] = {"ours": ours(), "naive": naive(best=False), "naive-best": naive(best=True)}
     folder = Path(tempfile.mkdtemp(prefix="services-chaos-"))
     print(f"seed {given.seed}, logs and traces in {folder}", flush=True)
