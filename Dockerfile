@@ -14,6 +14,7 @@ RUN python -m build --wheel --outdir /wheels/framework .
 COPY plugins plugins
 RUN for plugin in plugins/*/pyproject.toml; do \
         folder=$(dirname "$plugin") && python -m build --wheel --outdir "/wheels/$folder" "$folder" || exit 1; \
+        if [ -f "$folder/no-deps.txt" ]; then cp "$folder/no-deps.txt" "/wheels/$folder"; fi; \
     done
 
 FROM python:${PYTHON}-slim
@@ -28,7 +29,10 @@ COPY constraints.txt /tmp/constraints.txt
 RUN --mount=from=wheels,source=/wheels,target=/wheels \
     pip install --constraint /tmp/constraints.txt /wheels/framework/*.whl && \
     if [ -n "$PLUGIN" ]; then \
-        pip install --constraint /tmp/constraints.txt "/wheels/plugins/$PLUGIN"/*.whl; \
+        pip install --constraint /tmp/constraints.txt "/wheels/plugins/$PLUGIN"/*.whl && \
+        for files in "/wheels/plugins/$PLUGIN"/no-deps.txt; do \
+            if [ -f "$files" ]; then pip install --no-deps --requirement "$files" || exit 1; fi; \
+        done; \
     else \
         pip install --no-deps /wheels/plugins/*/*.whl; \
     fi

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+NO_DEPS := $(wildcard plugins/*/no-deps.txt)
 # The plugins' names are part of the stamp's: one that is added or taken away calls for a new setup.
 STAMP := .venv/.setup-$(shell echo '$(PLUGINS)' | cksum | cut -d' ' -f1)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
@@ -16,8 +17,8 @@ help: ## this list
 setup: $(STAMP) ## .venv with the framework and every plugin under plugins/
 	@:
 
-# pip's words go to a file that is shown when it fails: make's own output stays readable.
-$(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+# no-deps.txt: packages of which a plugin needs the files alone. pip's words go to a file that is shown when it fails: make's own output stays readable.
+$(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(NO_DEPS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -25,6 +26,7 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	@echo "setting up .venv with $(words $(PLUGINS)) plugin(s): a minute, the first time ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
+		&& { test -z '$(NO_DEPS)' || $(PIP) install --no-deps $(NO_DEPS:%=--requirement %) >>.venv/setup.log 2>&1; } \
 		|| { cat .venv/setup.log; echo "Error: make setup failed; pip's reason is above"; exit 1; }
 	@rm -f .venv/.setup-*
 	@touch $@
@@ -53,7 +55,7 @@ format: setup ## mend formatting and what the linter can
 lock: ## write constraints.txt anew, with the newest versions that fit
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 		&& $(PYTHON) -m venv "$$tmp" \
-		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check '.[dev]' $(PLUGINS:%=./%) \
+		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check '.[dev,bench]' $(PLUGINS:%=./%) \
 		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools --exclude libs-service \
 			$(foreach plugin,$(PLUGINS),--exclude $$(sed -n 's/^name = "\(.*\)"/\1/p' $(plugin)/pyproject.toml)) \
 			>"$$tmp/lock" \

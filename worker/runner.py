@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +142,8 @@ def predict(service: Service[Any, Any], items: list[Item]) -> None:
     """Stage 3: the model. One call for all, where the author wrote ``predict_batch``."""
     alive = _alive(items)
     if has_own(type(service), "predict_batch"):
-        if alive:
-            _predict_together(service, alive)
+        for together in _buckets(service, alive):
+            _predict_together(service, _alive(together))
         return
     for item in alive:
         if not item.alive:
@@ -152,6 +152,19 @@ def predict(service: Service[Any, Any], items: list[Item]) -> None:
             item.value = service.predict(item.value)
         except PLUGIN_ERRORS as error:
             item.error = _failed(error, "predict")
+
+
+def _buckets(service: Service[Any, Any], items: list[Item]) -> list[list[Item]]:
+    """The items by their buckets, in the order in which the first of each came."""
+    if not has_own(type(service), "bucket"):
+        return [items] if items else []
+    found: dict[Hashable, list[Item]] = {}
+    for item in items:
+        try:
+            found.setdefault(service.bucket(item.value), []).append(item)
+        except PLUGIN_ERRORS as error:
+            item.error = _failed(error, "bucket")
+    return list(found.values())
 
 
 def postprocess(service: Service[Any, Any], items: list[Item]) -> None:
@@ -201,6 +214,8 @@ def field_errors(error: ValidationError) -> list[dict[str, Any]]:
 
 def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
     """One call of the model; where it raises, its halves again, down to the culprit."""
+    if not items:
+        return  # all were cancelled since
     failure: ServicesError
     try:
         results = _one_each(service.predict_batch([item.value for item in items]), len(items))

@@ -22,6 +22,7 @@ result. What any of them raises for one input fails that job alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
@@ -84,6 +85,14 @@ class Service(Generic[Input, Output]):
     def preprocess(self, input: Input) -> Any:
         """Turn one validated input into what ``predict`` takes. Default: the input itself."""
         return input
+
+    def bucket(self, features: Any) -> Hashable:
+        """Name what an item may be batched with: only items of one bucket go to a ``predict_batch`` together.
+
+        For models that pad: with texts bucketed by their length, none is padded to the longest of the batch. Default:
+        one bucket for all.
+        """
+        return None
 
     def predict(self, features: Any) -> Any:
         """Run the model on one item. Write this or ``predict_batch``."""

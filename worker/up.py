@@ -172,10 +172,11 @@ class Guide(threading.Thread):
             return len(settled) == len(self._names)
 
         self._wait(f"the workers of {', '.join(self._names) or 'no service'}", look)
-        for name, service in settled.items():
+        told = [settled[name] for name in self._names if name in settled]
+        for service in told:
             if service["state"] == "failed":
-                self._say(f"service {name} failed: {service['reason']}")
-        return [service for service in settled.values() if service["state"] == "ready"]
+                self._say(f"service {service['name']} failed: {service['reason']}")
+        return [service for service in told if service["state"] == "ready"]
 
     def _is_settled(self, service: dict[str, Any]) -> bool:
         if service["state"] == "loading":

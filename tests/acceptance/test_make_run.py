@@ -193,6 +193,6 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_knows_the_earlier_jobs(running: 
         assert running.get(f"/jobs/{job['id']}") == job
     # The plugin that was added meanwhile runs too.
     states = {service["name"]: service["state"] for service in running.get("/services")["services"]}
-    assert states == {"antifraud": "ready", "sentiment": "ready"}
+    assert states == {"antifraud": "ready", "embed": "ready", "sentiment": "ready"}
     running.press_ctrl_c()
     assert not running.left_over()

@@ -164,3 +164,28 @@ def test_timings_and_the_batch_size_that_the_model_saw() -> None:
     assert timings.batch_size == 2
     told = json.loads(timings.to_json())
     assert set(told) == {"preprocess_ms", "predict_ms", "postprocess_ms"} and all(ms >= 0 for ms in told.values())
+
+
+class Bucketed(Service[Input, Output]):
+    """Pads, so that numbers of like length go together."""
+
+    def load(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def bucket(self, features: Input) -> int:
+        if features.do == "bucket":
+            raise ValueError("no such length")
+        return len(str(features.n))
+
+    def predict_batch(self, batch: list[Input]) -> list[dict[str, Any]]:
+        self.calls.append([item.n for item in batch])
+        return [{"n": item.n} for item in batch]
+
+
+def test_only_items_of_one_bucket_go_to_a_predict_batch_and_none_is_swapped() -> None:
+    service = Bucketed()
+    service.load()
+    items = run(service, [{"n": 7}, {"n": 70}, {"n": 8}, {"n": 5, "do": "bucket"}, {"n": 700}, {"n": 71}])
+    assert service.calls == [[7, 8], [70, 71], [700]]
+    assert [json.loads(item.value)["n"] for item in items if not item.error] == [7, 70, 8, 700, 71]
+    assert items[3].error and "no such length (in bucket)" in items[3].error.message
