@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 from tests.chaos.load import Accepted, Load
 from tests.chaos.stack import TERMINAL, Stack, ask
+
+#: The services that the load is for.
+SERVICES = ("chaos", "poison", "long")
 
 #: How each kind of job has to end.
 EXPECTED = {"": ("succeeded", None), "raise": ("failed", "predict_failed"), "exit": ("failed", "worker_lost")}
@@ -41,7 +45,7 @@ class Report:
     wrong: list[Any] = field(default_factory=list)  #: ended otherwise than they had to
     changed: list[Any] = field(default_factory=list)  #: terminal jobs that read otherwise later
     overlaps: list[str] = field(default_factory=list)  #: runs of one job at the same time
-    doubled: list[Any] = field(default_factory=list)  #: POSTs that were sent again and made more than one job
+    doubled: list[str] = field(default_factory=list)  #: POSTs that made more than one job
     repeated: int = 0  #: jobs that ran to their end more than once
     bad_exits: list[int] = field(default_factory=list)  #: exit codes but 0 of workers that were asked to stop
     left_keys: list[str] = field(default_factory=list)
@@ -96,9 +100,8 @@ def audit(stack: Stack, load: Load, seed: int, patience_s: float = 60) -> Report
     report.changed = load.changed
     runs = read_trace(stack.folder / "trace" / "log")
     report.wrong = [wrong for one in load.accepted if one.id in jobs and (wrong := judge(one, jobs[one.id], runs))]
-    again = [one for one in load.accepted if one.asked_again]
-    report.asked_again = len(again)
-    report.doubled = [one.id for one in again if len(runs[one.n]) > attempts(connection, one.id)]
+    report.asked_again = sum(one.asked_again for one in load.accepted)
+    report.doubled = find_doubled(stack) if stack.kind.is_ours else []
     connection.close()
     overlaps = stack.folder / "trace" / "overlaps"
     report.overlaps = overlaps.read_text().splitlines() if overlaps.exists() else []
@@ -130,10 +133,17 @@ def read_back(
     return jobs, [{"n": one.n, "id": one.id, "status": status, "job": job} for one, status, job in still[:1000]]
 
 
-def attempts(connection: HTTPConnection, job_id: str) -> int:
-    """How often this job was begun, by its own history."""
-    status, job = ask(connection, "GET", f"/jobs/{job_id}?include=attempts")
-    return len(job["attempts"]) if status == 200 else 0
+def find_doubled(stack: Stack) -> list[str]:
+    """The numbers that more than one job has: each was meant for one, however often its POST was sent."""
+    found: Counter[str] = Counter()
+    for service in SERVICES:
+        keys = list(stack.redis.client.scan_iter(f"{{{service}}}:job:*", count=10_000))
+        for begin in range(0, len(keys), 1000):
+            pipe = stack.redis.client.pipeline(transaction=False)
+            for key in keys[begin : begin + 1000]:
+                pipe.hget(key, "input")
+            found.update(f"{service} {json.loads(text)['n']}" for text in pipe.execute() if text)
+    return [name for name, many in found.items() if many > 1]
 
 
 def read_trace(path: Path) -> dict[int, list[Run]]:

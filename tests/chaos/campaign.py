@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.audit import WORKER_KILLS, Report, audit
+from tests.chaos.audit import SERVICES, WORKER_KILLS, Report, audit
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.load import SLEEPS, Load
 from tests.chaos.stack import Kind, Stack
@@ -20,7 +20,6 @@ WATCHED, WATCH_S = 0.4, 9.0
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the jobs' own live ``keep_for_s`` and a day longer.
 KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
 KEPT_BY_JOBS = ("job:", "seen:", "idempotency:")
-SERVICES = ("chaos", "poison", "long")
 KEPT_BY_CELERY = ("_kombu", "unacked", "celery", "services", "/", *SERVICES)
 
 
