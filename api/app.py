@@ -13,7 +13,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from api import problems
+from api import batches, problems
 from api.catalog import Catalog
 from api.openapi import build_document
 from api.routes import router
@@ -38,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.catalog = Catalog()
     app.include_router(router)
+    app.include_router(batches.router)
     problems.install(app)
     _add_docs(app)
     return app

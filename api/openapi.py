@@ -15,9 +15,8 @@ from api.catalog import Catalog, Entry
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
+from api.schemas import ATTEMPT, BATCH, JOB_ERROR, PROBLEM, SERVICE, TIME, Schema, make_object, make_ref
 from worker.jobs import Priority, Status
-
-Schema = dict[str, Any]
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457)."""
@@ -33,7 +32,6 @@ CODES = {
     503: ["store_unavailable", "service_failed"],
 }
 
-TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
 MS: Schema = {"type": ["number", "null"], "description": "milliseconds"}
 
 
@@ -43,7 +41,8 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     schemas: dict[str, Schema] = {}
     for entry in entries:
         schemas |= _service_schemas(entry)
-    schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM, "Service": SERVICE}
+    schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
+    schemas |= {"Service": SERVICE, "Batch": BATCH}
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
@@ -88,7 +87,7 @@ def _request_schema(entry: Entry) -> Schema:
         "required": ["service", "input"],
         "properties": {
             "service": {"const": name},
-            "input": _ref(f"{name}.Input"),
+            "input": make_ref(f"{name}.Input"),
             "priority": {"enum": list(Priority), "default": "normal"},
             "start_within_s": {**deadline, "description": "seconds until it must have started, else `expired`"},
             "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
@@ -103,7 +102,7 @@ def _request_schema(entry: Entry) -> Schema:
 
 def _body(entries: list[Entry]) -> Schema:
     names = [entry.plugin.name for entry in entries]
-    schema: Schema = {"oneOf": [_ref(f"{name}.JobRequest") for name in names]}
+    schema: Schema = {"oneOf": [make_ref(f"{name}.JobRequest") for name in names]}
     schema["discriminator"] = {
         "propertyName": "service",
         "mapping": {name: f"#/components/schemas/{name}.JobRequest" for name in names},
@@ -121,14 +120,14 @@ def _body(entries: list[Entry]) -> Schema:
 
 
 def _job_schema(entries: list[Entry]) -> Schema:
-    outputs = [_ref(f"{entry.plugin.name}.Output") for entry in entries]
+    outputs = [make_ref(f"{entry.plugin.name}.Output") for entry in entries]
     properties: Schema = {
         "id": {"type": "string"},
         "service": {"type": "string"},
         "version": {"type": "string"},
         "status": {"enum": list(Status)},
         "output": {"anyOf": [*outputs, {"type": "null"}]},
-        "error": {"anyOf": [_ref("JobError"), {"type": "null"}]},
+        "error": {"anyOf": [make_ref("JobError"), {"type": "null"}]},
         "attempt": {"type": "integer", "minimum": 0},
         "progress": {"type": "null"},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
@@ -136,102 +135,25 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "started_at": TIME,
         "finished_at": TIME,
         "expires_at": TIME,
-        "timings": _object(
+        "timings": make_object(
             {f"{stage}_ms": MS for stage in ("queued", "preprocess", "predict", "postprocess", "total")}
         ),
         "batch_size": {"type": ["integer", "null"], "minimum": 0},
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},
-        "links": _object({"self": {"type": "string"}}),
+        "links": make_object({"self": {"type": "string"}}),
     }
     included = {
         "input": {"description": "as it was sent; with `?include=input`"},
         "attempts": {"type": "array", "items": ATTEMPT, "description": "oldest first; with `?include=attempts`"},
     }
-    return _object(properties | included, required=list(properties))
+    return make_object(properties | included, required=list(properties))
 
 
 # -- what does not ----------------------------------------------------------------------------------------------------
 
 
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: Schema, required: list[str] | None = None) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
-
-
-FIELD_ERRORS: Schema = {
-    "type": "array",
-    "items": _object(
-        {
-            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
-            "msg": {"type": "string"},
-            "type": {"type": "string"},
-        }
-    ),
-}
-
-JOB_ERROR = _object(
-    {
-        "code": {"enum": ["invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output"]},
-        "message": {"type": "string"},
-        "retryable": {"type": "boolean"},
-        "errors": FIELD_ERRORS,
-    },
-    ["code", "message", "retryable"],
-)
-
-ATTEMPT = _object(
-    {
-        "attempt": {"type": "integer", "minimum": 1},
-        "outcome": {
-            "enum": ["running", "succeeded", "failed", "cancelled", "lost", "memory", "timed_out", "handed_back"]
-        },
-        "charged": {"type": "boolean", "description": "whether it counts against max_attempts"},
-        "started_at": TIME,
-        "ended_at": TIME,
-        "worker": {"type": "string", "description": "host:pid:id"},
-        "batch": {
-            "type": "string",
-            "description": "finds its lines, and its traceback, in that worker's log",
-        },
-        "batch_size": {"type": ["integer", "null"]},
-        "version": {"type": "string", "description": "the plugin's"},
-        "error": {"anyOf": [{"$ref": "#/components/schemas/JobError"}, {"type": "null"}]},
-    }
-)
-
-PROBLEM = _object(
-    {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "code": {"type": "string"},
-        "errors": FIELD_ERRORS,
-        "services": {"type": "array", "items": {"type": "string"}},
-    },
-    ["type", "title", "status", "detail", "code"],
-)
-
-SERVICE = _object(
-    {
-        "name": {"type": "string"},
-        "version": {"type": "string"},
-        "description": {"type": "string"},
-        "input_schema": {"type": ["object", "null"]},
-        "output_schema": {"type": ["object", "null"]},
-        "example": {"description": "a valid input; null where the schema has none"},
-        "knobs": {"type": ["object", "null"], "description": "null before a worker has run"},
-        "state": {"enum": ["ready", "loading", "failed", "no_workers"]},
-        "reason": {"type": ["string", "null"], "description": "why it is `failed`"},
-        "workers": {"type": "integer", "minimum": 0},
-        "queue_depth": {"type": "integer", "minimum": 0},
-        "oldest_age_s": {"type": "number", "minimum": 0},
-    }
-)
+NDJSON = "application/x-ndjson"
 
 
 def _header(kind: str, description: str) -> Schema:
@@ -299,7 +221,7 @@ def _problems(*statuses: int) -> Schema:
     for status in statuses:
         codes = ", ".join(f"`{code}`" for code in CODES[status])
         answer: Schema = {"description": f"{TITLES[status]}: {codes}"}
-        answer["content"] = {"application/problem+json": {"schema": _ref("Problem")}}
+        answer["content"] = {"application/problem+json": {"schema": make_ref("Problem")}}
         if status in (429, 503):
             answer["headers"] = {"Retry-After": _header("string", "seconds")}
         found[str(status)] = answer
@@ -310,11 +232,50 @@ def _operation(name: str, summary: str, answers: Schema, parameters: list[Schema
     return {"operationId": name, "summary": summary, "parameters": parameters or [], **more, "responses": answers}
 
 
+def _batch_paths(entries: list[Entry]) -> Schema:
+    batch, path = make_ref("Batch"), [_path("batch_id")]
+    names: Schema = {"enum": [entry.plugin.name for entry in entries]} if entries else {"type": "string"}
+    asked: Schema = {
+        "service": names,
+        "inputs": {"type": "array", "minItems": 1, "description": "each is checked by the worker, and fails alone"},
+        "priority": {"enum": list(Priority), "default": "low"},
+        "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
+        "metadata": {"type": "object"},
+    }
+    body: Schema = {**make_object(asked, ["service", "inputs"]), "additionalProperties": False}
+    lines: Schema = {"schema": {"type": "string"}, "example": '{"n": 1}\n{"n": 2}\n'}
+    created = {
+        "200": _answer(batch, "The batch that an earlier request made", LOCATION),
+        "202": _answer(batch, "The batch, stored and enqueued", LOCATION),
+        **_problems(404, 409, 410, 413, 422, 429, 503),
+    }
+    described = "one line an input, in order: its `index` and its `output` or its `error`; ends with the batch"
+    results: Schema = {"200": {"description": described, "content": {NDJSON: {"schema": {"type": "string"}}}}}
+    read, cancelled = {"200": _answer(batch, "Counts and progress")}, {"202": _answer(batch, "The cancelled batch")}
+    service = _query("service", names, "with a body of JSON lines, which it is required for: the service")
+    content: Schema = {"required": True, "content": {"application/json": {"schema": body}, NDJSON: lines}}
+    summary = "Submit many inputs at once"
+    creating = [service, IDEMPOTENCY_KEY]
+    refused = _problems(404, 410, 422, 503)
+    return {
+        "/batches": {"post": _operation("create_batch", summary, created, creating, requestBody=content)},
+        "/batches/{batch_id}": {
+            "get": _operation("get_batch", "Read a batch", {**read, **refused}, path),
+            "delete": _operation(
+                "cancel_batch", "Cancel what has not run", {**cancelled, **refused, **_problems(409, 413)}, path
+            ),
+        },
+        "/batches/{batch_id}/results": {
+            "get": _operation("get_results", "Read the results as they come", {**results, **refused}, path)
+        },
+    }
+
+
 def _paths(entries: list[Entry]) -> Schema:
-    job = _ref("Job")
-    page = _object({"jobs": {"type": "array", "items": job}, "next_cursor": {"type": ["string", "null"]}})
-    status = _object({"status": {"type": "string"}})
-    services = _object({"services": {"type": "array", "items": _ref("Service")}})
+    job = make_ref("Job")
+    page = make_object({"jobs": {"type": "array", "items": job}, "next_cursor": {"type": ["string", "null"]}})
+    status = make_object({"status": {"type": "string"}})
+    services = make_object({"services": {"type": "array", "items": make_ref("Service")}})
     created = {
         "200": _answer(job, "The job: ended within the wait, or made by an earlier request", {**LOCATION, **APPLIED}),
         "202": _answer(job, "The job, stored and enqueued", {**LOCATION, **APPLIED}),
@@ -326,7 +287,7 @@ def _paths(entries: list[Entry]) -> Schema:
         "202": _answer(job, "The job, queued again", LOCATION),
         **_problems(404, 409, 410, 413, 422, 429, 503),
     }
-    one = {"200": _answer(_ref("Service"), "The service"), **_problems(404, 422, 503)}
+    one = {"200": _answer(make_ref("Service"), "The service"), **_problems(404, 422, 503)}
     every = {"200": _answer(services, "Every installed service"), **_problems(422, 503)}
     listed = {"200": _answer(page, "A page of jobs"), **_problems(404, 422, 503)}
     alive = {"200": _answer(status, "The process lives")}
@@ -343,6 +304,7 @@ def _paths(entries: list[Entry]) -> Schema:
         "/jobs/{job_id}/retry": {
             "post": _operation("retry_job", "Run a failed, cancelled or expired job again", again, [_path("job_id")])
         },
+        **_batch_paths(entries),
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},
         "/healthz": {"get": _operation("health", "Liveness", alive)},

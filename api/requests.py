@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -29,6 +29,12 @@ NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
 
 
+def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    if len(to_json(value)) > MAX_METADATA_BYTES:
+        raise ValueError(f"expected at most {MAX_METADATA_BYTES} bytes as JSON")
+    return value
+
+
 class JobRequest(BaseModel):
     """The body of ``POST /jobs``."""
 
@@ -45,9 +51,27 @@ class JobRequest(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _not_too_large(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if len(to_json(value)) > MAX_METADATA_BYTES:
-            raise ValueError(f"expected at most {MAX_METADATA_BYTES} bytes as JSON")
-        return value
+        return _check_metadata(value)
+
+
+class BatchRequest(BaseModel):
+    """The body of ``POST /batches`` as JSON; as JSON lines it has the defaults of all but ``service``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    service: str
+    inputs: list[Any]
+    priority: Literal["high", "normal", "low"] = "low"
+    keep_for_s: Annotated[float, Field(gt=0)] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _not_too_large(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _check_metadata(value)
+
+
+Asked = TypeVar("Asked", JobRequest, BatchRequest)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -77,6 +101,15 @@ async def read_nothing(request: Request) -> None:
 
 def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
     """The body of ``POST /jobs`` without a look at its input. Raises ``InvalidInput``."""
+    return _parse(JobRequest, body, max_keep_for_s)
+
+
+def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
+    """The body of ``POST /batches`` without a look at its inputs. Raises ``InvalidInput``."""
+    return _parse(BatchRequest, body, max_keep_for_s)
+
+
+def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -85,13 +118,13 @@ def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
         must = "expected a JSON object"
         raise _invalid(f"the body: {must}", ["body"], must, "model_type")
     try:
-        job = JobRequest.model_validate(value)
+        asked = model.model_validate(value)
     except ValidationError as error:
         raise invalid_fields(error, ["body"]) from error
-    if job.keep_for_s is not None and job.keep_for_s > max_keep_for_s:
+    if asked.keep_for_s is not None and asked.keep_for_s > max_keep_for_s:
         must = f"Input should be at most {max_keep_for_s:g} (SERVICES_MAX_KEEP_FOR_S)"
         raise _invalid(f"keep_for_s: {must}", ["body", "keep_for_s"], must, "less_than_equal")
-    return job
+    return asked
 
 
 def read_idempotency_key(request: Request) -> str:

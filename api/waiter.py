@@ -40,6 +40,7 @@ class Waiter:
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
         self._futures: dict[str, set[asyncio.Future[Job]]] = {}
+        self._signals: dict[str, set[asyncio.Event]] = {}
         self._redis = make_async_client(
             settings.url,
             socket_timeout=None,
@@ -73,10 +74,24 @@ class Waiter:
             if not waiting:
                 del self._futures[job_id]
 
+    @contextmanager
+    def signal(self, id: str) -> Iterator[asyncio.Event]:
+        """An event that is set when whatever has this id may have ended; look yourself, and clear it to wait again."""
+        event = asyncio.Event()
+        self._signals.setdefault(id, set()).add(event)
+        try:
+            yield event
+        finally:
+            waiting = self._signals[id]
+            waiting.discard(event)
+            if not waiting:
+                del self._signals[id]
+
     async def _listen(self) -> None:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(ENDED_CHANNEL)
             await self._settle(list(self._futures))
+            self._ring(list(self._signals))
             heard = time.monotonic()
             while True:
                 message = await pubsub.get_message(timeout=PING_AFTER_S)
@@ -91,7 +106,14 @@ class Waiter:
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
-            await self._settle([job_id for job_id in json.loads(message["data"]) if job_id in self._futures])
+            ended = json.loads(message["data"])
+            self._ring(ended)
+            await self._settle([job_id for job_id in ended if job_id in self._futures])
+
+    def _ring(self, ids: list[str]) -> None:
+        for id in ids:
+            for event in self._signals.get(id, ()):
+                event.set()
 
     async def _settle(self, ids: list[str]) -> None:
         """Read these jobs, in one round trip, and tell who waits for those that have ended."""

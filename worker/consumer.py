@@ -59,6 +59,8 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     if sender.pool_cls not in (ServicePool, app.conf.worker_pool):
         _refuse("services run in pool processes of their own: leave --pool out")
     require_redis(get_settings(), REDIS_WAIT_S)
+    # A worker publishes events alone, and py-amqp may wait for ever for the confirmation of one, holding Celery's lock.
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "confirm_publish": False}
     # Neither tells this worker anything, and mingle waits a second for others at each start.
     sender.options.update(without_gossip=True, without_mingle=True)
     app.services_hostname = sender.hostname

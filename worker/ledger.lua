@@ -7,6 +7,8 @@
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end
+--   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
+--                               and "first" (the first one's number); they are in no index and live as long as the batch
 --   S:seen:<id>          string says that the job was; lives remember_for longer than the record (410 rather than 404)
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
@@ -80,6 +82,13 @@ local function promised(hash) return S .. 'idempotency:' .. hash end
 
 local function int(number) return string.format('%.0f', number) end
 
+local function batch_of(group) return S .. 'batch:' .. group end
+
+-- The rows of a chunk that are in this state, in its batch; nothing for a job that is no chunk.
+local function count(group, field, rows)
+  if group then redis.call('HINCRBY', batch_of(group), field, rows) end
+end
+
 local function weigh(id, sign) bytes_change = bytes_change + sign * redis.call('HSTRLEN', record(id), 'input') end
 
 local function must_go(id, from, to)
@@ -126,10 +135,31 @@ local function note(id, outcome, charged, problem)
   redis.call('HSET', key, 'history', history)
 end
 
--- The only way into a terminal state. ``value`` is the output or the error, a JSON text; extra: further fields.
-local function finish(id, status, value, extra)
+-- One chunk of a batch has ended; with the last one, the batch has. A chunk that succeeded may have rows that failed.
+local function end_chunk(status, group, rows, failed)
+  if status == 'succeeded' then
+    count(group, 'succeeded', rows - failed)
+    count(group, 'failed', failed)
+  else
+    count(group, status == 'failed' and 'failed' or 'cancelled', rows)
+  end
+  local key = batch_of(group)
+  if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
+  local batch = redis.call('HMGET', key, 'keep', 'chunks', 'idempotency')
+  local keep_ms = math.max(1, math.floor(batch[1] / 1000))
+  redis.call('HSET', key, 'finished', now, 'expires', now + batch[1])
+  redis.call('PEXPIRE', key, keep_ms)
+  redis.call('PEXPIRE', seen('batch:' .. group), keep_ms + math.floor(remember / 1000))
+  if batch[3] then redis.call('PEXPIRE', promised(batch[3]), keep_ms) end
+  for i = 0, batch[2] - 1 do redis.call('PEXPIRE', record(group .. '.' .. i), keep_ms) end
+  ended[#ended + 1] = group
+end
+
+-- The only way into a terminal state. ``value`` is the output or the error, a JSON text; extra: further fields;
+-- failed: rows of a chunk that failed.
+local function finish(id, status, value, extra, failed)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'keep', 'idempotency')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'keep', 'idempotency', 'group', 'rows')
   must_go(id, job[1], status)
   if job[1] == 'queued' then
     weigh(id, -1)
@@ -140,15 +170,20 @@ local function finish(id, status, value, extra)
   local keep = tonumber(job[3])
   redis.call('HSET', key, 'status', status, 'finished', now, 'expires', now + keep, unpack(extra or {}))
   if value then redis.call('HSET', key, status == 'succeeded' and 'output' or 'error', value) end
+  redis.call('ZREM', WAITING, id)
+  ended[#ended + 1] = id
+  if job[2] then redis.call('HDEL', S .. 'running:' .. job[2], id) end
+  if job[5] then
+    if job[1] == 'running' then count(job[5], 'running', -job[6]) end
+    redis.call('HDEL', key, 'input', 'partial')
+    return end_chunk(status, job[5], tonumber(job[6]), failed or 0)
+  end
   redis.call('PEXPIRE', key, math.max(1, math.floor(keep / 1000)))
   redis.call('PEXPIRE', seen(id), math.floor((keep + remember) / 1000))
   if job[4] then redis.call('PEXPIRE', promised(job[4]), math.max(1, math.floor(keep / 1000))) end
-  redis.call('ZREM', WAITING, id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('ZADD', EXPIRES, now + keep, id)
-  if job[2] then redis.call('HDEL', S .. 'running:' .. job[2], id) end
   tell_celery(id, status, value, keep)
-  ended[#ended + 1] = id
 end
 
 local function ring(id)
@@ -158,9 +193,13 @@ end
 -- Back to the queue, with the place that its age gives it; at once, or after a pause.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows')
   must_go(id, job[1], 'queued')
   note(id, outcome, charged, problem)
+  if job[4] then
+    count(job[4], 'running', -job[5])
+    redis.call('HSET', key, 'why', outcome)
+  end
   weigh(id, 1)
   redis.call('HDEL', S .. 'running:' .. job[2], id)
   redis.call('HSET', key, 'status', 'queued', 'alone', alone and 1 or 0)
@@ -300,8 +339,9 @@ local function hold(ids, most, delay)
   return math.max(0, oldest + delay - now)
 end
 
-local function start(id, worker, token, max_attempts, version)
+local function start(id, worker, token, max_attempts, version, group, rows)
   local key = record(id)
+  count(group, 'running', rows)
   redis.call('ZREM', WAITING, id)
   weigh(id, -1)
   redis.call('HINCRBY', key, 'attempt', 1)
@@ -313,14 +353,15 @@ end
 local function gather(ids, worker, token, max_attempts, version)
   local batch = {}
   for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone')
+    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows')
     if not job[1] then
       redis.call('ZREM', WAITING, id)  -- its record was deleted by hand
     elseif not end_if_late(id, tonumber(job[2]), tonumber(job[3]), job[1]) then
       -- A job whose batch died is run alone, so that only the culprit is charged.
       if job[4] == '1' and #batch > 0 then break end
       must_go(id, job[1], 'running')
-      start(id, worker, token, max_attempts, version)
+      -- A chunk gets one attempt more, in which the row that ended the others is passed over.
+      start(id, worker, token, job[5] and max_attempts + 1 or max_attempts, version, job[5], job[6])
       batch[#batch + 1] = id
       if job[4] == '1' then break end
     end
@@ -358,12 +399,12 @@ function operations.adopted()
 end
 
 -- token, then per job: id, status, output or error, timings, batch_size, pause_us (0: this end is final; else a failed
--- job is run again after the pause, as long as it has attempts left). Gives for each 1 where it stands as told, 2 where
+-- job is run again after the pause, as long as it has attempts left), rows of a chunk that failed. Gives for each 1 where it stands as told, 2 where
 -- it will be run again, 0 where it is no longer this batch's (cancelled, or run elsewhere since): the fence against a
 -- late worker.
 function operations.complete()
   local token, reply = ARGV[4], {}
-  for i = 5, #ARGV, 6 do
+  for i = 5, #ARGV, 7 do
     local id, status = ARGV[i], ARGV[i + 1]
     local job = redis.call('HMGET', record(id), 'token', 'status', 'attempt', 'base', 'max_attempts')
     local mine, told = job[1] == token, 1
@@ -373,12 +414,88 @@ function operations.complete()
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
         told = 2
       else
-        finish(id, status, ARGV[i + 2], {'timings', ARGV[i + 3], 'batch_size', ARGV[i + 4]})
+        finish(id, status, ARGV[i + 2], {'timings', ARGV[i + 3], 'batch_size', ARGV[i + 4]}, tonumber(ARGV[i + 6]))
       end
     end
     reply[#reply + 1] = (mine and (job[2] == 'running' or job[2] == status)) and told or 0
   end
   return reply
+end
+
+-- token, id, results so far (lines). A chunk that is run row by row has come so far: 1, or 0 where it is no longer this
+-- token's. What was lost before is no longer held against it.
+function operations.progress()
+  local key = record(ARGV[5])
+  local job = redis.call('HMGET', key, 'token', 'status', 'attempt')
+  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
+  redis.call('HSET', key, 'partial', ARGV[6], 'base', job[3] - 1)
+  return 1
+end
+
+-- chunk's id, group, first, rows, lines, ttl_us: one chunk of a batch that is still on its way
+function operations.stage()
+  local key = record(ARGV[4])
+  redis.call('HSET', key, 'group', ARGV[5], 'first', ARGV[6], 'rows', ARGV[7], 'input', ARGV[8])
+  redis.call('PEXPIRE', key, math.floor(ARGV[9] / 1000))
+end
+
+-- group, chunks: a batch that will not come is forgotten
+function operations.discard()
+  if redis.call('EXISTS', batch_of(ARGV[4])) == 1 then return end
+  for i = 0, ARGV[5] - 1 do redis.call('DEL', record(ARGV[4] .. '.' .. i)) end
+end
+
+-- group, version, priority, offset_us, keep_us, metadata, rows, chunks, bytes, message, sha256 of the idempotency key,
+-- of the body: all chunks are there, so the batch is accepted. Gives {state, detail} as create does, or {"gone"} where a
+-- chunk was too long on its way.
+function operations.seal()
+  local group, chunks, promise = ARGV[4], tonumber(ARGV[11]), ARGV[14]
+  local key = batch_of(group)
+  if redis.call('EXISTS', key) == 1 then return {'queued', ''} end
+  if promise ~= '' then
+    local earlier, body = (redis.call('GET', promised(promise)) or ''):match('^(%S+) (%S+)$')
+    if earlier then return {body == ARGV[15] and 'same' or 'conflict', earlier} end
+  end
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
+  local again = full(waiting, tonumber(limits[3] or 0), tonumber(ARGV[12]), limits)
+  if again then return {'full', int(again)} end
+  for i = 0, chunks - 1 do
+    if redis.call('EXISTS', record(group .. '.' .. i)) == 0 then return {'gone', ''} end
+  end
+  redis.call('HSET', key, 'service', service, 'version', ARGV[5], 'priority', ARGV[6], 'keep', ARGV[8], 'metadata', ARGV[9],
+    'rows', ARGV[10], 'chunks', chunks, 'open', chunks, 'created', now)
+  redis.call('SET', seen('batch:' .. group), 1)
+  if promise ~= '' then
+    redis.call('SET', promised(promise), group .. ' ' .. ARGV[15])
+    redis.call('HSET', key, 'idempotency', promise)
+  end
+  local score = now + ARGV[7]
+  for i = 0, chunks - 1 do
+    local id = group .. '.' .. i
+    redis.call('HSET', record(id), 'service', service, 'version', ARGV[5], 'status', 'queued', 'priority', ARGV[6],
+      'attempt', 0, 'created', now, 'score', int(score + i), 'start_by', 0, 'finish_by', 0, 'keep', ARGV[8], 'alone', 1)
+    redis.call('PERSIST', record(id))
+    redis.call('ZADD', WAITING, int(score + i), id)
+    weigh(id, 1)
+  end
+  redis.call('LPUSH', service, ARGV[13])
+  return {'queued', ''}
+end
+
+-- group. Cancels what has not ended; gives 1, 0 where the batch had ended, or nothing for an unknown one.
+function operations.cancel_batch()
+  local batch = redis.call('HMGET', batch_of(ARGV[4]), 'chunks', 'finished')
+  if not batch[1] then return nil end
+  if batch[2] then return 0 end
+  redis.call('HSET', batch_of(ARGV[4]), 'stopped', 1)
+  for i = 0, batch[1] - 1 do
+    local id = ARGV[4] .. '.' .. i
+    local job = redis.call('HMGET', record(id), 'status', 'worker')
+    if job[1] == 'running' then stop_run(id, job[2]) end
+    if job[1] == 'queued' or job[1] == 'running' then finish(id, 'cancelled') end
+  end
+  return 1
 end
 
 -- id. Gives the status that it had, or nothing for an unknown id.
@@ -435,7 +552,7 @@ local REASONS = {
 
 -- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
 local function run_again(id, reason, pause)
-  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts')
+  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts', 'group')
   local alone = tonumber(job[1] or 1) <= 1
   local attempts = job[2] - (job[3] or 0)
   local last = attempts >= tonumber(job[4])
@@ -444,7 +561,7 @@ local function run_again(id, reason, pause)
     put_back(id, reason, false, false, 0)
   elseif not alone then
     put_back(id, reason, false, true, 0)
-  elseif last or (reason == 'timed_out' and pause == 0) then
+  elseif last or (reason == 'timed_out' and pause == 0 and not job[5]) then
     local each = attempts > 1 and ', in each of ' .. int(attempts) .. ' attempts' or ''
     finish(id, 'failed', error_json(code, REASONS[reason] .. each, true))
   else

@@ -20,6 +20,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
+from worker.bulk import Rerun
 from worker.dispatch import build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
@@ -43,6 +44,11 @@ Priorities = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 def record_key(service: str, job_id: str) -> str:
     """The hash that holds a job."""
     return f"{{{service}}}:job:{job_id}"
+
+
+def bulk_key(service: str, batch_id: str) -> str:
+    """The hash that holds a batch."""
+    return f"{{{service}}}:batch:{batch_id}"
 
 
 def seen_key(service: str, job_id: str) -> str:
@@ -106,6 +112,16 @@ class Claim:
     hold_s: float  #: "hold": how long the batch is held back for more
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that a worker has claimed."""
+
+    id: str
+    attempt: int
+    input: bytes  #: JSON; of a chunk, one line a row
+    first: int | None  #: of a chunk: the number of its first row
+
+
 class Stored(IntEnum):
     """What became of an end that a worker told."""
 
@@ -123,6 +139,7 @@ class Ending:
     value: bytes
     timings: bytes
     batch_size: int
+    failed_rows: int = 0  #: of a chunk that succeeded
     pause_s: float = 0  #: of a failed job: run it again after this, as long as it has attempts left; 0: final
 
 
@@ -177,21 +194,38 @@ class Ledger:
         """
         self.redis.execute_command("BLMOVE", service, service, "RIGHT", "RIGHT", timeout_s)
 
-    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[tuple[str, int, bytes]]:
-        """Id, attempt and input (JSON) of each of these jobs that this token still holds."""
+    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[Held]:
+        """Those of these jobs that this token still holds."""
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
-            pipe.hmget(record_key(service, job_id), "token", "status", "attempt", "input")
+            pipe.hmget(record_key(service, job_id), "token", "status", "attempt", "input", "first")
         held = [token.encode(), b"running"]
         replies = zip(ids, pipe.execute(), strict=True)
-        return [(job_id, int(reply[2]), reply[3]) for job_id, reply in replies if reply[:2] == held]
+        return [
+            Held(job_id, int(reply[2]), reply[3], None if reply[4] is None else int(reply[4]))
+            for job_id, reply in replies
+            if reply[:2] == held
+        ]
+
+    def rerun(self, service: str, job_id: str) -> Rerun:
+        """What is known of a chunk that has been run before."""
+        fields = ("partial", "why", "attempt", "base", "max_attempts")
+        found: Any = self.redis.hmget(record_key(service, job_id), *fields)
+        partial, why, *numbers = found
+        attempt, base, most = (int(float(number or 0)) for number in numbers)
+        results = partial.split(b"\n") if partial else []
+        return Rerun(results, (why or b"").decode(), skip=attempt - base >= most)
+
+    def progress(self, service: str, token: str, job_id: str, results: Sequence[bytes]) -> bool:
+        """Keep what a chunk that is run row by row has come to; False where it is no longer this token's."""
+        return bool(self._call(service, "progress", token, job_id, b"\n".join(results)))
 
     def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[Stored]:
         """Write how the jobs of a batch ended; what became of each."""
         flat: list[Any] = []
         for end in endings:
             pause_us = round(end.pause_s * 1e6)
-            flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us]
+            flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us, end.failed_rows]
         return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
 
     def give_up(self, service: str, worker: str, token: str, reason: str, pause_s: float = 0) -> list[str]:

@@ -13,12 +13,16 @@ import redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 
+from worker.bulk import STAGED_S, Bulk, Chunk, NewBulk
+from worker.dispatch import build_bell
 from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import (
     LOOK_AT,
     LUA,
     SERVICES_KEY,
+    Priorities,
+    bulk_key,
     check_retried,
     create_arguments,
     hash_promise,
@@ -95,10 +99,7 @@ class AsyncLedger:
     async def create(self, jobs: Sequence[NewJob]) -> list[Job | Repeated | QueueFull | IdempotencyConflict]:
         """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
         service = jobs[0].service
-        if service not in self._services:
-            async with self._guard():
-                await self.redis.sadd(SERVICES_KEY, service)
-            self._services.add(service)
+        await self._announce(service)
         refused = await self._promised_elsewhere(jobs)
         wanted = [job for job in jobs if job.id not in refused] if refused else jobs
         reply = await self._call(service, create_arguments(self._settings, wanted)) if wanted else []
@@ -128,6 +129,66 @@ class AsyncLedger:
     async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
         """Jobs of any services; None for an unknown or dropped one."""
         return await self._read(list(zip(await self._find(job_ids), job_ids, strict=True)))
+
+    async def stage(self, service: str, chunk: Chunk) -> None:
+        """Store a chunk of a batch that is still on its way; it vanishes by itself unless the batch is sealed."""
+        arguments: list[Any] = [chunk.id, chunk.group, chunk.first, len(chunk.rows)]
+        arguments += [b"\n".join(chunk.rows), round(STAGED_S * 1e6)]
+        await self._call(service, [*head("stage", self._settings), *arguments])
+
+    async def discard(self, service: str, group: str, chunks: int) -> None:
+        """Forget the chunks of a batch that will not come."""
+        await self._call(service, [*head("discard", self._settings), group, chunks])
+
+    async def seal(self, batch: NewBulk) -> str:
+        """Accept a batch whose chunks are all there; the id of the batch that answers the request.
+
+        Raises ``QueueFull``, ``IdempotencyConflict``, or ``StoreUnavailable`` where chunks are gone already.
+        """
+        await self._announce(batch.service)
+        offset_us = round(Priorities[batch.priority] * self._settings.priority_step_s * 1e6)
+        key = hash_promise(batch.idempotency_key)
+        arguments: list[Any] = [batch.id, batch.version, batch.priority.value, offset_us, round(batch.keep_for_s * 1e6)]
+        arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key, batch.body_hash]
+        state, detail = await self._call(batch.service, [*head("seal", self._settings), *arguments])
+        if state == b"queued":
+            self._remember(f"batch:{batch.id}", batch.service)
+            return batch.id
+        if state == b"same":
+            return str(detail.decode())
+        if state == b"full":
+            raise queue_full(batch.service, int(detail))
+        if state == b"conflict":
+            raise _conflict(detail.decode())
+        raise StoreUnavailable(f"the batch took longer than {STAGED_S:g} s to arrive; send it again")
+
+    async def get_batch(self, batch_id: str) -> Bulk:
+        """One batch. Raises ``JobNotFound``, or ``JobExpired`` where it was dropped."""
+        (service,) = await self._find([f"batch:{batch_id}"])
+        if not service:
+            raise JobNotFound(f"no batch has the id {batch_id[:100]!r}")
+        async with self._guard():
+            record: Any = await self.redis.hgetall(bulk_key(service, batch_id))
+        if not record:
+            raise JobExpired(f"batch {batch_id[:100]} ended and was dropped when its keep_for_s was over")
+        return Bulk.from_record(batch_id, record)
+
+    async def get_chunk(self, batch: Bulk, number: int) -> tuple[bytes, bytes, bytes, int, int]:
+        """Status, output, error (b"" for none), number of the first row and number of rows of one chunk."""
+        async with self._guard():
+            fields = ("status", "output", "error", "first", "rows")
+            found: Any = await self.redis.hmget(record_key(batch.service, f"{batch.id}.{number}"), *fields)
+        status, output, error, first, rows = found
+        if status is None:
+            raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
+        return status, output or b"", error or b"", int(first), int(rows)
+
+    async def cancel_batch(self, batch_id: str) -> Bulk:
+        """Cancel what has not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
+        batch = await self.get_batch(batch_id)
+        if not await self._call(batch.service, [*head("cancel_batch", self._settings), batch_id]):
+            raise JobFinished(f"batch {batch_id} has already ended")
+        return await self.get_batch(batch_id)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
@@ -200,6 +261,13 @@ class AsyncLedger:
                 replies[2 * i + 1] = waiting
         records = zip(keys, replies[0::2], replies[1::2], strict=True)
         return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
+
+    async def _announce(self, service: str) -> None:
+        """Let SERVICES_KEY know of a service before its first job."""
+        if service not in self._services:
+            async with self._guard():
+                await self.redis.sadd(SERVICES_KEY, service)
+            self._services.add(service)
 
     async def _find(self, job_ids: Sequence[str]) -> list[str]:
         """The service of each job; "" for an unknown one. Two round trips for those not met before, else none."""

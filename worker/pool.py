@@ -258,7 +258,7 @@ class Slot(threading.Thread):
                 return message["ended"], ""
             now = time.monotonic()
             if message and "begun" in message:
-                begun, deadline = True, now + knobs["time_limit_s"]
+                begun, computed, deadline = True, False, now + knobs["time_limit_s"]
             if message and "computed" in message:
                 # What is left is to tell the ledger, which may be away for a while.
                 computed, deadline = True, math.inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import redis
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError
+from worker.bulk import error_line, is_error, output_line
+from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, TimedOut, WorkerLost
 from worker.jobs import Status
-from worker.ledger import Ending, Ledger, Stored
+from worker.ledger import Ending, Held, Ledger, Stored
 from worker.service import Service, has_own
 
 log = logging.getLogger("services.worker")
@@ -35,6 +37,9 @@ AWAY = (
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
 )
+
+#: What may read as NaN or Infinity; a closer look then tells.
+MAYBE_CONSTANT = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}")
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300
@@ -70,6 +75,12 @@ class Timings:
     postprocess_ms: float = 0
     batch_size: int = 0
 
+    def add(self, other: Timings) -> None:
+        """The time of a further call of the model."""
+        self.preprocess_ms = round(self.preprocess_ms + other.preprocess_ms, 3)
+        self.predict_ms = round(self.predict_ms + other.predict_ms, 3)
+        self.postprocess_ms = round(self.postprocess_ms + other.postprocess_ms, 3)
+
     def to_json(self) -> bytes:
         """As the ledger stores them."""
         stages = {"preprocess_ms": self.preprocess_ms, "predict_ms": self.predict_ms}
@@ -92,7 +103,9 @@ def run_batch(
     """
     started = time.perf_counter()
     held = _persist(lambda: ledger.inputs(name, ids, token))
-    items = [Item(job_id, value, attempt, cancelled=cancelled) for job_id, attempt, value in held]
+    if len(held) == 1 and held[0].first is not None:
+        return run_chunk(service, name, ledger, token, held[0], cancelled, tell)
+    items = [Item(job.id, job.input, job.attempt, cancelled=cancelled) for job in held]
     tell("begun")
     timings = run_stages(service, items)
     tell("computed")
@@ -101,6 +114,53 @@ def run_batch(
     for item, became in zip(items, stored, strict=True):
         _log_end(name, token, item, became, timings.batch_size, seconds)
     return [_describe(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]
+
+
+def run_chunk(
+    service: Service[Any, Any],
+    name: str,
+    ledger: Ledger,
+    token: str,
+    chunk: Held,
+    cancelled: Container[str],
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The rows of a chunk, ``max_batch_size`` at a time; one by one after a run that was lost, to find the culprit."""
+    started = time.perf_counter()
+    rows, first = chunk.input.split(b"\n"), chunk.first or 0
+    results: list[bytes] = []
+    careful = chunk.attempt > 1
+    if careful:
+        before = _persist(lambda: ledger.rerun(name, chunk.id))
+        results += before.results
+        if before.skip and len(results) < len(rows):
+            error = TimedOut() if before.reason == "timed_out" else WorkerLost()
+            results.append(error_line(first + len(results), error))
+            _persist(lambda: ledger.progress(name, token, chunk.id, results))
+    total = Timings(batch_size=service.max_batch_size)
+    while len(results) < len(rows) and chunk.id not in cancelled:
+        begin = len(results)
+        part = rows[begin : begin + (1 if careful else service.max_batch_size)]
+        items = [Item(str(first + begin + i), row) for i, row in enumerate(part)]
+        refuse_constants(items)
+        tell("begun")
+        total.add(run_stages(service, items))
+        tell("computed")
+        for number, item in enumerate(items, first + begin):
+            results.append(error_line(number, item.error) if item.error else output_line(number, item.value))
+            if item.error and item.error.__cause__:
+                log.warning("row %d of batch %s failed: %s", number, chunk.id, item.error.message)
+        if careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
+            break
+    if len(results) < len(rows):
+        return []  # cancelled, or others' now
+    failed = sum(map(is_error, results))
+    ending = Ending(chunk.id, Status.SUCCEEDED, b"\n".join(results), total.to_json(), len(rows), failed)
+    (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
+    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), failed), chunk.attempt)
+    seconds = time.perf_counter() - started
+    _log_end(name, token, item, became, len(rows), seconds)
+    return [_describe(item, became, seconds)] if became else []
 
 
 def run_stages(service: Service[Any, Any], items: list[Item]) -> Timings:
@@ -116,6 +176,16 @@ def run_stages(service: Service[Any, Any], items: list[Item]) -> Timings:
 def _prepare(service: Service[Any, Any], items: list[Item]) -> None:
     validate(service, items)
     preprocess(service, items)
+
+
+def refuse_constants(items: list[Item]) -> None:
+    """Rows come as their client wrote them: NaN, and a number that reads as Infinity, are not JSON."""
+    for item in items:
+        if MAYBE_CONSTANT.search(item.value):
+            try:
+                from_json(to_json(from_json(item.value), inf_nan_mode="constants"), allow_inf_nan=False)
+            except ValueError as error:
+                item.error = InvalidInput(f"the input is not JSON: {error}")
 
 
 def validate(service: Service[Any, Any], items: list[Item]) -> None:
@@ -198,7 +268,7 @@ def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: 
     if isinstance(item.error.__cause__, service.retry_on):
         item.error.retryable = True
         pause_s = backoff_s(service.retry_backoff_s, item.attempt)
-    return Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), timings, batch_size, pause_s)
+    return Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), timings, batch_size, pause_s=pause_s)
 
 
 def backoff_s(first_s: float, attempt: int) -> float:

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
     """Largest request body; a larger one gets 413 `payload_too_large`."""
 
+    max_batch_inputs: int = Field(1_000_000, gt=0)
+    """Most inputs of one `POST /batches`; more get 413 `payload_too_large`."""
+
+    max_batch_bytes: int = Field(1024**3, gt=0)
+    """Most bytes of one `POST /batches` of JSON lines; a single line may have `SERVICES_MAX_BODY_BYTES`."""
+
     max_wait_s: float = Field(60, ge=0)
     """Longest that `Prefer: wait` may hold an answer."""
 

@@ -185,8 +185,9 @@ def ask(
     connection: HTTPConnection, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
     """One request over a connection that is kept; status 0 where there was no answer."""
+    headers = {"Content-Type": "application/json"} | (headers or {})
     try:
-        connection.request(method, path, json.dumps(body) if body is not None else None, headers or {})
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
         text = answer.read()
         return answer.status, json.loads(text) if text else None

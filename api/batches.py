@@ -1,0 +1,207 @@
+"""Many inputs in one request: ``/batches``.
+
+A body of JSON lines is cut into chunks as it comes in, and each is stored at once, so that a gigabyte passes through in
+little memory; the batch is accepted, and begins to run, when all of it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from api.problems import PayloadTooLarge
+from api.requests import (
+    BatchRequest,
+    check_query,
+    dump_strictly,
+    parse_batch,
+    read_body,
+    read_idempotency_key,
+    read_nothing,
+)
+from worker.bulk import Bulk, NewBulk, at_once, cut, error_line
+from worker.errors import Cancelled, InvalidInput, ServicesError, StoreUnavailable
+from worker.jobs import TERMINAL, Priority, Status
+from worker.service import Service
+
+log = logging.getLogger("services.api")
+router = APIRouter()
+
+NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+#: Seconds between two looks for a chunk whose end was not announced.
+LOOK_S = 5.0
+#: Seconds before Redis is asked again.
+AGAIN_S = 0.5
+
+
+@router.post("/batches")
+async def create_batch(request: Request) -> Response:
+    """Take all inputs, store them and enqueue them in chunks."""
+    check_query(request, {"service"} if _is_ndjson(request) else set())
+    key = read_idempotency_key(request)
+    incoming = await (_from_lines(request) if _is_ndjson(request) else _from_json(request))
+    batch, is_new = await incoming.store(request.app.state, key)
+    if is_new:
+        log.info("batch queued id=%s service=%s rows=%d", batch.id, batch.service, batch.rows)
+    headers = {"Location": f"/batches/{batch.id}"}
+    return Response(batch.to_json(), 202 if is_new else 200, headers, "application/json")
+
+
+@router.get("/batches/{batch_id}")
+async def get_batch(request: Request, batch_id: str) -> Response:
+    """Counts by state, and progress."""
+    check_query(request, set())
+    return _answer(await request.app.state.ledger.get_batch(batch_id))
+
+
+@router.get("/batches/{batch_id}/results")
+async def get_results(request: Request, batch_id: str) -> Response:
+    """One line for each input, in order, as they come; the answer ends with the batch."""
+    check_query(request, set())
+    batch = await request.app.state.ledger.get_batch(batch_id)
+    return StreamingResponse(_results(request, batch), media_type=NDJSON[0])
+
+
+@router.delete("/batches/{batch_id}")
+async def cancel_batch(request: Request, batch_id: str) -> Response:
+    """Cancel what has not run."""
+    check_query(request, set())
+    await read_nothing(request)
+    batch = await request.app.state.ledger.cancel_batch(batch_id)
+    log.info("batch cancelled id=%s service=%s", batch.id, batch.service)
+    return _answer(batch, 202)
+
+
+class Incoming:
+    """A batch on its way in: what was asked for, and its rows."""
+
+    def __init__(self, asked: BatchRequest, rows: AsyncIterator[list[bytes]], about: bytes) -> None:
+        self._asked = asked
+        self._rows = rows
+        self._hash = hashlib.sha256(about)
+        self._bytes = self._count = 0
+
+    async def store(self, state: Any, key: str) -> tuple[Bulk, bool]:
+        """Every chunk, then the batch, and whether it is new; nothing is left of one that fails or was there before."""
+        asked, settings, ledger = self._asked, state.settings, state.ledger
+        entry = state.catalog.get(asked.service)
+        overview = await ledger.overview(asked.service)
+        size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
+        batch_id = str(uuid.uuid4())
+        chunks = 0
+        try:
+            async for chunk in cut(self._counted(settings), batch_id, size):
+                chunks += 1
+                await ledger.stage(asked.service, chunk)
+            if not chunks:
+                must = "expected at least one input"
+                raise InvalidInput(must, errors=[{"loc": ["body"], "msg": must, "type": "too_short"}])
+            answered = await ledger.seal(
+                NewBulk(
+                    service=asked.service,
+                    version=entry.plugin.version,
+                    rows=self._count,
+                    chunks=chunks,
+                    size=self._bytes,
+                    priority=Priority(asked.priority),
+                    keep_for_s=asked.keep_for_s or settings.keep_for_s,
+                    metadata=dump_strictly(asked.metadata, "metadata"),
+                    idempotency_key=key,
+                    body_hash=self._hash.hexdigest(),
+                    id=batch_id,
+                )
+            )
+        except BaseException:
+            with contextlib.suppress(ServicesError):  # what is left goes by itself
+                await asyncio.shield(ledger.discard(asked.service, batch_id, chunks))
+            raise
+        if answered != batch_id:
+            await ledger.discard(asked.service, batch_id, chunks)
+        return await ledger.get_batch(answered), answered == batch_id
+
+    async def _counted(self, settings: Any) -> AsyncIterator[list[bytes]]:
+        """The rows, up to the limits."""
+        most, most_bytes = settings.max_batch_inputs, settings.max_batch_bytes
+        async for rows in self._rows:
+            self._count += len(rows)
+            self._bytes += sum(map(len, rows))
+            self._hash.update(b"\n".join(rows) + b"\n")
+            if self._count > most:
+                raise PayloadTooLarge(f"more than {most} inputs (SERVICES_MAX_BATCH_INPUTS)")
+            if self._bytes > most_bytes:
+                raise PayloadTooLarge(f"the inputs are over {most_bytes} bytes (SERVICES_MAX_BATCH_BYTES)")
+            yield rows
+
+
+async def _from_json(request: Request) -> Incoming:
+    settings = request.app.state.settings
+    body = parse_batch(await read_body(request, settings.max_body_bytes), settings.max_keep_for_s)
+    rows = [dump_strictly(value, "inputs") for value in body.inputs]
+    return Incoming(body, at_once(rows), repr(body.model_dump(exclude={"inputs"})).encode())
+
+
+async def _from_lines(request: Request) -> Incoming:
+    service = request.query_params.get("service")
+    if not service:
+        must = "expected ?service=<name> with a body of JSON lines"
+        raise InvalidInput(must, errors=[{"loc": ["query", "service"], "msg": must, "type": "missing"}])
+    asked = BatchRequest(service=service, inputs=[])
+    return Incoming(asked, _lines(request), service.encode())
+
+
+async def _lines(request: Request) -> AsyncIterator[list[bytes]]:
+    """The body's lines without blank ones. One longer than a whole request may be is refused."""
+    most = request.app.state.settings.max_body_bytes
+    rest = b""
+    async for piece in request.stream():
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > most:
+            raise PayloadTooLarge(f"a line is over {most} bytes (SERVICES_MAX_BODY_BYTES)")
+        if rows := [row for line in whole if (row := line.strip())]:
+            yield rows
+    if rest.strip():
+        yield [rest.strip()]
+
+
+async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
+    """The chunks' lines, one chunk after the other; each is awaited."""
+    state = request.app.state
+    for number in range(batch.chunks):
+        with state.waiter.signal(f"{batch.id}.{number}") as ended:
+            while True:
+                status, output, error, first, rows = await _chunk(state.ledger, batch, number)
+                if status.decode() in TERMINAL:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), LOOK_S)
+                ended.clear()
+        if status.decode() != Status.SUCCEEDED:
+            told = error or Cancelled("the batch was cancelled before this input was run")
+            output = b"\n".join(error_line(first + i, told) for i in range(rows))
+        yield output + b"\n"
+
+
+async def _chunk(ledger: Any, batch: Bulk, number: int) -> Any:
+    """A chunk; while Redis is away, it is asked for again: the answer has begun, so it can carry no error any more."""
+    while True:
+        try:
+            return await ledger.get_chunk(batch, number)
+        except StoreUnavailable as error:
+            log.warning("the results of batch %s wait: %s", batch.id, error.message)
+            await asyncio.sleep(AGAIN_S)
+
+
+def _is_ndjson(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() in NDJSON
+
+
+def _answer(batch: Bulk, status: int = 200) -> Response:
+    return Response(batch.to_json(), status, media_type="application/json")

@@ -1,0 +1,114 @@
+"""The parts of the OpenAPI document that are the same whatever is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.jobs import Priority
+
+Schema = dict[str, Any]
+
+TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
+
+
+def make_ref(name: str) -> Schema:
+    """Points at a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def make_object(properties: Schema, required: list[str] | None = None) -> Schema:
+    """An object with these members; all are required unless ``required`` names some."""
+    return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
+
+
+FIELD_ERRORS: Schema = {
+    "type": "array",
+    "items": make_object(
+        {
+            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "msg": {"type": "string"},
+            "type": {"type": "string"},
+        }
+    ),
+}
+
+JOB_ERROR = make_object(
+    {
+        "code": {"enum": ["invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output"]},
+        "message": {"type": "string"},
+        "retryable": {"type": "boolean"},
+        "errors": FIELD_ERRORS,
+    },
+    ["code", "message", "retryable"],
+)
+
+ATTEMPT = make_object(
+    {
+        "attempt": {"type": "integer", "minimum": 1},
+        "outcome": {
+            "enum": ["running", "succeeded", "failed", "cancelled", "lost", "memory", "timed_out", "handed_back"]
+        },
+        "charged": {"type": "boolean", "description": "whether it counts against max_attempts"},
+        "started_at": TIME,
+        "ended_at": TIME,
+        "worker": {"type": "string", "description": "host:pid:id"},
+        "batch": {
+            "type": "string",
+            "description": "finds its lines, and its traceback, in that worker's log",
+        },
+        "batch_size": {"type": ["integer", "null"]},
+        "version": {"type": "string", "description": "the plugin's"},
+        "error": {"anyOf": [{"$ref": "#/components/schemas/JobError"}, {"type": "null"}]},
+    }
+)
+
+PROBLEM = make_object(
+    {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "errors": FIELD_ERRORS,
+        "services": {"type": "array", "items": {"type": "string"}},
+    },
+    ["type", "title", "status", "detail", "code"],
+)
+
+SERVICE = make_object(
+    {
+        "name": {"type": "string"},
+        "version": {"type": "string"},
+        "description": {"type": "string"},
+        "input_schema": {"type": ["object", "null"]},
+        "output_schema": {"type": ["object", "null"]},
+        "example": {"description": "a valid input; null where the schema has none"},
+        "knobs": {"type": ["object", "null"], "description": "null before a worker has run"},
+        "state": {"enum": ["ready", "loading", "failed", "no_workers"]},
+        "reason": {"type": ["string", "null"], "description": "why it is `failed`"},
+        "workers": {"type": "integer", "minimum": 0},
+        "queue_depth": {"type": "integer", "minimum": 0},
+        "oldest_age_s": {"type": "number", "minimum": 0},
+    }
+)
+
+
+ROWS: Schema = {"type": "integer", "minimum": 0}
+
+BATCH = make_object(
+    {
+        "id": {"type": "string"},
+        "service": {"type": "string"},
+        "version": {"type": "string"},
+        "status": {"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
+        "total": {"type": "integer", "minimum": 1},
+        "counts": make_object(dict.fromkeys(("queued", "running", "succeeded", "failed", "cancelled"), ROWS)),
+        "progress": {"type": "number", "minimum": 0, "maximum": 1},
+        "created_at": {"type": "string", "format": "date-time"},
+        "finished_at": TIME,
+        "expires_at": TIME,
+        "priority": {"enum": list(Priority)},
+        "metadata": {"type": "object"},
+        "links": make_object({"self": {"type": "string"}, "results": {"type": "string"}}),
+    }
+)

@@ -1,0 +1,81 @@
+"""``make bench``: measure, and write ``benchmarks/RESULTS.md``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks import measures, report
+from benchmarks.measures import Figures
+
+
+def main() -> int:
+    """Run the sections that are asked for, all by default."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6, help="of one measurement, after its warm-up")
+    parser.add_argument("--jobs", type=int, default=100_000, help="of the prefilled queue")
+    parser.add_argument("--backlog", type=int, default=1_000_000, help="of the long queue")
+    parser.add_argument("--only", help="comma-separated: " + ", ".join(SECTIONS))
+    parser.add_argument("--no-report", action="store_true", help="print, but leave RESULTS.md as it is")
+    given = parser.parse_args()
+    names = given.only.split(",") if given.only else list(SECTIONS)
+    unknown = set(names) - set(SECTIONS)
+    if unknown:
+        parser.error(f"no section is named {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    begun = time.monotonic()
+    sections = {}
+    try:
+        for name in names:
+            sentence, measure = SECTIONS[name]
+            print(f"== {name}", flush=True)
+            sections[name.capitalize()] = (sentence, measure(given))
+    finally:
+        shutil.rmtree(measures.FOLDER, ignore_errors=True)
+    for _, figures in sections.values():
+        print("\n".join(f"{key}: {values}" for key, values in figures.items()))
+    if not given.no_report:
+        command = " ".join(["make bench", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else [])])
+        report.write(sections, command, (time.monotonic() - begun) / 60)
+    return 0
+
+
+MODELS = ["tiny", "batchable", "slow", "large"]
+
+SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
+    "throughput": (
+        "64 clients, each with one job at a time: ours waits (`Prefer: wait`), the naive client polls every 5 ms. Then "
+        "one client, and ours at half of its own throughput in an open loop.",
+        lambda given: measures.throughput(given.rounds, given.seconds, MODELS),
+    ),
+    "plugins": (
+        "The two real plugins, 64 clients, each with the plugin's own example.",
+        lambda given: measures.plugins(given.rounds, given.seconds, ["antifraud", "embed"]),
+    ),
+    "queue": (
+        "A prefilled queue of jobs without a model, worked off by one worker process; naive gets a tenth of them.",
+        lambda given: measures.drain(given.rounds, given.jobs),
+    ),
+    "backlog": (
+        "The same while 1,000 jobs wait, and while so many do as `--backlog` says.",
+        lambda given: measures.backlog(given.rounds, 1000, given.backlog),
+    ),
+    "scale": (
+        "Workers of a model that sleeps 100 ms for up to 8 jobs, with 16 clients a worker.",
+        lambda given: measures.scale(1, given.seconds, 16),
+    ),
+    "events": (
+        "Celery events up to 100 jobs a second with Flower attached, and none.",
+        lambda given: measures.events(given.rounds, given.seconds),
+    ),
+    "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
+    "idle": ("API, one worker and Redis with nothing to do.", lambda _: measures.idle(10)),
+    "limits": ("What the parts could do at most.", lambda given: measures.limits(given.seconds)),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

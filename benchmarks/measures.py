@@ -1,0 +1,185 @@
+"""What is measured. Each function gives figures by name; a figure is a list with one value a round."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.models import MODELS
+from benchmarks.stacks import BATCH, Naive, Ours, Stack, example_of, idle_cpu
+from tests.support import poll
+
+Figures = dict[str, list[float]]
+FOLDER = Path(tempfile.mkdtemp(prefix="services-bench-"))
+_number = itertools.count()
+
+
+def folder() -> Path:
+    """A new one."""
+    return FOLDER / str(next(_number))
+
+
+def throughput(rounds: int, seconds: float, models: list[str]) -> Figures:
+    """64 clients in a closed loop; then one client; ours and naive in alternation."""
+    found: Figures = defaultdict(list)
+    for _, model, kind in itertools.product(range(rounds), models, (Naive, Ours)):
+        with kind(folder(), model) as stack:
+            many = stack.measure(seconds=seconds)
+            one = stack.measure(clients=1, seconds=seconds / 2)
+            found[f"{model} {stack.name} jobs/s"].append(many["jobs_s"])
+            found[f"{model} {stack.name} client's share of a core"].append(many["client_cpu"])
+            found[f"{model} {stack.name} p50 ms, one client"].append(one["p50_ms"])
+            if stack.name == "ours":
+                half = stack.measure(rate=many["jobs_s"] / 2, seconds=seconds)
+                found[f"{model} ours p50 ms, half load"].append(half["p50_ms"])
+                found[f"{model} ours p99 ms, half load"].append(half["p99_ms"])
+        say(found)
+    return found
+
+
+def plugins(rounds: int, seconds: float, names: list[str]) -> Figures:
+    """Our own plugins by their example, beside their bare model in process."""
+    found: Figures = defaultdict(list)
+    for _, name in itertools.product(range(rounds), names):
+        with Ours(folder(), name) as stack:
+            found[f"{name} ours jobs/s"].append(stack.measure(seconds=seconds)["jobs_s"])
+        say(found)
+    return found
+
+
+def drain(rounds: int, jobs: int) -> Figures:
+    """A prefilled queue of no-op jobs, worked off by one worker process; the naive one gets a tenth of the jobs."""
+    found: Figures = defaultdict(list)
+    for _, kind in itertools.product(range(rounds), (Naive, Ours)):
+        many = jobs // 10 if kind is Naive else jobs
+        found[f"no-op queue, {kind.name} jobs/s"].append(_drain(kind(folder(), "noop", with_worker=False), many))
+        say(found)
+    return found
+
+
+def backlog(rounds: int, small: int, large: int) -> Figures:
+    """The speed while a long queue waits against that with a short one: the same number of jobs is timed."""
+    found: Figures = defaultdict(list)
+    for _, waiting in itertools.product(range(rounds), (small, large)):
+        with Ours(folder(), "noop", with_worker=False) as stack:
+            stack.fill(waiting)
+            stack.start_worker()
+            name = f"{'small' if waiting == small else 'large'} backlog, jobs/s"
+            if waiting == small:
+                found[name].append(_refill(stack, waiting, 10))
+            else:
+                begun, before = time.perf_counter(), stack.waiting()
+                time.sleep(10)
+                found[name].append((before - stack.waiting()) / (time.perf_counter() - begun))
+        say(found)
+    return found
+
+
+def scale(rounds: int, seconds: float, most: int) -> Figures:
+    """More workers, more throughput: a model that sleeps for 100 ms, at so many clients that every batch is full."""
+    found: Figures = defaultdict(list)
+    for _ in range(rounds):
+        with Ours(folder(), "slow8") as stack:
+            for workers in (2**i for i in range(most.bit_length())):
+                while len(stack.processes) < workers + 1:
+                    stack.start_worker()
+                told = stack.measure(clients=workers * 16, seconds=seconds)
+                found[f"{workers} worker(s), jobs/s"].append(told["jobs_s"])
+                say(found)
+    return found
+
+
+def memory(jobs: int) -> Figures:
+    """Bytes of Redis that a job takes while it waits and when it has ended (the input is 100 bytes)."""
+    with Ours(folder(), "noop", with_worker=False) as stack:
+        empty = _used(stack)
+        stack.fill(jobs)
+        queued = _used(stack)
+        stack.start_worker()
+        poll(lambda: not stack.waiting(), 300, "the queue is worked off")
+        time.sleep(1)
+        return {
+            "bytes of Redis, a queued job": [(queued - empty) / jobs],
+            "bytes of Redis, a finished job": [(_used(stack) - empty) / jobs],
+        }
+
+
+def idle(seconds: float) -> Figures:
+    """API, one worker and Redis with nothing to do."""
+    with Ours(folder(), "noop") as stack:
+        return {"idle, share of a core": [idle_cpu(stack, seconds)]}
+
+
+def events(rounds: int, seconds: float) -> Figures:
+    """With events up to the rate of the setting and Flower attached, and without."""
+    found: Figures = defaultdict(list)
+    for _, rate in itertools.product(range(rounds), ("0", "100")):
+        with Ours(folder(), "tiny", SERVICES_EVENT_RATE=rate) as stack:
+            if rate != "0":
+                stack.spawn("celery", "-A", "worker", "flower", "--port=0", "--logging=warning")
+                time.sleep(5)
+            found[f"tiny ours jobs/s, {rate} events/s"].append(stack.measure(seconds=seconds)["jobs_s"])
+        say(found)
+    return found
+
+
+def limits(seconds: float) -> Figures:
+    """What the parts could do at most: the bare models, an empty route, Redis."""
+    found: Figures = {}
+    for name in ("tiny", "batchable"):
+        model = MODELS[name]()
+        for size in (1, 8, BATCH, 512):
+            rows, done, begun = [example_of(name)] * size, 0, time.perf_counter()
+            while time.perf_counter() - begun < seconds / 2:
+                model.predict_batch(rows)
+                done += size
+            found[f"bare {name}, batches of {size}, rows/s"] = [done / (time.perf_counter() - begun)]
+    with Naive(folder(), "noop") as stack:
+        found["an empty FastAPI route, requests/s"] = [
+            stack.measure(style="get", path="/empty", seconds=seconds)["jobs_s"]
+        ]
+        tool = shutil.which("redis-benchmark")
+        if tool:
+            command = [tool, "-s", str(stack.redis.socket), "-n", "200000", "-c", "16", "-q", "--csv", "-t", "set"]
+            line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+            found["redis-benchmark SET, requests/s"] = [float(line.split(",")[1].strip('"'))]
+    return found
+
+
+def say(found: Figures) -> None:
+    """The newest figure, to watch it run."""
+    name = list(found)[-1] if found else ""
+    latest = {key: values[-1] for key, values in found.items()}
+    print(f"{time.strftime('%H:%M:%S')} {name}: {latest.get(name, 0):.4g}", flush=True)
+
+
+def _drain(stack: Stack, jobs: int) -> float:
+    with stack:
+        stack.fill(jobs)  # type: ignore[attr-defined]
+        stack.start_worker()
+        poll(lambda: stack.waiting() < jobs, 60, "the first jobs are taken")  # type: ignore[attr-defined]
+        begun, before = time.perf_counter(), stack.waiting()  # type: ignore[attr-defined]
+        poll(lambda: not stack.waiting(), 600, "the queue is worked off")  # type: ignore[attr-defined]
+        return float(before / (time.perf_counter() - begun))
+
+
+def _refill(stack: Ours, waiting: int, seconds: float) -> float:
+    """Keep about so many jobs waiting; how many are worked off a second, while nobody fills."""
+    rates = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        stack.fill(waiting)
+        begun, before = time.perf_counter(), stack.waiting()
+        while (left := stack.waiting()) > waiting / 4:
+            time.sleep(0.002)
+        rates.append((before - left) / (time.perf_counter() - begun))
+    return sorted(rates)[len(rates) // 2]
+
+
+def _used(stack: Stack) -> int:
+    return int(stack.redis.client.info("memory")["used_memory"])

@@ -1,0 +1,101 @@
+"""``RESULTS.md`` and its plot, from what ``measures`` found."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.measures import Figures
+
+HERE = Path(__file__).parent
+PACKAGES = ("celery", "redis", "fastapi", "uvicorn", "pydantic", "scikit-learn", "numpy")
+
+#: What each figure is compared with in the same run: (heading of the ratio, figure, baseline, higher is better).
+RATIOS = [
+    ("tiny, jobs/s against naive", "tiny ours jobs/s", "tiny naive jobs/s", True),
+    ("batchable, jobs/s against naive", "batchable ours jobs/s", "batchable naive jobs/s", True),
+    ("slow, jobs/s against naive", "slow ours jobs/s", "slow naive jobs/s", True),
+    ("large, jobs/s against naive", "large ours jobs/s", "large naive jobs/s", True),
+    ("tiny, p50 of one client against naive's", "tiny ours p50 ms, one client", "tiny naive p50 ms, one client", False),
+    ("tiny, p99 at half load against its p50", "tiny ours p99 ms, half load", "tiny ours p50 ms, half load", False),
+    ("no-op queue, jobs/s against naive", "no-op queue, ours jobs/s", "no-op queue, naive jobs/s", True),
+    ("backlog, large against small", "large backlog, jobs/s", "small backlog, jobs/s", True),
+    ("events and Flower against none", "tiny ours jobs/s, 100 events/s", "tiny ours jobs/s, 0 events/s", True),
+    ("16 workers against one", "16 worker(s), jobs/s", "1 worker(s), jobs/s", True),
+]
+
+
+def write(sections: dict[str, tuple[str, Figures]], command: str, minutes: float) -> None:
+    """All sections, by their headings, each with a sentence on what was measured."""
+    everything = {name: values for _, figures in sections.values() for name, values in figures.items()}
+    lines = ["# Results", "", *_about(command, minutes), "", "## Ratios", "", *_ratios(everything)]
+    if _plot(everything, HERE / "results.svg"):
+        lines += ["", "![jobs a second, ours against naive](results.svg)"]
+    for heading, (sentence, figures) in sections.items():
+        lines += ["", f"## {heading}", "", sentence, "", *_table(figures)]
+    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
+
+
+def _about(command: str, minutes: float) -> list[str]:
+    with Path("/proc/cpuinfo").open() as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
+    used = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [
+        f"Made by `{command}` in {minutes:.0f} minutes: {os.cpu_count()} cores ({model}), {platform.system()}, Python "
+        f"{platform.python_version()}, {used}.",
+        "",
+        "The client, the API, the worker and Redis share the cores. A figure is the median of its rounds, with the "
+        "lowest and the highest in brackets; rounds alternate between the stacks. Absolute figures are this machine's: "
+        "compare the ratios, best against best.",
+    ]
+
+
+def _ratios(found: Figures) -> list[str]:
+    rows = ["| what | ratio |", "| --- | --- |"]
+    for name, ours, base, higher in RATIOS:
+        if ours in found and base in found:
+            best = max if higher else min
+            rows.append(f"| {name} | {best(found[ours]) / best(found[base]):.2f} |")
+    return rows
+
+
+def _table(found: Figures) -> list[str]:
+    rows = ["| figure | median (lowest to highest) | rounds |", "| --- | --- | --- |"]
+    for name, values in found.items():
+        span = f" ({_number(min(values))} to {_number(max(values))})" if len(values) > 1 else ""
+        rows.append(f"| {name} | {_number(statistics.median(values))}{span} | {len(values)} |")
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _plot(found: Figures, path: Path) -> bool:
+    """Jobs a second by model, ours beside naive, on a logarithmic scale."""
+    models = [name.removesuffix(" ours jobs/s") for name in found if name.endswith(" ours jobs/s")]
+    models = [name for name in models if f"{name} naive jobs/s" in found]
+    if not models:
+        return False
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "results"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5))
+    for offset, stack in ((-0.2, "naive"), (0.2, "ours")):
+        heights = [statistics.median(found[f"{model} {stack} jobs/s"]) for model in models]
+        bars = axes.bar([i + offset for i in range(len(models))], heights, 0.4, label=stack)
+        axes.bar_label(bars, [_number(height) for height in heights])
+    axes.set_xticks(range(len(models)), models)
+    axes.set_yscale("log")
+    axes.set_ylabel("jobs a second, 64 clients")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,181 @@
+"""Many inputs sent as one: what ``POST /batches`` makes.
+
+Its rows are kept as lines of JSON and cut into chunks. A chunk is a job of the ledger like any other (claimed, leased,
+fenced, recovered), except that it is run by itself and that its output is one line for each of its rows. So the lines
+of the request reach the model, and the model's results the answer, without being read or written anywhere between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from pydantic_core import to_json
+
+from worker.errors import ServicesError
+from worker.jobs import Priority, rfc3339
+
+#: Bytes of one chunk, about; a single row may be larger.
+CHUNK_BYTES = 1024 * 1024
+#: Rows of one chunk, in batches of the service's ``max_batch_size``: enough that a claim costs little beside them.
+CHUNK_BATCHES = 4
+#: How long chunks wait for the rest of their batch.
+STAGED_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of a batch that are run one after the other by one process."""
+
+    group: str  #: the batch's id
+    number: int
+    first: int  #: the number of its first row in the batch
+    rows: list[bytes]  #: JSON texts without line breaks
+
+    @property
+    def id(self) -> str:
+        """Its id as a job of the ledger."""
+        return f"{self.group}.{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """What is left of a chunk whose earlier run came to nothing; it is run row by row, to find the culprit."""
+
+    results: list[bytes]  #: lines that are there already
+    reason: str  #: why the run before ended: "lost", "timed_out", ...
+    skip: bool  #: whether the next row has used up its attempts
+
+
+@dataclass(frozen=True, slots=True)
+class NewBulk:
+    """A batch that is about to be accepted; its chunks are in the ledger already."""
+
+    service: str
+    version: str
+    rows: int
+    chunks: int
+    size: int  #: bytes of all rows
+    priority: Priority
+    keep_for_s: float
+    metadata: bytes
+    id: str
+    idempotency_key: str = ""
+    body_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """A batch as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet."""
+
+    id: str
+    service: str
+    version: str
+    priority: Priority
+    rows: int
+    chunks: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    stopped: bool  #: by DELETE
+    created_us: int
+    finished_us: int
+    expires_us: int
+    metadata: bytes
+
+    @classmethod
+    def from_record(cls, id: str, record: dict[bytes, bytes]) -> Bulk:
+        """Read the ledger's hash (``{service}:batch:<id>``)."""
+
+        def number(name: bytes) -> int:
+            return int(float(record.get(name, 0)))
+
+        return cls(
+            id=id,
+            service=record[b"service"].decode(),
+            version=record[b"version"].decode(),
+            priority=Priority(record[b"priority"].decode()),
+            rows=number(b"rows"),
+            chunks=number(b"chunks"),
+            running=number(b"running"),
+            succeeded=number(b"succeeded"),
+            failed=number(b"failed"),
+            cancelled=number(b"cancelled"),
+            stopped=b"stopped" in record,
+            created_us=number(b"created"),
+            finished_us=number(b"finished"),
+            expires_us=number(b"expires"),
+            metadata=record[b"metadata"],
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether every row has ended."""
+        return bool(self.finished_us)
+
+    @property
+    def status(self) -> str:
+        """``queued``, ``running``, ``succeeded`` (no row failed), ``failed`` (some did) or ``cancelled``."""
+        done = self.succeeded + self.failed + self.cancelled
+        if not self.ended:
+            return "running" if self.running or done else "queued"
+        if self.stopped and self.cancelled:
+            return "cancelled"
+        return "failed" if self.failed or self.cancelled else "succeeded"
+
+    def to_json(self) -> bytes:
+        """The batch as ``docs/http.md`` shows it."""
+        done = self.succeeded + self.failed + self.cancelled
+        counts = {"queued": self.rows - done - self.running, "running": self.running}
+        counts |= {"succeeded": self.succeeded, "failed": self.failed, "cancelled": self.cancelled}
+        told = {
+            "id": self.id,
+            "service": self.service,
+            "version": self.version,
+            "status": self.status,
+            "total": self.rows,
+            "counts": counts,
+            "progress": round(done / self.rows, 6) if self.rows else 1.0,
+            "created_at": rfc3339(self.created_us),
+            "finished_at": rfc3339(self.finished_us),
+            "expires_at": rfc3339(self.expires_us),
+            "priority": self.priority.value,
+            "links": {"self": f"/batches/{self.id}", "results": f"/batches/{self.id}/results"},
+        }
+        return to_json(told)[:-1] + b',"metadata":' + self.metadata + b"}"
+
+
+def output_line(number: int, output: bytes) -> bytes:
+    """One row's result."""
+    return b'{"index":%d,"output":%b}' % (number, output)
+
+
+def error_line(number: int, error: ServicesError | bytes) -> bytes:
+    """One row's error; given as an error or as its JSON."""
+    return b'{"index":%d,"error":%b}' % (number, error if isinstance(error, bytes) else to_json(error.to_dict()))
+
+
+def is_error(line: bytes) -> bool:
+    """Whether this line is a row's error."""
+    return line.partition(b",")[2].startswith(b'"error"')
+
+
+async def cut(pieces: AsyncIterator[list[bytes]], group: str, max_batch_size: int) -> AsyncIterator[Chunk]:
+    """The chunks of a batch, as its rows come in."""
+    number = first = size = 0
+    rows: list[bytes] = []
+    async for piece in pieces:
+        for row in piece:
+            if rows and (len(rows) >= max_batch_size * CHUNK_BATCHES or size + len(row) > CHUNK_BYTES):
+                yield Chunk(group, number, first, rows)
+                number, first, size, rows = number + 1, first + len(rows), 0, []
+            rows.append(row)
+            size += len(row)
+    if rows:
+        yield Chunk(group, number, first, rows)
+
+
+async def at_once(rows: list[bytes]) -> AsyncIterator[list[bytes]]:
+    """Rows that are here already, in one piece."""
+    yield rows
