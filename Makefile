@@ -9,7 +9,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos check format lock clean
+.PHONY: help setup run test chaos bench check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,11 @@ test: setup ## all tests
 # SEED, MINUTES and STACK=naive or naive-best may be given: `make chaos MINUTES=2 SEED=7`.
 chaos: setup ## kill, stop and cut off everything for ten minutes, then audit every job
 	@$(IN_VENV) python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --stack $(or $(STACK),ours)
+
+# ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`.
+bench: setup ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]' >.venv/bench.log 2>&1 || { cat .venv/bench.log; exit 1; }
+	@$(IN_VENV) python -m benchmarks $(ARGS)
 
 check: setup ## lint, formatting, types, import rules
 	$(BIN)/ruff check .

@@ -63,6 +63,10 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         "The same while 1,000 jobs wait, and while so many do as `--backlog` says.",
         lambda given: measures.backlog(given.rounds, 1000, given.backlog),
     ),
+    "batches": (
+        "From the first byte of a `POST /batches` of JSON lines to the last byte of its results, random forest.",
+        lambda given: measures.batches(given.rounds, given.jobs),
+    ),
     "scale": (
         "Workers of a model that sleeps 100 ms for up to 8 jobs, with 16 clients a worker.",
         lambda given: measures.scale(1, given.seconds, 16),

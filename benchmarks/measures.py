@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.models import MODELS
+from benchmarks.models import MODELS, Bulk
 from benchmarks.stacks import BATCH, Naive, Ours, Stack, example_of, idle_cpu
 from tests.support import poll
 
@@ -94,6 +94,26 @@ def scale(rounds: int, seconds: float, most: int) -> Figures:
     return found
 
 
+def batches(rounds: int, rows: int) -> Figures:
+    """``POST /batches`` of the batchable model, beside the bare model in this process at several sizes of batch."""
+    found: Figures = defaultdict(list)
+    for _ in range(rounds):
+        bare = Bulk()
+        for size in (64, 256, 1024):
+            inputs, begun = [example_of("bulk")] * size, time.perf_counter()
+            for _ in range(max(1, 20_000 // size)):
+                bare.predict_batch(inputs)
+            speed = max(1, 20_000 // size) * size / (time.perf_counter() - begun)
+            found[f"bare batchable, batches of {size}, rows/s"].append(speed)
+        with Ours(folder(), "bulk") as stack:
+            speed = rows / stack.send_batch(rows)
+        best = max(values[-1] for name, values in found.items() if name.startswith("bare"))
+        found[f"POST /batches of {rows} rows, rows/s"].append(speed)
+        found["POST /batches against the bare model's best in its round"].append(speed / best)
+        say(found)
+    return found
+
+
 def memory(jobs: int) -> Figures:
     """Bytes of Redis that a job takes while it waits and when it has ended (the input is 100 bytes)."""
     with Ours(folder(), "noop", with_worker=False) as stack:
@@ -160,11 +180,11 @@ def say(found: Figures) -> None:
 
 def _drain(stack: Stack, jobs: int) -> float:
     with stack:
-        stack.fill(jobs)  # type: ignore[attr-defined]
-        stack.start_worker()
-        poll(lambda: stack.waiting() < jobs, 60, "the first jobs are taken")  # type: ignore[attr-defined]
-        begun, before = time.perf_counter(), stack.waiting()  # type: ignore[attr-defined]
-        poll(lambda: not stack.waiting(), 600, "the queue is worked off")  # type: ignore[attr-defined]
+        stack.fill(jobs)
+        stack.launch_worker()
+        poll(lambda: stack.waiting() < jobs, 60, "the first jobs are taken")
+        begun, before = time.perf_counter(), stack.waiting()
+        poll(lambda: not stack.waiting(), 600, "the queue is worked off")
         return float(before / (time.perf_counter() - begun))
 
 

@@ -82,6 +82,12 @@ class Batchable(_Sklearn):
         self.estimator = RandomForestClassifier(n_estimators=300, max_depth=8, random_state=0).fit(*_data())
 
 
+class Bulk(Batchable):
+    """The same for ``POST /batches``."""
+
+    max_batch_size = 1024
+
+
 def _data() -> tuple[Any, Any]:
     from sklearn.datasets import make_classification
 
@@ -89,7 +95,7 @@ def _data() -> tuple[Any, Any]:
     return data
 
 
-MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Slow, Slow8, Large)}
+MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Slow, Slow8, Large, Bulk)}
 
 SCHEMA = """
 from typing import Any

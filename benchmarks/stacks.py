@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -46,7 +46,7 @@ class Stack:
         self.url = f"redis://127.0.0.1:{self.redis.port}/0"
         self.env = environment_without_ours() | {"PYTHONPATH": path, "REDIS_URL": self.url} | settings
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         self.redis.start()
         try:
             self.start_api()
@@ -69,8 +69,20 @@ class Stack:
 
     api = ""
 
+    def launch_worker(self) -> None:
+        """Start one worker process and wait for nothing."""
+        raise NotImplementedError
+
     def start_worker(self) -> None:
         """One worker process with its model loaded."""
+        raise NotImplementedError
+
+    def fill(self, jobs: int) -> None:
+        """Put so many jobs into the queue."""
+        raise NotImplementedError
+
+    def waiting(self) -> int:
+        """Jobs in the queue."""
         raise NotImplementedError
 
     def spawn(self, *arguments: str) -> Process:
@@ -115,12 +127,30 @@ class Ours(Stack):
     def start_worker(self) -> None:
         """Waits until it reads ready, beside those that are."""
         most = self._ready() + 1
-        self.spawn("celery", "-A", "worker", "worker", "-Q", self.model, "--concurrency", "1")
+        self.launch_worker()
         poll(lambda: self._ready() >= most, 120, "the worker is ready")
+
+    def launch_worker(self) -> None:
+        """Waits for nothing."""
+        self.spawn("celery", "-A", "worker", "worker", "-Q", self.model, "--concurrency", "1")
 
     def fill(self, jobs: int) -> None:
         """Put so many jobs into the queue, past the API."""
         asyncio.run(self._fill(jobs))
+
+    def send_batch(self, rows: int) -> float:
+        """Seconds from the first byte of a ``POST /batches`` to the last of its results."""
+        line = json.dumps(example_of(self.model)).encode() + b"\n"
+        headers = {"Content-Type": "application/x-ndjson"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=600) as client:
+            begun = time.perf_counter()
+            pieces = (line * min(1000, rows - i) for i in range(0, rows, 1000))
+            answer = client.post("/batches", params={"service": self.model}, content=pieces, headers=headers)
+            with client.stream("GET", answer.raise_for_status().json()["links"]["results"]) as results:
+                got = sum(piece.count(b"\n") for piece in results.iter_bytes())
+            if got != rows:
+                raise RuntimeError(f"{got} results of {rows} rows")
+            return time.perf_counter() - begun
 
     def waiting(self) -> int:
         """Jobs in the queue."""
@@ -143,11 +173,13 @@ class Naive(Stack):
 
     name, style, api = "naive", "poll", "benchmarks.naive:api"
 
+    def launch_worker(self) -> None:
+        """Waits for nothing."""
+        self.spawn("celery", "-A", "benchmarks.naive", "worker", "--concurrency", "1", "--loglevel", "WARNING")
+
     def start_worker(self) -> None:
         """Waits until a first job has loaded the model."""
-        self.spawn("celery", "-A", "benchmarks.naive", "worker", "--concurrency", "1", "--loglevel", "WARNING")
-        if self.waiting():
-            return
+        self.launch_worker()
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=30) as client:
             body = {"model": self.model, "input": example_of(self.model)}
             job = client.post("/predict", json=body).json()
