@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from api.problems import PayloadTooLarge
@@ -35,6 +35,9 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+
+
 class JobRequest(BaseModel):
     """The body of ``POST /jobs``."""
 
@@ -46,12 +49,7 @@ class JobRequest(BaseModel):
     start_within_s: Deadline | None = None
     finish_within_s: Deadline | None = None
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("metadata")
-    @classmethod
-    def _not_too_large(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _check_metadata(value)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 class BatchRequest(BaseModel):
@@ -63,12 +61,7 @@ class BatchRequest(BaseModel):
     inputs: list[Any]
     priority: Literal["high", "normal", "low"] = "low"
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("metadata")
-    @classmethod
-    def _not_too_large(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _check_metadata(value)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 Asked = TypeVar("Asked", JobRequest, BatchRequest)
