@@ -256,13 +256,19 @@ class System:
         return process
 
     def client(self, timeout: float = 30) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        return make_http(self.url, timeout)
 
     def stop(self) -> None:
         for process in reversed(self.processes):
             if process.exit_code is None:
                 process.send_signal(signal.SIGCONT)
                 process.stop(signal.SIGKILL)
+
+
+def make_http(url: str, timeout: float) -> httpx.Client:
+    """A client for many threads: one whose pool closes idle connections closes, under load, some that are in use."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
+    return httpx.Client(base_url=url, timeout=timeout, trust_env=False, limits=limits)
 
 
 def status_of(url: str) -> int:

@@ -15,7 +15,7 @@ import pytest
 from antifraud.service import Antifraud
 
 from tests.acceptance.conftest import clean_environment, run
-from tests.support import Process, RedisServer, finished, free_port, poll, status_of
+from tests.support import Process, RedisServer, finished, free_port, make_http, poll, status_of
 from worker.testing import run_inline
 
 #: User agents of many kinds, so that answers differ from job to job.
@@ -61,7 +61,7 @@ class Elsewhere:
         self.start("uvicorn", "api:app", "--port", str(self.port), *options)
         url = f"http://127.0.0.1:{self.port}"
         poll(lambda: status_of(f"{url}/readyz") == 200, 60, "the API is ready")
-        return httpx.Client(base_url=url, timeout=90, trust_env=False)
+        return make_http(url, 90)
 
     def start_worker(self) -> Process:
         worker = self.start("celery", "-A", "worker", "worker", "-Q", "antifraud")

@@ -78,9 +78,9 @@ def stack(folder: Path) -> Iterator[tuple[System, list[Server]]]:
 def start_with_users(folder: Path) -> tuple[Server, redis.Redis]:
     """A server with our ACL file, each user's password his name, and an admin for the test."""
     text = (ROOT / "deploy" / "redis" / "users.acl").read_text()
-    # antifraud is installed here too, and the API looks at all services
+    # antifraud and embed are installed here too, and the API looks at all services
     text = text.replace("~antifraud ", "~antifraud ~echo ~echo??[369] ").replace("~{antifraud}", "~{echo}")
-    for user in USERS:
+    for user in (*USERS, "embed"):
         text = text.replace(f"{user.upper()}_SHA256", hashlib.sha256(user.encode()).hexdigest())
     (folder / "users.acl").write_text(text + "user admin on nopass ~* &* +@all\n")
     server = Server(folder, "--aclfile", str(folder / "users.acl"))
@@ -100,6 +100,8 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
     with system.client() as client:
         job = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()
         assert job["status"] == "succeeded"
+        batch = client.post("/batches", json={"service": "echo", "inputs": [{"n": 1}, {"n": 2}]}).json()
+        assert client.get(batch["links"]["results"]).text.count('"output"') == 2
         late = client.post("/jobs", json={"service": "echo", "input": {"n": 2, "sleep_s": 9}}).json()
         assert client.delete(f"/jobs/{late['id']}").status_code == 202
         assert client.post(f"/jobs/{late['id']}/retry").status_code == 202
