@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=100_000, help="of the prefilled queue")
     parser.add_argument("--backlog", type=int, default=1_000_000, help="of the long queue")
     parser.add_argument("--only", help="comma-separated: " + ", ".join(SECTIONS))
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated, of the section throughput")
     parser.add_argument("--no-report", action="store_true", help="print, but leave RESULTS.md as it is")
     given = parser.parse_args()
     names = given.only.split(",") if given.only else list(SECTIONS)
@@ -49,7 +50,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "throughput": (
         "64 clients, each with one job at a time: ours waits (`Prefer: wait`), the naive client polls every 5 ms. Then "
         "one client, and ours at half of its own throughput in an open loop.",
-        lambda given: measures.throughput(given.rounds, given.seconds, MODELS),
+        lambda given: measures.throughput(given.rounds, given.seconds, given.models.split(",")),
     ),
     "plugins": (
         "The two real plugins, 64 clients, each with the plugin's own example.",
