@@ -1,9 +1,11 @@
-"""A pool process: ``python -m worker.child FD NAME…`` loads its services and runs one batch at a time.
+"""A pool process: ``python -m worker.child FD PROCESS NAME…`` loads its services, then claims and runs batches.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun``, ``computed`` and ``ended``. Slot to child: a batch, or ``cancelled`` with ids of the running
-one. It is a process of its own, started fresh rather than forked, so that whatever a model's library does to it
-(threads, CUDA, a segfault) stays in it.
+for each batch ``begun``, ``computed`` and ``ended``, and ``fenced`` where the ledger does not know its worker. Slot to
+child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with ids of the
+running batch, and ``stop``. It is a process of its
+own, started fresh rather than forked, so that whatever a model's library does to it (threads, CUDA, a segfault) stays
+in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -17,23 +19,28 @@ import json
 import logging
 import math
 import os
-import queue
+import resource
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import redis
 
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServiceFailed
+from worker.feeder import Batch, Feeder
 from worker.ledger import Ledger
 from worker.logs import setup_logging
-from worker.runner import PLUGIN_ERRORS, run_batch
+from worker.runner import run_batch
+from worker.sample import Sample
 from worker.service import Service
 from worker.settings import get_settings
+from worker.stages import PLUGIN_ERRORS
 
 log = logging.getLogger("services.worker")
 
@@ -51,12 +58,20 @@ GUARD_S = 0.2
 #: Exit codes of a process that ended itself: its batch was no longer its own, or took too long.
 EX_GONE, EX_TIMED_OUT = 70, 71
 
+#: A process over this share of its service's ``memory_limit_mb`` is replaced after its batch.
+RECYCLE_SHARE = 0.8
+
 #: ``prctl``'s option that has the kernel send a signal when the parent dies (``man 2 prctl``); Linux only.
 PR_SET_PDEATHSIG = 1
 
+#: Each service's version and its author's knobs.
+About = dict[str, tuple[str, dict[str, Any]]]
 
-def main(fd: int, names: list[str]) -> None:
-    """Load the services, then run batches until the slot closes the socket."""
+_sending = threading.Lock()
+
+
+def main(fd: int, process: str, names: list[str]) -> None:
+    """Load the services, then run batches until the slot says stop or closes the socket."""
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # a group's signal: the worker decides when its pool ends
@@ -64,24 +79,66 @@ def main(fd: int, names: list[str]) -> None:
     setup_logging(settings.log_level)
     link = Connection(fd)
     try:
-        services = _load(names, link)
+        services, about = _load(names, link)
     except BrokenPipeError:
         return  # the worker has stopped meanwhile
     if not services:
         return
-    ledger, listener = Ledger(settings), Listener(link, Ledger(settings, timeout_s=0.5, retries=0), settings.lease_s)
+    listener = Listener(link, Ledger(settings, timeout_s=0.5, retries=0), settings.lease_s)
+    feeder = Feeder(settings, process, listener.worker, about, lambda: _send(link, {"fenced": True}))
+    listener.on_stop = feeder.stop
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
-    while (order := listener.orders.get()) is not None:
-        name, token = order["service"], order["token"]
+    ledger, sample = Ledger(settings), Sample(listener.event_rate())
+    while batch := feeder.next_batch():
+        listener.begin(batch)
+        feeder.look_ahead(batch)
+        _run(services[batch.service], ledger, link, listener, sample, batch, about[batch.service][1]["time_limit_s"])
+        listener.end()
+        if _is_too_large(about):
+            break
+    feeder.hand_back()
 
-        def tell(what: str, order: dict[str, Any] = order) -> None:
-            listener.set_limit(order["time_limit_s"] if what == "begun" else None)
-            _send(link, {what: order["token"]})
 
-        ended = run_batch(services[name], name, ledger, token, order["ids"], listener.cancelled, tell)
-        listener.running = None
-        _send(link, {"ended": ended})
+def _run(
+    service: Service[Any, Any],
+    ledger: Ledger,
+    link: Connection,
+    listener: Listener,
+    sample: Sample,
+    batch: Batch,
+    time_limit_s: float,
+) -> None:
+    """Run one batch, telling the slot as it goes."""
+    shown = {job.id for job in batch.jobs if sample.take()}
+
+    def tell(what: str) -> None:
+        listener.set_limit(time_limit_s if what == "begun" else None)
+        about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
+        _send(link, {what: batch.token} | about)
+
+    ended = run_batch(service, ledger, batch, listener.cancelled, tell)
+    told = [job.describe() for job in ended if job.item.job_id in shown]
+    _send(link, {"ended": told, "failed": sum(job.item.error is not None for job in ended), "count": len(ended)})
+
+
+def _is_too_large(about: About) -> bool:
+    """Whether this process should be replaced now, before it grows over its limit in the midst of a batch."""
+    limits = [knobs["memory_limit_mb"] * RECYCLE_SHARE for _, knobs in about.values() if knobs["memory_limit_mb"]]
+    used = resident_mb(os.getpid()) if limits else 0
+    if not limits or used <= min(limits):
+        return False
+    log.info("pool process %d uses %.0f MB: ending it for a new one (memory_limit_mb)", os.getpid(), used)
+    return True
+
+
+def resident_mb(pid: int) -> float:
+    """A process's memory in units of 2**20 bytes; 0 where it cannot be told (no Linux, or it is gone)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * resource.getpagesize() / 2**20
 
 
 class Listener(threading.Thread):
@@ -89,14 +146,36 @@ class Listener(threading.Thread):
 
     def __init__(self, link: Connection, ledger: Ledger, lease_s: float) -> None:
         super().__init__(name="listener", daemon=True)
-        self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.cancelled: set[str] = set()
-        self.running: dict[str, Any] | None = None  # the order whose batch runs
+        self.on_stop: Callable[[], None] = lambda: None
+        self._running: Batch | None = None
+        self._turn = threading.Lock()  # between the begin of a batch and a stop
+        self._about: dict[str, Any] = {"worker": "", "event_rate": 0}
+        self._greeted = threading.Event()
         self._link = link
         self._ledger = ledger
         self._lease_s = lease_s
         self._safe_until = math.inf
         self._deadline = math.inf
+
+    def worker(self) -> str:
+        """The worker's id, under which this process claims."""
+        return str(self._about["worker"])
+
+    def event_rate(self) -> float:
+        """Jobs a second that this process is to show, once the slot has told."""
+        self._greeted.wait()
+        return float(self._about["event_rate"])
+
+    def begin(self, batch: Batch) -> None:
+        """A batch is about to run."""
+        with self._turn:
+            self._running = batch
+
+    def end(self) -> None:
+        """It has ended."""
+        self._running = None
+        self.cancelled.clear()
 
     def run(self) -> None:
         """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""
@@ -104,10 +183,10 @@ class Listener(threading.Thread):
             try:
                 if self._link.poll(EXTEND_S):
                     self._take(json.loads(self._link.recv_bytes()))
-                elif self.running:
-                    self._watch(self.running)
+                elif self._running:
+                    self._watch(self._running)
             except (EOFError, OSError):
-                self.orders.put(None)
+                self._stop()
                 return
 
     def set_limit(self, seconds: float | None) -> None:
@@ -119,23 +198,31 @@ class Listener(threading.Thread):
     def _take(self, message: dict[str, Any]) -> None:
         if "cancelled" in message:
             self.cancelled.update(message["cancelled"])
-            return
-        self.cancelled.clear()
-        self.running = message
-        self.orders.put(message)
+        elif "worker" in message:
+            self._about = message
+            self._greeted.set()
+        elif "stop" in message:
+            self._stop()
 
-    def _watch(self, order: dict[str, Any]) -> None:
+    def _stop(self) -> None:
+        """Begin no further batch. A process that runs none has nothing to wait for: its worker gives back the rest."""
+        self.on_stop()
+        with self._turn:
+            if not self._running:
+                os._exit(0)
+
+    def _watch(self, batch: Batch) -> None:
         """While a batch runs: keep its lease, or end it where that is gone."""
         asked = time.monotonic()
         try:
-            held = self._ledger.extend(order["service"], order["worker"])
+            held = self._ledger.extend(batch.service, batch.worker)
             if self._safe_until < math.inf:
                 self._safe_until = asked + self._lease_s - SAFETY_S
         except redis.RedisError as error:
             log.debug("could not extend the lease: %s", error)
             return
-        if not held and self.running is order:
-            log.error("the lease of batch %s has lapsed, others run it now: ending it", order["token"])
+        if not held and self._running is batch:
+            log.error("the lease of batch %s has lapsed, others run it now: ending it", batch.token)
             os._exit(EX_GONE)
 
     def guard(self) -> None:
@@ -161,11 +248,11 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
 
-def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:
-    """Each service's instance, loaded; none where one failed, after telling the slot why."""
+def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, Any]], About]:
+    """Each service's instance, version and knobs; none where one could not be loaded, after telling the slot why."""
     log.info("service loading name=%s pid=%d", ",".join(names), os.getpid())
     services: dict[str, Service[Any, Any]] = {}
-    told = {}
+    about: About = {}
     for plugin in find_plugins(names):
         try:
             cls = load_service(plugin)
@@ -176,11 +263,11 @@ def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:
             reason = _reason(error)
             log.error("service %s cannot be loaded: %s", plugin.name, reason, exc_info=error)
             _send(link, {"failed": {"service": plugin.name, "reason": reason}})
-            return {}
+            return {}, {}
         services[plugin.name] = service
-        told[plugin.name] = {"version": plugin.version, "knobs": cls.knobs()}
-    _send(link, {"loaded": told})
-    return services
+        about[plugin.name] = (plugin.version, cls.knobs())
+    _send(link, {"loaded": about})
+    return services, about
 
 
 def _reason(error: BaseException) -> str:
@@ -190,8 +277,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _send(link: Connection, message: dict[str, Any]) -> None:
-    link.send_bytes(json.dumps(message).encode())
+    with _sending:  # the feeder's thread sends too
+        link.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

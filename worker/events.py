@@ -1,7 +1,8 @@
 """Show jobs as Celery tasks: to Flower and ``celery events`` as they go, to ``celery inspect`` as they run.
 
 Flower follows at most some 1,300 tasks a second and pays 7 kB for each, so above ``event_rate`` jobs a second only a
-sample of them is told. Events leave by a thread of their own: a broker that is away delays no job.
+sample of them is shown, which the pool processes draw (``sample.py``). Events leave by a thread of their own: a broker
+that is away delays no job.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 from celery.worker import state
 
 from worker.dispatch import task_name
-from worker.feeder import Batch
 
 log = logging.getLogger("services.worker")
 
@@ -61,41 +61,39 @@ class Reporter(threading.Thread):
 
     Args:
         dispatcher: gives the consumer's current event dispatcher; None while the broker is away.
-        rate: jobs a second that are told.
     """
 
-    def __init__(
-        self, dispatcher: Callable[[], Any], rate: float, hostname: str, cancel: Callable[[str], None]
-    ) -> None:
+    def __init__(self, dispatcher: Callable[[], Any], hostname: str, cancel: Callable[[str], None]) -> None:
         super().__init__(name="events", daemon=True)
         self._dispatcher = dispatcher
-        self._sample = Sample(rate)
         self._hostname = hostname
         self._cancel = cancel
         self._waiting: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(MAX_WAITING)
         self._running: dict[str, list[JobRequest]] = {}
 
-    def started(self, batch: Batch, pid: int) -> None:
-        """A batch begins to run in the pool process ``pid``."""
-        requests = [JobRequest(i, batch.service, self._hostname, pid, self._cancel) for i in batch.ids]
-        self._running[batch.token] = requests
+    def started(self, token: str, service: str, ids: list[str], pid: int) -> None:
+        """A batch begins to run in the pool process ``pid``; ``ids``: those of its jobs that are shown."""
+        requests = [JobRequest(i, service, self._hostname, pid, self._cancel) for i in ids]
+        self._running[token] = requests
         told = self._enabled()
         for request in requests:
             state.task_reserved(request)
             state.task_accepted(request)
-            if told and self._sample.take(request.id):
+            if told:
                 name = {"name": request.name, "args": "()", "kwargs": "{}", "root_id": request.id, "retries": 0}
                 self._put("task-received", uuid=request.id, **name)
                 self._put("task-started", uuid=request.id)
 
-    def ended(self, batch: Batch, results: list[dict[str, Any]]) -> None:
-        """A batch has ended; jobs of it that are not in ``results`` were cancelled or go elsewhere."""
+    def ended(self, token: str, service: str, results: list[dict[str, Any]], count: int) -> None:
+        """A batch of ``count`` jobs has ended; shown ones without a result were cancelled or go elsewhere."""
+        hidden = max(0, count - len(results))
+        state.total_count.update({task_name(service): hidden})
+        state.all_total_count[0] += hidden
         by_id = {result["id"]: result for result in results}
-        for request in self._running.pop(batch.token, []):
+        for request in self._running.pop(token, []):
             result = by_id.get(request.id)
             state.task_ready(request, successful=bool(result and not result["error"]))
-            if self._sample.drop(request.id):
-                self._tell_end(request.id, result)
+            self._tell_end(request.id, result)
 
     def run(self) -> None:
         """Send what waits, one after the other."""
@@ -127,35 +125,3 @@ class Reporter(threading.Thread):
             self._waiting.put_nowait((kind, {**fields, "timestamp": time.time()}))
         except queue.Full:
             log.debug("event %s dropped: %d wait already", kind, MAX_WAITING)
-
-
-class Sample:
-    """Which jobs are told: a token bucket of ``rate`` a second, that holds one second's worth."""
-
-    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._clock = clock
-        self._level = rate
-        self._filled = clock()
-        self._told: set[str] = set()
-        self._lock = threading.Lock()
-
-    def take(self, job_id: str) -> bool:
-        """Whether this job is told."""
-        with self._lock:
-            now = self._clock()
-            self._level = min(self._rate, self._level + (now - self._filled) * self._rate)
-            self._filled = now
-            if self._level < 1:
-                return False
-            self._level -= 1
-            self._told.add(job_id)
-            return True
-
-    def drop(self, job_id: str) -> bool:
-        """Whether it was; forgets it."""
-        with self._lock:
-            if job_id not in self._told:
-                return False
-            self._told.remove(job_id)
-            return True

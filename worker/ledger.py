@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from importlib.resources import files
@@ -52,7 +52,7 @@ def bulk_key(service: str, batch_id: str) -> str:
 
 
 def seen_key(service: str, job_id: str) -> str:
-    """The string that says that the service had such a job."""
+    """The string that says that the service had such a job, from its end on; a batch, from its beginning on."""
     return f"{{{service}}}:seen:{job_id}"
 
 
@@ -103,16 +103,6 @@ def check_retried(job_id: str, service: str, reply: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What came of asking for a batch."""
-
-    kind: Literal["batch", "foreign", "hold", "fenced"]
-    ids: list[str]  #: "batch": the jobs that are now this worker's
-    messages: list[tuple[bytes, bytes]]  #: "foreign": other producers' messages, each with its field
-    hold_s: float  #: "hold": how long the batch is held back for more
-
-
-@dataclass(frozen=True, slots=True)
 class Held:
     """A job that a worker has claimed."""
 
@@ -120,6 +110,22 @@ class Held:
     attempt: int
     input: bytes  #: JSON; of a chunk, one line a row
     first: int | None  #: of a chunk: the number of its first row
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of asking for a batch."""
+
+    kind: Literal["batch", "foreign", "hold", "fenced"]
+    jobs: list[Held] = field(default_factory=list)  #: "batch": the jobs that are now this worker's
+    waiting: int = 0  #: "batch": how many further ones wait
+    messages: list[tuple[bytes, bytes]] = field(default_factory=list)  #: "foreign": others', each with its field
+    hold_s: float = 0  #: "hold": how long the batch is held back for more
+
+    @property
+    def ids(self) -> list[str]:
+        """The jobs' ids."""
+        return [job.id for job in self.jobs]
 
 
 class Stored(IntEnum):
@@ -165,14 +171,14 @@ class Ledger:
         """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none."""
         limits = [knobs["max_batch_size"], round(knobs["max_queue_delay_ms"] * 1000), knobs["max_attempts"]]
         kind, *rest = self._call(service, "claim", worker, token, *limits, version)
-        name = kind.decode()
-        value: Any = rest[0] if rest else []
-        return Claim(
-            kind=name,
-            ids=[i.decode() for i in value] if name == "batch" else [],
-            messages=list(zip(value[0::2], value[1::2], strict=True)) if name == "foreign" else [],
-            hold_s=float(value) / 1e6 if name == "hold" else 0,
-        )
+        match kind:
+            case b"batch":
+                return Claim("batch", [_held(*told) for told in _fours(rest[0])], waiting=rest[1])
+            case b"foreign":
+                return Claim("foreign", messages=list(zip(rest[0][0::2], rest[0][1::2], strict=True)))
+            case b"hold":
+                return Claim("hold", hold_s=float(rest[0]) / 1e6)
+        return Claim("fenced")
 
     def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> None:
         """Store the jobs that came as other producers' messages; those with an error end with it at once."""
@@ -193,19 +199,6 @@ class Ledger:
         Moving the last message of a list to its end changes nothing, and blocks where there is none.
         """
         self.redis.execute_command("BLMOVE", service, service, "RIGHT", "RIGHT", timeout_s)
-
-    def inputs(self, service: str, ids: Sequence[str], token: str) -> list[Held]:
-        """Those of these jobs that this token still holds."""
-        pipe = self.redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hmget(record_key(service, job_id), "token", "status", "attempt", "input", "first")
-        held = [token.encode(), b"running"]
-        replies = zip(ids, pipe.execute(), strict=True)
-        return [
-            Held(job_id, int(reply[2]), reply[3], None if reply[4] is None else int(reply[4]))
-            for job_id, reply in replies
-            if reply[:2] == held
-        ]
 
     def rerun(self, service: str, job_id: str) -> Rerun:
         """What is known of a chunk that has been run before."""
@@ -228,12 +221,16 @@ class Ledger:
             flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us, end.failed_rows]
         return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
 
-    def give_up(self, service: str, worker: str, token: str, reason: str, pause_s: float = 0) -> list[str]:
+    def give_up(
+        self, service: str, worker: str, token: str, reason: str, pause_s: float = 0, process: str = ""
+    ) -> list[str]:
         """End a batch whose run came to nothing: "lost", "memory", "timed_out" or "handed_back".
 
-        ``pause_s``: before a job that was lost, or (where it is not 0) timed out, is tried again.
+        Args:
+            pause_s: before a job that was lost, or (where it is not 0) timed out, is tried again.
+            process: the pool process that is gone: what else it had claimed goes back too, uncharged.
         """
-        return _decode(self._call(service, "give_up", worker, token, reason, round(pause_s * 1e6)))
+        return _decode(self._call(service, "give_up", worker, process, token, reason, round(pause_s * 1e6)))
 
     def join(self, service: str, worker: str, info: dict[str, Any]) -> None:
         """Enter a new worker, with its lease."""
@@ -300,11 +297,13 @@ class Ledger:
         services = sorted(name.decode() for name in self.redis.smembers(SERVICES_KEY))
         pipe = self.redis.pipeline(transaction=False)
         for service in services:
-            pipe.exists(seen_key(service, job_id))
+            pipe.exists(record_key(service, job_id), seen_key(service, job_id))
         for service, found in zip(services, pipe.execute(raise_on_error=False), strict=True):
-            if isinstance(found, Exception) and not isinstance(found, redis.exceptions.NoPermissionError):
+            if isinstance(found, redis.exceptions.NoPermissionError):
+                continue
+            if isinstance(found, Exception):
                 raise found
-            if found == 1:
+            if found:
                 return service
         return ""
 
@@ -314,6 +313,14 @@ class Ledger:
 
     def _call(self, service: str, operation: str, *arguments: Any) -> Any:
         return self._script(keys=[service], args=[*head(operation, self._settings), *arguments])
+
+
+def _fours(flat: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+
+
+def _held(job_id: bytes, attempt: bytes, input: bytes, first: bytes) -> Held:
+    return Held(job_id.decode(), int(attempt), input, int(first) if first else None)
 
 
 def _decode(ids: Sequence[bytes]) -> list[str]:

@@ -277,7 +277,7 @@ class AsyncLedger:
                 services = await self._all_services()
                 for job_id in unknown:
                     for service in services:
-                        pipe.exists(seen_key(service, job_id))
+                        pipe.exists(record_key(service, job_id), seen_key(service, job_id))
                 found = iter(await pipe.execute())
             for job_id in unknown:
                 for service in services:

@@ -2,7 +2,7 @@
 
 Celery's prefork pool shares its hub with the broker connection, so results wait while the broker is away; its threaded
 one shares a lock between processes, which a kill -9 can leave locked for ever. Here a slot does one thing after the
-other: it starts its process, waits until that has loaded its model, and then takes and runs batch after batch.
+other: it starts its process, waits until that has loaded its model, and then watches it run batch after batch.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -26,9 +26,8 @@ from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from worker.adopter import Adopter
-from worker.child import EX_GONE, EX_TIMED_OUT
+from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
 from worker.events import Reporter
-from worker.feeder import Batch, Feeder
 from worker.keeper import Keeper
 from worker.ledger import Ledger
 from worker.runner import backoff_s
@@ -40,8 +39,8 @@ log = logging.getLogger("services.worker")
 LOOK_S = 0.25
 #: A batch with a cancelled job may still end by itself for this long.
 CANCEL_GRACE_S = 0.5
-#: A process over this share of its service's ``memory_limit_mb`` is replaced after its batch.
-RECYCLE_SHARE = 0.8
+#: Cancelled jobs that a slot remembers: other slots' are among them.
+MAX_CANCELLED = 10_000
 #: A process that dies this often while it loads its model is given up.
 MAX_LOAD_DEATHS = 3
 
@@ -58,7 +57,7 @@ class ServicePool(BasePool):  # type: ignore[misc]  # celery ships no types
         self.ledger = Ledger(self.settings)
         self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
-        self.reporter = Reporter(self._dispatcher, self.settings.event_rate, hostname, self._cancel)
+        self.reporter = Reporter(self._dispatcher, hostname, self._cancel)
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
         for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
@@ -121,6 +120,18 @@ def take_queues(app: Any) -> list[str]:
     return names
 
 
+@dataclass(slots=True)
+class Run:
+    """The batch that a pool process computes, or whose results it is telling the ledger."""
+
+    token: str
+    service: str
+    ids: frozenset[str]
+    deadline: float  #: by ``time.monotonic``
+    computed: bool = False
+    kill_at: float = math.inf  #: one of its jobs was cancelled: it must end by then
+
+
 class Slot(threading.Thread):
     """One thread and its pool process."""
 
@@ -129,7 +140,6 @@ class Slot(threading.Thread):
         self._pool = pool
         self._child: Child | None = None
         self._cancelled: set[str] = set()
-        self._running: frozenset[str] = frozenset()
         self._load_deaths = 0
 
     @property
@@ -142,7 +152,9 @@ class Slot(threading.Thread):
         while not self._pool.stopping.is_set():
             self._child = Child(self._pool.names)
             try:
-                self._serve(self._child)
+                loaded = self._load(self._child)
+                if loaded is not None:
+                    self._watch(self._child, loaded)
             except Exception:
                 log.exception("slot failed; starting its process again")
                 time.sleep(1)
@@ -151,8 +163,10 @@ class Slot(threading.Thread):
                 self._child = None
 
     def cancel(self, ids: set[str]) -> None:
-        """Jobs of this worker that were cancelled while they ran."""
-        self._cancelled |= ids & self._running
+        """Jobs of this worker, of any slot, that were cancelled while they ran."""
+        if len(self._cancelled) > MAX_CANCELLED:
+            self._cancelled.clear()
+        self._cancelled.update(ids)
 
     def kill(self) -> None:
         """End the process now."""
@@ -160,19 +174,75 @@ class Slot(threading.Thread):
         if child:
             child.kill()
 
-    def _serve(self, child: Child) -> None:
-        loaded = self._load(child)
-        if loaded is None:
-            return
-        about = {name: (told["version"], told["knobs"]) for name, told in loaded.items()}
-        self._pool.keeper.ready(about)
-        feeder = Feeder(self._pool.settings, lambda: self._pool.keeper.worker, about)
-        while not self._pool.stopping.is_set() and not child.exited:
-            batch = self._next(feeder)
-            if batch and not self._run_batch(child, batch, about[batch.service][1]):
+    def _watch(self, child: Child, knobs: dict[str, dict[str, Any]]) -> None:
+        """Follow a process from batch to batch until it ends, or must be ended."""
+        self._greet(child)
+        self._cancelled.clear()
+        run: Run | None = None
+        told_to_stop = False
+        while child.alive:
+            if self._pool.stopping.is_set() and not told_to_stop:
+                told_to_stop = True
+                child.send({"stop": True})
+            message = child.receive(LOOK_S)
+            if message:
+                run = self._follow(child, message, run, knobs)
+            reason = self._must_end(child, run, knobs[run.service]) if run else ""
+            if reason:
+                child.kill()
+                self._give_up(child, run, reason, knobs)
                 return
-            if batch and self._is_too_large(child, about[batch.service][1]):
-                return
+        self._give_up(child, run, self._why_gone(child, run), knobs)
+
+    def _greet(self, child: Child) -> None:
+        child.worker = self._pool.keeper.worker
+        child.send({"worker": child.worker, "event_rate": self._pool.settings.event_rate / self._pool.limit})
+
+    def _follow(
+        self, child: Child, message: dict[str, Any], run: Run | None, knobs: dict[str, dict[str, Any]]
+    ) -> Run | None:
+        """What the process says changes what is known of its batch."""
+        if "fenced" in message:
+            self._greet(child)
+        elif "begun" in message:
+            now = time.monotonic()
+            service, token = message["service"], message["begun"]
+            if not run or run.token != token:  # the parts of a chunk begin under one token, one after the other
+                run = Run(token, service, frozenset(message["ids"]), now)
+                self._pool.reporter.started(token, service, message["shown"], child.pid)
+            run.computed, run.deadline = False, now + knobs[service]["time_limit_s"]
+        elif "computed" in message and run:
+            # What is left is to tell the ledger, which may be away for a while.
+            run.computed, run.deadline = True, math.inf
+        elif "ended" in message and run:
+            self._pool.reporter.ended(run.token, run.service, message["ended"], message["count"])
+            self._cancelled.difference_update(run.ids)
+            return None
+        return run
+
+    def _must_end(self, child: Child, run: Run, knobs: dict[str, Any]) -> str:
+        """Why a batch must be ended now; "" where it may go on."""
+        now = time.monotonic()
+        cancelled = run.ids & self._cancelled
+        if cancelled and run.kill_at == math.inf:
+            child.send({"cancelled": sorted(cancelled)})
+            run.kill_at = now + CANCEL_GRACE_S
+        if now > run.deadline:
+            return "timed_out"
+        if now > run.kill_at:
+            return "handed_back"
+        if not run.computed and now > self._pool.keeper.safe_until:
+            log.warning("the lease could not be renewed in time: ending batch %s, to be run again", run.token)
+            return "handed_back"
+        if knobs["memory_limit_mb"] and child.rss_mb > knobs["memory_limit_mb"]:
+            return "memory"
+        return ""
+
+    def _why_gone(self, child: Child, run: Run | None) -> str:
+        """Why a process that is gone has left its batch: one that died before it began has no culprit in it."""
+        code = child.exit_code()
+        own = {EX_GONE: "handed_back", EX_TIMED_OUT: "timed_out"}.get(code, "lost")
+        return own if run and not child.killed else "handed_back"
 
     def _load(self, child: Child) -> dict[str, Any] | None:
         """Wait until the models are loaded; None where they are not to be."""
@@ -192,24 +262,18 @@ class Slot(threading.Thread):
                 self._pool.fail(",".join(self._pool.names), limit)
         return None
 
-    def _loaded(self, child: Child, loaded: dict[str, Any]) -> dict[str, Any] | None:
-        """The models are loaded; None where they leave no room for a batch."""
-        for name, told in loaded.items():
-            limit = told["knobs"]["memory_limit_mb"]
+    def _loaded(self, child: Child, about: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+        """The models are loaded: each service's knobs; None where they leave no room for a batch."""
+        knobs = {name: told[1] for name, told in about.items()}
+        for name in knobs:
+            limit = knobs[name]["memory_limit_mb"]
             if limit and child.rss_mb > limit * RECYCLE_SHARE:
                 used = f"its process uses {child.rss_mb:.0f} MB once it is loaded"
                 self._pool.fail(name, f"{used}, over {RECYCLE_SHARE:.0%} of its memory_limit_mb ({limit:g})")
                 return None
         log.info("service ready name=%s pid=%d", ",".join(self._pool.names), child.pid)
-        return loaded
-
-    def _is_too_large(self, child: Child, knobs: dict[str, Any]) -> bool:
-        """Whether to replace a process between two batches, before it grows over its limit in the midst of one."""
-        limit = knobs["memory_limit_mb"] * RECYCLE_SHARE
-        if not limit or child.rss_mb <= limit:
-            return False
-        log.info("pool process %d uses %.0f MB: starting a new one (memory_limit_mb)", child.pid, child.rss_mb)
-        return True
+        self._pool.keeper.ready({name: (told[0], told[1]) for name, told in about.items()})
+        return knobs
 
     def _load_died(self, child: Child) -> None:
         self._load_deaths += 1
@@ -219,81 +283,23 @@ class Slot(threading.Thread):
             reason = f"its process died {self._load_deaths} times while it loaded: {how}"
             self._pool.fail(",".join(self._pool.names), reason)
 
-    def _next(self, feeder: Feeder) -> Batch | None:
-        try:
-            return feeder.next_batch()
-        except redis.RedisError as error:
-            log.debug("no batch: %s", error)  # the keeper says that Redis is away
-            self._pool.stopping.wait(0.2)
-            return None
-
-    def _run_batch(self, child: Child, batch: Batch, knobs: dict[str, Any]) -> bool:
-        """Run one batch; False where its process is gone, with what became of the batch told to the ledger."""
-        self._cancelled = set()
-        self._running = frozenset(batch.ids)
-        self._pool.reporter.started(batch, child.pid)
-        results: list[dict[str, Any]] = []
-        try:
-            ended, reason = self._await_end(child, batch, knobs)
-            if ended is None:
-                again = reason == "timed_out" and knobs["retry_timeouts"]
-                self._give_up(child, batch, reason, backoff_s(knobs["retry_backoff_s"], 1) if again else 0)
-                return False
-            results = ended
-            return True
-        finally:
-            self._running = frozenset()
-            self._pool.reporter.ended(batch, results)
-
-    def _await_end(self, child: Child, batch: Batch, knobs: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
-        """The results, or None and why there are none."""
-        begun = computed = False
-        limits = {"time_limit_s": knobs["time_limit_s"]}
-        child.send({"service": batch.service, "worker": batch.worker, "token": batch.token, "ids": batch.ids} | limits)
-        deadline = math.inf
-        kill_at = None
-        while True:
-            message = child.receive(LOOK_S)
-            if message and "ended" in message:
-                return message["ended"], ""
-            now = time.monotonic()
-            if message and "begun" in message:
-                begun, computed, deadline = True, False, now + knobs["time_limit_s"]
-            if message and "computed" in message:
-                # What is left is to tell the ledger, which may be away for a while.
-                computed, deadline = True, math.inf
-            if self._cancelled and kill_at is None:
-                child.send({"cancelled": sorted(self._cancelled)})
-                kill_at = now + CANCEL_GRACE_S
-            if not child.alive:
-                # A process that died before it began has no culprit in this batch.
-                code = child.exit_code()
-                own = {EX_GONE: "handed_back", EX_TIMED_OUT: "timed_out"}.get(code, "lost")
-                return None, own if begun and not child.killed else "handed_back"
-            if now > deadline:
-                child.kill()
-                return None, "timed_out"
-            if kill_at is not None and now > kill_at:
-                child.kill()
-                return None, "handed_back"
-            if begun and not computed and now > self._pool.keeper.safe_until:
-                log.warning("the lease could not be renewed in time: ending batch %s, to be run again", batch.token)
-                child.kill()
-                return None, "handed_back"
-            if knobs["memory_limit_mb"] and child.rss_mb > knobs["memory_limit_mb"]:
-                child.kill()
-                return None, "memory"
-
-    def _give_up(self, child: Child, batch: Batch, reason: str, pause_s: float) -> None:
-        how = child.end()
-        line = "batch %s batch=%s service=%s batch_size=%d: %s"
-        log.warning(line, reason, batch.token, batch.service, len(batch.ids), how)
+    def _give_up(self, child: Child, run: Run | None, reason: str, knobs: dict[str, dict[str, Any]]) -> None:
+        """The process is gone: tell the ledger what became of its batch, and of what it had claimed beside it."""
+        how, pause_s = child.end(), 0.0
+        if run:
+            line = "batch %s batch=%s service=%s batch_size=%d: %s"
+            log.warning(line, reason, run.token, run.service, len(run.ids), how)
+            self._pool.reporter.ended(run.token, run.service, [], 0)
+            if reason == "timed_out" and knobs[run.service]["retry_timeouts"]:
+                pause_s = backoff_s(knobs[run.service]["retry_backoff_s"], 1)
         while True:
             try:
-                self._pool.ledger.give_up(batch.service, batch.worker, batch.token, reason, pause_s)
+                for name in knobs:
+                    token = run.token if run and run.service == name else ""
+                    self._pool.ledger.give_up(name, child.worker, token, reason, pause_s, child.name)
                 return
             except redis.RedisError as error:
-                log.debug("could not give up batch %s: %s", batch.token, error)
+                log.debug("could not give up what process %s had claimed: %s", child.name, error)
                 if self._pool.stopping.wait(0.5):
                     return  # the lease lapses by itself
 
@@ -302,8 +308,10 @@ class Child:
     """A pool process (``child.py``) and the socket to it."""
 
     def __init__(self, names: list[str]) -> None:
+        self.name = uuid.uuid4().hex[:16]  #: with which the tokens of all its batches begin
+        self.worker = ""  #: the id under which it claims
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "worker.child", str(theirs.fileno()), *names]
+        command = [sys.executable, "-m", "worker.child", str(theirs.fileno()), self.name, *names]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._link = Connection(ours.detach())
@@ -323,12 +331,8 @@ class Child:
 
     @property
     def rss_mb(self) -> float:
-        """Resident memory in units of 2**20 bytes; 0 where it cannot be told (no Linux, or the process is gone)."""
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
-            return 0
-        return pages * resource.getpagesize() / 2**20
+        """Its memory in units of 2**20 bytes."""
+        return resident_mb(self.pid)
 
     def exit_code(self) -> int:
         """How it ended (a signal is negative), once its socket is closed; one that lives on all the same is killed."""

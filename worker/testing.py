@@ -12,8 +12,8 @@ from typing import Any
 
 from worker.discovery import Plugin, load_schema, load_service
 from worker.errors import ServiceFailed, ServicesError
-from worker.runner import Item, run_stages
 from worker.service import Service
+from worker.stages import Item, run_stages
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (

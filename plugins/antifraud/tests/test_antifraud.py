@@ -14,7 +14,7 @@ from antifraud.reasons import RULES
 from antifraud.schema import CLICK, CRAWLER
 from antifraud.service import HOSTING_RANGES, PROXY_RANGES, Antifraud
 
-from worker.runner import Item, run_stages
+from worker.stages import Item, run_stages
 
 PLUGIN = Path(__file__).resolve().parent.parent
 TIME = "2026-08-22T10:15:07Z"

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, Field
 
-from worker.runner import Item, run_stages
 from worker.service import Service
+from worker.stages import Item, run_stages
 
 
 class Input(BaseModel):
