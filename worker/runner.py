@@ -19,7 +19,16 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from worker.bulk import error_line, is_error, output_line
-from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, TimedOut, WorkerLost
+from worker.errors import (
+    Cancelled,
+    InvalidInput,
+    InvalidOutput,
+    PredictFailed,
+    ServicesError,
+    TimedOut,
+    WorkerLost,
+    field_errors,
+)
 from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
 from worker.service import Service, has_own
@@ -276,12 +285,6 @@ def backoff_s(first_s: float, attempt: int) -> float:
     return min(MAX_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.5, 1.5)
 
 
-def field_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in details]
-
-
 def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
     """One call of the model; where it raises, its halves again, down to the culprit."""
     if not items:
@@ -367,7 +370,7 @@ def _say(error: BaseException) -> str:
 
 
 def _count(error: ValidationError, what: str) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = field_errors(error)[0]
     where = ".".join(map(str, first["loc"])) or "the whole"
     return f"the {what} does not fit the service's {error.title}: {where}: {first['msg']}"[:MAX_MESSAGE]
 

@@ -149,6 +149,22 @@ def test_a_body_that_cannot_be_names_the_place(serving: System, content: bytes, 
         assert_problem(client.post("/jobs", content=content), 422, "invalid_input", loc)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b" ", "it is empty"),
+        (b"hello", "line 1 column 1"),
+        (b'{"service": "echo", "input": {"n": "\xff"}}', "expected UTF-8, got the byte 0xff at offset 36"),
+        (b'{"service": "echo", "input": {"n": NaN}}', "NaN and Infinity are no JSON numbers"),
+        (b'{"service": "echo", "input": {"n": -Infinity}}', "NaN and Infinity are no JSON numbers"),
+    ],
+)
+def test_a_body_that_is_no_json_says_why(serving: System, content: bytes, words: str) -> None:
+    with serving.client() as client:
+        problem = assert_problem(client.post("/jobs", content=content), 422, "invalid_input", ["body"])
+    assert problem["detail"].startswith("the body is not JSON: ") and words in problem["detail"]
+
+
 def test_equal_requests_with_one_key_are_one_job_and_one_run(serving: System) -> None:
     headers = {"Idempotency-Key": "one of 100"}
     content = body(input={"n": 7, "do": "flaky"})  # whose first run fails and whose second would succeed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from worker.errors import field_errors
 from worker.runner import Item, run_stages
 from worker.service import Service
 
@@ -102,6 +103,20 @@ def test_field_errors_name_the_field() -> None:
             "msg": "Input should be a valid integer, unable to parse string as an integer",
             "type": "int_parsing",
         }
+    ]
+
+
+def test_a_validators_own_words_are_told_without_the_exceptions_name() -> None:
+    def refuse(value: int) -> int:
+        raise ValueError("expected an even number")
+
+    class Even(BaseModel):
+        n: Annotated[int, AfterValidator(refuse)]
+
+    with pytest.raises(ValidationError) as raised:
+        Even(n=1)
+    assert field_errors(raised.value, ["body"]) == [
+        {"loc": ["body", "n"], "msg": "expected an even number", "type": "value_error"}
     ]
 
 
