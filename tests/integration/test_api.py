@@ -356,6 +356,11 @@ def test_openapi_holds_each_services_own_models(serving: System) -> None:
     posted = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
     assert posted["examples"]["echo"]["value"] == {"service": "echo", "input": {"n": 1}}
     assert {"$ref": "#/components/schemas/echo.JobRequest"} in posted["schema"]["oneOf"]
+    # /docs shows the titles, not the keys.
+    titles = [schema.get("title") for name, schema in schemas.items() if name.partition(".")[0] in ("echo", "small")]
+    assert {"echo Input", "echo Output", "echo Deep", "small Input"} <= set(titles)
+    assert len(titles) == len(set(titles))
+    assert all(operation["tags"] for path in document["paths"].values() for operation in path.values())
 
 
 def test_no_model_library_in_the_apis_process(system: System) -> None:
