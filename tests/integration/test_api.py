@@ -386,7 +386,7 @@ def test_no_model_library_in_the_apis_process(system: System) -> None:
 def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System, how: str) -> None:
     system.redis.stop()
     system.redis.start("always")
-    system.start_api()
+    api = system.start_api()
     system.start_worker("echo")
     with system.client() as client:
         kept = client.post("/jobs?wait=20", content=body()).json()
@@ -417,6 +417,7 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
             assert_problem(answer, 503, "store_unavailable")
             assert answer.headers["retry-after"]
         assert client.get("/healthz").status_code == 200
+        poll(lambda: "Redis is away" in api.output, what="the log says so")
 
         if how == "frozen":
             system.redis.send_signal(signal.SIGCONT)
@@ -425,6 +426,8 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
         poll(lambda: client.get("/readyz").status_code == 200, what="ready again")
         assert client.get(f"/jobs/{kept['id']}").json() == kept
         assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+        poll(lambda: "Redis answers again" in api.output, what="the log says so")
+    assert api.output.count("Redis is away") == 1
 
 
 def test_without_any_redis_the_api_starts_and_says_what_to_do(system: System) -> None:
