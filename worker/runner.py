@@ -285,8 +285,8 @@ def backoff_s(first_s: float, attempt: int) -> float:
     return min(MAX_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.5, 1.5)
 
 
-def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
-    """One call of the model; where it raises, its halves again, down to the culprit."""
+def _predict_together(service: Service[Any, Any], items: list[Item], level: int = logging.WARNING) -> None:
+    """One call of the model; where it raises, its halves again, down to the culprit. ``level`` is this call's log's."""
     if not items:
         return  # all were cancelled since
     failure: ServicesError
@@ -302,9 +302,9 @@ def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
         return
     if split:
         half = len(items) // 2
-        log.warning("%s raised on %d items; running its halves", failure.message, len(items))
-        _predict_together(service, items[:half])
-        _predict_together(service, items[half:])
+        log.log(level, "%s raised on %d items; running its halves", failure.message, len(items))
+        _predict_together(service, items[:half], logging.DEBUG)
+        _predict_together(service, items[half:], logging.DEBUG)
         return
     for item in items:
         item.error = failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from typing import Annotated, Any, ClassVar
 
@@ -103,6 +104,21 @@ def test_field_errors_name_the_field() -> None:
             "msg": "Input should be a valid integer, unable to parse string as an integer",
             "type": "int_parsing",
         }
+    ]
+
+
+def test_a_batch_that_fails_as_a_whole_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("services"), "propagate", True)  # another test may have set its handler up
+    class Broken(Double):
+        def predict_batch(self, batch: list[Any]) -> list[Any]:
+            raise ZeroDivisionError
+
+    items = run(Broken(), [{"n": n} for n in range(32)])
+    assert {ending(item) for item in items} == {"predict_failed"}
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "ZeroDivisionError (in predict_batch) raised on 32 items; running its halves"
     ]
 
 
