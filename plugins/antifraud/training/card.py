@@ -82,7 +82,7 @@ def _figures(figures: list[Figure], thresholds: dict[str, float]) -> str:
         "## Figures\n",
         "Of the model alone, without lists and checks, on what was held out. "
         f"Thresholds for `suspicious`, from out-of-fold predictions of the trained part: {told}.\n",
-        "| set | bots | people | AUC | bots found at 1 % false positives | found as served | false positives as served |",
+        "| set | bots | people | AUC | bots found at 1 % false positives | found at the threshold | false positives there |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for f in figures:
