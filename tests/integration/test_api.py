@@ -66,9 +66,11 @@ def test_waiting_gives_the_finished_job(serving: System, how: Any) -> None:
 
 def test_a_wait_that_is_too_short_gives_the_job_as_it_stands(serving: System) -> None:
     with serving.client() as client:
-        answer = client.post("/jobs", content=body(input={"n": 1, "sleep_s": 1}), headers={"Prefer": "wait=0.1"})
+        answer = client.post("/jobs", content=body(input={"n": 1, "sleep_s": 1.8}), headers={"Prefer": "wait=0.1"})
         assert answer.status_code == 202 and answer.json()["status"] in ("queued", "running")
-        job = client.get(f"/jobs/{answer.json()['id']}?wait=0.1")
+        address = answer.headers["location"]
+        poll(lambda: client.get(address).json()["status"] == "running", what="it runs")
+        job = client.get(f"{address}?wait=0.1")
         assert job.status_code == 200 and job.json()["status"] == "running"
         assert finished(client, job.json()["id"])["status"] == "succeeded"
 
