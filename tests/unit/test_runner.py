@@ -111,6 +111,7 @@ def test_a_batch_that_fails_as_a_whole_is_told_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("services"), "propagate", True)  # another test may have set its handler up
+
     class Broken(Double):
         def predict_batch(self, batch: list[Any]) -> list[Any]:
             raise ZeroDivisionError
