@@ -61,14 +61,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
-    """Sweep as the workers do, so that deadlines hold, and dead workers' jobs are queued, where no worker lives."""
+    """Sweep as the workers do, so that deadlines hold, and dead workers' jobs are queued, where no worker lives.
+
+    What calls Redis each second also knows first when it goes and comes: the log says each once.
+    """
+    is_away = False
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
-            for job_id in await ledger.sweep(list(catalog.entries)):
-                log.warning("job recovered id=%s: its worker was lost", job_id)
+            recovered = await ledger.sweep(list(catalog.entries))
         except StoreUnavailable as error:
-            log.debug("not swept: %s", error)
+            if not is_away:
+                log.error("Redis is away, requests are answered 503: %s", error)
+            is_away = True
+            continue
+        if is_away:
+            log.warning("Redis answers again")
+        is_away = False
+        for job_id in recovered:
+            log.warning("job recovered id=%s: its worker was lost", job_id)
 
 
 def _add_docs(app: FastAPI) -> None:

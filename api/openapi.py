@@ -32,6 +32,9 @@ CODES = {
     503: ["store_unavailable", "service_failed"],
 }
 
+#: Paths that have another heading in ``/docs`` than their own first word.
+HEADINGS = {"healthz": "health", "readyz": "health"}
+
 MS: Schema = {"type": ["number", "null"], "description": "milliseconds"}
 
 
@@ -46,9 +49,15 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
-        "paths": _paths(entries),
+        "paths": {path: _tagged(path, operations) for path, operations in _paths(entries).items()},
         "components": {"schemas": schemas},
     }
+
+
+def _tagged(path: str, operations: Schema) -> Schema:
+    """The operations under the heading, in ``/docs``, of their path's first word."""
+    word = path.split("/")[1]
+    return {method: {"tags": [HEADINGS.get(word, word)], **operation} for method, operation in operations.items()}
 
 
 def _own_version() -> str:
@@ -62,7 +71,7 @@ def _own_version() -> str:
 
 
 def _service_schemas(entry: Entry) -> dict[str, Schema]:
-    """A service's Input, Output and request; their own definitions carry its name, so that none clash."""
+    """A service's Input, Output and request; keys and titles bear its name: none clash, and ``/docs`` shows whose."""
     name = entry.plugin.name
     found: dict[str, Schema] = {}
     modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
@@ -70,8 +79,8 @@ def _service_schemas(entry: Entry) -> dict[str, Schema]:
         template = f"#/components/schemas/{name}.{role}.{{model}}"
         schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
         for definition, body in schema.pop("$defs", {}).items():
-            found[f"{name}.{role}.{definition}"] = body
-        found[f"{name}.{role}"] = schema
+            found[f"{name}.{role}.{definition}"] = {**body, "title": f"{name} {body.get('title', definition)}"}
+        found[f"{name}.{role}"] = {**schema, "title": f"{name} {role}"}
     found[f"{name}.JobRequest"] = _request_schema(entry)
     return found
 

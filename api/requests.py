@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import from_json, to_json
 
 from api.problems import PayloadTooLarge
-from worker.errors import InvalidInput
+from worker.errors import InvalidInput, field_errors
 
 #: Most bytes of a refused body that are still read, so that its sender is there to hear why.
 DRAIN_BYTES = 64 * 1024 * 1024
@@ -106,7 +107,8 @@ def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise _invalid("the body is not JSON", ["body"], str(error), "json_invalid") from error
+        why = _why_no_json(body, error)
+        raise _invalid(f"the body is not JSON: {why}", ["body"], why, "json_invalid") from error
     if not isinstance(value, dict):
         must = "expected a JSON object"
         raise _invalid(f"the body: {must}", ["body"], must, "model_type")
@@ -118,6 +120,20 @@ def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
         must = f"Input should be at most {max_keep_for_s:g} (SERVICES_MAX_KEEP_FOR_S)"
         raise _invalid(f"keep_for_s: {must}", ["body", "keep_for_s"], must, "less_than_equal")
     return asked
+
+
+def _why_no_json(body: bytes, error: ValueError) -> str:
+    """The parser's words, but for the mistakes for which it has none that help."""
+    if not body.strip():
+        return "it is empty; expected a JSON object"
+    try:
+        body.decode()
+    except UnicodeDecodeError as wrong:
+        return f"expected UTF-8, got the byte 0x{body[wrong.start]:02x} at offset {wrong.start}"
+    with suppress(ValueError):
+        from_json(body)
+        return "NaN and Infinity are no JSON numbers; leave the value out, or send null"
+    return str(error)
 
 
 def read_idempotency_key(request: Request) -> str:
@@ -150,8 +166,7 @@ def dump_strictly(value: Any, name: str) -> bytes:
 
 def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInput:
     """Pydantic's errors as ours, each with its place."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    fields = [{"loc": [*where, *e["loc"]], "msg": e["msg"], "type": e["type"]} for e in details]
+    fields = field_errors(error, where)
     first = ".".join(map(str, fields[0]["loc"]))
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     return InvalidInput(f"{first}: {fields[0]['msg']}{more}", errors=fields)

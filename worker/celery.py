@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from celery import Celery
 
+from worker.dispatch import service_of
 from worker.settings import get_settings
 
 settings = get_settings()
@@ -17,6 +19,13 @@ if settings.sentinel:
 elif settings.cluster:
     BACKEND = "ClusterLedgerBackend"
 MASTER = {"master_name": settings.sentinel.master} if settings.sentinel else {}
+
+
+def route(name: str, *_: Any, **__: Any) -> dict[str, str] | None:
+    """Where ``send_task`` is given no queue: the service's, in place of Celery's default, which no worker reads."""
+    service = service_of(name)
+    return {"queue": service} if service else None
+
 
 app = Celery(
     "services",
@@ -30,6 +39,7 @@ REDIS_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "health_check
 RABBIT_OPTIONS = {"confirm_publish": True, "connect_timeout": 4, "read_timeout": 30, "write_timeout": 30}
 
 app.conf.update(
+    task_routes=(route,),
     worker_pool="worker.pool:ServicePool",
     worker_concurrency=settings.concurrency,
     # JSON only: a pickle in the queue is refused, not run.

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def check(arguments: argparse.Namespace, _: Settings) -> int:
     for result in check_plugin(plugin):
         failed = failed or bool(result.problem)
         print(f"FAILED  {result.name}: {result.problem}" if result.problem else f"ok      {result.name}", flush=True)
+        _show(result.cause)
     return 1 if failed else 0
 
 
@@ -83,12 +85,17 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
 
     (plugin,) = find_plugins([arguments.name])
     given = _read_input(arguments.input) if arguments.input else None
-    service = load(plugin)
+    try:
+        service = load(plugin)
+    except ServicesError as error:
+        _show(error.__cause__)
+        raise
     value = given if arguments.input else example_of(plugin, service)
     if value is None and not arguments.input:
         return _fail(f"{plugin.name} has no example; give an input: services predict {plugin.name} FILE (or -)")
     (result,) = run_inline(service, [value])
     if isinstance(result, ServicesError):
+        _show(result.__cause__)
         return _fail(f"{result.code}: {_say(result)}")
     print(json.dumps(result, indent=2, ensure_ascii=False))
     return 0
@@ -160,6 +167,12 @@ def _say(error: ServicesError) -> str:
     """Its message, which names the first wrong field, or all fields where there are more."""
     fields = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors or ()]
     return error.message if len(fields) < 2 else "; ".join(fields)
+
+
+def _show(cause: BaseException | None) -> None:
+    """The traceback of what a plugin raised: its author is the one who reads it here."""
+    if cause is not None:
+        traceback.print_exception(cause)
 
 
 def _fail(message: str, code: int = 1) -> int:

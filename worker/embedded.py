@@ -31,6 +31,9 @@ LINGER_S, LINGER_FOR_BUSY_S = 20.0, 110.0
 #: A client that has said something in this time is no silent one; a worker does each half second.
 SILENT_S = 3
 
+#: Seconds that a worker waits for the private Redis, which may be starting beside it, before it says so.
+SILENT_WAIT_S = 1.0
+
 HOW_TO_INSTALL = "install Redis (apt-get install redis-server, brew install redis, …) or set REDIS_URL"
 
 
@@ -98,11 +101,15 @@ def require_redis(settings: Settings, wait_s: float) -> None:
     """End the process with exit code 1, and what to do, where the private Redis does not answer in time."""
     if not settings.private_redis:
         return
-    deadline = time.monotonic() + wait_s
+    begun, told = time.monotonic(), False
     while not answers(settings):
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - begun
+        if waited_s > wait_s:
             print(f"Error: {settings.away_hint}", file=sys.stderr)
             sys.exit(1)
+        if waited_s > SILENT_WAIT_S and not told:
+            print(f"waiting {wait_s:g} s for the private Redis on {settings.redis_socket}", file=sys.stderr, flush=True)
+            told = True
         time.sleep(0.1)
 
 

@@ -6,7 +6,11 @@ whether the same job may succeed if it is sent again. The mapping to HTTP lives 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ServicesError(Exception):
@@ -26,6 +30,22 @@ class ServicesError(Exception):
         if self.errors:
             error["errors"] = self.errors
         return error
+
+
+def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> list[dict[str, Any]]:
+    """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything.
+
+    Args:
+        error: what pydantic raised.
+        where: the place of the model that was validated, which goes before each place in it.
+    """
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{"loc": [*where, *e["loc"]], "msg": _plain(e["msg"]), "type": e["type"]} for e in details]
+
+
+def _plain(message: str) -> str:
+    """A validator's own words, without the name of the exception that bore them."""
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
 # -- a job's own errors -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError
+from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
 from worker.service import Service, has_own
 
 log = logging.getLogger("services.worker")
@@ -158,14 +158,8 @@ def postprocess(service: Service[Any, Any], items: list[Item]) -> None:
             item.error = _failed(error, "postprocess")
 
 
-def field_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in details]
-
-
-def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
-    """One call of the model; where it raises, its halves again, down to the culprit."""
+def _predict_together(service: Service[Any, Any], items: list[Item], level: int = logging.WARNING) -> None:
+    """One call of the model; where it raises, its halves again, down to the culprit. ``level`` is this call's log's."""
     if not items:
         return  # all were cancelled since
     failure: ServicesError
@@ -181,9 +175,9 @@ def _predict_together(service: Service[Any, Any], items: list[Item]) -> None:
         return
     if split:
         half = len(items) // 2
-        log.warning("%s raised on %d items; running its halves", failure.message, len(items))
-        _predict_together(service, items[:half])
-        _predict_together(service, items[half:])
+        log.log(level, "%s raised on %d items; running its halves", failure.message, len(items))
+        _predict_together(service, items[:half], logging.DEBUG)
+        _predict_together(service, items[half:], logging.DEBUG)
         return
     for item in items:
         item.error = failure
@@ -238,6 +232,6 @@ def say(error: BaseException) -> str:
 
 
 def _count(error: ValidationError, what: str) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = field_errors(error)[0]
     where = ".".join(map(str, first["loc"])) or "the whole"
     return f"the {what} does not fit the service's {error.title}: {where}: {first['msg']}"[:MAX_MESSAGE]

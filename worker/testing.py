@@ -45,6 +45,11 @@ class Check:
 
     name: str
     problem: str | None
+    cause: BaseException | None = None  #: what the plugin raised, for its traceback
+
+
+class Problem(Exception):
+    """What is wrong with a plugin; its cause is what the plugin raised."""
 
 
 def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
@@ -87,18 +92,18 @@ def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> lis
 
 
 def check_plugin(plugin: Plugin) -> Iterator[Check]:
-    """The conformance checks, one after the other; the rest is left out where the service cannot be loaded."""
+    """The conformance checks, one after the other; the rest is left out where no example can be run."""
     yield _check("its schema is light", lambda: _check_light(plugin))
     try:
         service = load(plugin)
         examples = examples_of(plugin, service)
     except ServicesError as error:
-        yield Check("it can be loaded", error.message)
+        yield Check("it can be loaded", error.message, error.__cause__)
         return
     yield Check("it can be loaded", None)
     yield _check("the schema's Input and Output are the service's", lambda: _check_models(plugin, service))
-    yield _check("its Input has valid examples", lambda: _check_examples(service, examples))
-    if examples:
+    yield (valid := _check("its Input has valid examples", lambda: _check_examples(service, examples)))
+    if not valid.problem:
         yield _check("a full batch agrees, in order, with batches of one", lambda: _check_batches(service, examples))
         yield _check("a bad input fails alone", lambda: _check_bad_input(service, examples[0]))
 
@@ -106,8 +111,10 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
 def _check(name: str, look: Callable[[], str | None]) -> Check:
     try:
         return Check(name, look())
+    except Problem as problem:
+        return Check(name, str(problem), problem.__cause__)
     except Exception as error:  # whatever a plugin does is its problem, in words
-        return Check(name, f"{type(error).__name__}: {error}")
+        return Check(name, f"{type(error).__name__}: {error}", error)
 
 
 def _check_light(plugin: Plugin) -> str | None:
@@ -133,7 +140,7 @@ def _check_examples(service: Service[Any, Any], examples: list[Any]) -> str | No
         return 'give Input one: model_config = {"json_schema_extra": {"examples": [{...}]}}'
     for i, result in enumerate(run_inline(service, [example])[0] for example in examples):
         if isinstance(result, ServicesError):
-            return f"the job of example {i} would fail: {result.code}: {result.message}"
+            raise Problem(f"the job of example {i} would fail: {result.code}: {result.message}") from result.__cause__
     return None
 
 

@@ -66,9 +66,11 @@ def test_waiting_gives_the_finished_job(serving: System, how: Any) -> None:
 
 def test_a_wait_that_is_too_short_gives_the_job_as_it_stands(serving: System) -> None:
     with serving.client() as client:
-        answer = client.post("/jobs", content=body(input={"n": 1, "sleep_s": 1}), headers={"Prefer": "wait=0.1"})
+        answer = client.post("/jobs", content=body(input={"n": 1, "sleep_s": 1.8}), headers={"Prefer": "wait=0.1"})
         assert answer.status_code == 202 and answer.json()["status"] in ("queued", "running")
-        job = client.get(f"/jobs/{answer.json()['id']}?wait=0.1")
+        address = answer.headers["location"]
+        poll(lambda: client.get(address).json()["status"] == "running", what="it runs")
+        job = client.get(f"{address}?wait=0.1")
         assert job.status_code == 200 and job.json()["status"] == "running"
         assert finished(client, job.json()["id"])["status"] == "succeeded"
 
@@ -147,6 +149,22 @@ def test_a_wait_that_cannot_be(serving: System, wait: str) -> None:
 def test_a_body_that_cannot_be_names_the_place(serving: System, content: bytes, loc: list[Any]) -> None:
     with serving.client() as client:
         assert_problem(client.post("/jobs", content=content), 422, "invalid_input", loc)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b" ", "it is empty"),
+        (b"hello", "line 1 column 1"),
+        (b'{"service": "echo", "input": {"n": "\xff"}}', "expected UTF-8, got the byte 0xff at offset 36"),
+        (b'{"service": "echo", "input": {"n": NaN}}', "NaN and Infinity are no JSON numbers"),
+        (b'{"service": "echo", "input": {"n": -Infinity}}', "NaN and Infinity are no JSON numbers"),
+    ],
+)
+def test_a_body_that_is_no_json_says_why(serving: System, content: bytes, words: str) -> None:
+    with serving.client() as client:
+        problem = assert_problem(client.post("/jobs", content=content), 422, "invalid_input", ["body"])
+    assert problem["detail"].startswith("the body is not JSON: ") and words in problem["detail"]
 
 
 def test_equal_requests_with_one_key_are_one_job_and_one_run(serving: System) -> None:
@@ -340,6 +358,11 @@ def test_openapi_holds_each_services_own_models(serving: System) -> None:
     posted = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
     assert posted["examples"]["echo"]["value"] == {"service": "echo", "input": {"n": 1}}
     assert {"$ref": "#/components/schemas/echo.JobRequest"} in posted["schema"]["oneOf"]
+    # /docs shows the titles, not the keys.
+    titles = [schema.get("title") for name, schema in schemas.items() if name.partition(".")[0] in ("echo", "small")]
+    assert {"echo Input", "echo Output", "echo Deep", "small Input"} <= set(titles)
+    assert len(titles) == len(set(titles))
+    assert all(operation["tags"] for path in document["paths"].values() for operation in path.values())
 
 
 def test_no_model_library_in_the_apis_process(system: System) -> None:
@@ -365,7 +388,7 @@ def test_no_model_library_in_the_apis_process(system: System) -> None:
 def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System, how: str) -> None:
     system.redis.stop()
     system.redis.start("always")
-    system.start_api()
+    api = system.start_api()
     system.start_worker("echo")
     with system.client() as client:
         kept = client.post("/jobs?wait=20", content=body()).json()
@@ -396,6 +419,7 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
             assert_problem(answer, 503, "store_unavailable")
             assert answer.headers["retry-after"]
         assert client.get("/healthz").status_code == 200
+        poll(lambda: "Redis is away" in api.output, what="the log says so")
 
         if how == "frozen":
             system.redis.send_signal(signal.SIGCONT)
@@ -404,6 +428,8 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
         poll(lambda: client.get("/readyz").status_code == 200, what="ready again")
         assert client.get(f"/jobs/{kept['id']}").json() == kept
         assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
+        poll(lambda: "Redis answers again" in api.output, what="the log says so")
+    assert api.output.count("Redis is away") == 1
 
 
 def test_without_any_redis_the_api_starts_and_says_what_to_do(system: System) -> None:

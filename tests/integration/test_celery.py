@@ -54,6 +54,14 @@ print(json.dumps([states, result.get(timeout=20), result.id]))
         assert stock.AsyncResult(posted["id"]).get(timeout=10) == posted["output"], "stock Celery reads it too"
 
 
+def test_our_app_knows_a_services_queue(serving: System) -> None:
+    code = """
+result = app.send_task("echo.predict", args=[{"n": 7}])
+print(json.dumps(result.get(timeout=20)))
+"""
+    assert ours(serving, code) == {"n": 7, "batch": 1}
+
+
 def test_states_that_have_not_ended_and_failures_agree(serving: System, stock: Celery) -> None:
     with serving.client() as client:
         job = client.post("/jobs", json={"service": "echo", "input": {"n": 1, "sleep_s": 1}}).json()

@@ -89,15 +89,32 @@ def test_predict_runs_the_example_a_file_or_stdin(twice: System) -> None:
     assert json.loads(services(twice, "predict", "twice", "-", stdin='{"n": 8}').stdout) == {"n": 16}
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [('{"n": "x"}', "n: Input should be"), ('{"n": -1}', "no negative numbers"), ("{", "is not JSON")],
-)
+@pytest.mark.parametrize(("given", "said"), [('{"n": "x"}', "n: Input should be"), ("{", "is not JSON")])
 def test_predict_says_in_one_line_what_is_wrong(twice: System, given: str, said: str) -> None:
     done = services(twice, "predict", "twice", "-", stdin=given)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_a_plugin_raises_is_shown_with_its_traceback(twice: System) -> None:
+    done = services(twice, "predict", "twice", "-", stdin='{"n": -1}')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'twice/service.py", line 8, in predict' in done.stderr
+    assert done.stderr.splitlines()[-1] == "Error: predict_failed: ValueError: no negative numbers (in predict)"
+
+    (twice.folder / "installed" / "twice" / "service.py").write_text(SERVICE.replace("item.n < 0", "True"))
+    done = services(twice, "check", "twice")
+    assert done.returncode == 1
+    assert "FAILED  its Input has valid examples: the job of example 0 would fail: predict_failed" in done.stdout
+    assert "a full batch" not in done.stdout, "what cannot run cannot agree with anything"
+    assert done.stderr.count("ValueError: no negative numbers") == 1
+
+    load = "\n    def load(self):\n        raise OSError('no weights')\n"
+    (twice.folder / "installed" / "twice" / "service.py").write_text(SERVICE + load)
+    for command in ("predict", "check"):
+        done = services(twice, command, "twice")
+        assert done.returncode == 1 and "in load" in done.stderr and "OSError: no weights" in done.stderr
 
 
 def test_check_passes_what_keeps_the_contract(twice: System) -> None:

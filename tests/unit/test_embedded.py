@@ -147,8 +147,13 @@ def test_the_wheels_server_steps_in_for_an_old_one(monkeypatch: pytest.MonkeyPat
     assert embedded.find_binary() == tmp_path / "redis-server"
 
 
-def test_what_needs_it_says_how_to_start_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_needs_it_says_that_it_waits_and_how_to_start_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "SILENT_WAIT_S", 0.1)
     with pytest.raises(SystemExit) as ended:
-        embedded.require_redis(Settings(redis_url="", data_dir=tmp_path), wait_s=0)
+        embedded.require_redis(Settings(redis_url="", data_dir=tmp_path), wait_s=0.5)
     assert ended.value.code == 1
-    assert "services redis" in capsys.readouterr().err
+    waiting, error = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("waiting 0.5 s for the private Redis on") and str(tmp_path) in waiting
+    assert "services redis" in error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from worker.errors import field_errors
 from worker.service import Service
 from worker.stages import Item, run_stages
 
@@ -102,6 +104,36 @@ def test_field_errors_name_the_field() -> None:
             "msg": "Input should be a valid integer, unable to parse string as an integer",
             "type": "int_parsing",
         }
+    ]
+
+
+def test_a_batch_that_fails_as_a_whole_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("services"), "propagate", True)  # another test may have set its handler up
+
+    class Broken(Double):
+        def predict_batch(self, batch: list[Any]) -> list[Any]:
+            raise ZeroDivisionError
+
+    items = run(Broken(), [{"n": n} for n in range(32)])
+    assert {ending(item) for item in items} == {"predict_failed"}
+    assert {record.message for record in caplog.records if record.levelno >= logging.WARNING} == {
+        "ZeroDivisionError (in predict_batch) raised on 32 items; running its halves"
+    }
+
+
+def test_a_validators_own_words_are_told_without_the_exceptions_name() -> None:
+    def refuse(value: int) -> int:
+        raise ValueError("expected an even number")
+
+    class Even(BaseModel):
+        n: Annotated[int, AfterValidator(refuse)]
+
+    with pytest.raises(ValidationError) as raised:
+        Even(n=1)
+    assert field_errors(raised.value, ["body"]) == [
+        {"loc": ["body", "n"], "msg": "expected an even number", "type": "value_error"}
     ]
 
 

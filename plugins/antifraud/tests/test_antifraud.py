@@ -17,6 +17,15 @@ from antifraud.service import HOSTING_RANGES, PROXY_RANGES, Antifraud
 from worker.stages import Item, run_stages
 
 PLUGIN = Path(__file__).resolve().parent.parent
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
+PHONE = (
+    "Mozilla/5.0 (Linux; Android 6.0; Nexus 5 Build/MRA58N) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/50.0.4944.1981 Mobile Safari/537.36"
+)
+WEB_VIEW = (
+    "Mozilla/5.0 (Linux; Android 13; SM-A536B; wv) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0 "
+    "Chrome/125.0.6422.165 Mobile Safari/537.36"
+)
 TIME = "2026-08-22T10:15:07Z"
 
 
@@ -107,6 +116,60 @@ def test_other_sources_user_agents(plain: Antifraud) -> None:
         sets[name] = [output["verdict"] != "valid" for output in by_user_agent(plain, lines)]
     assert sum(sets["bots"]) / len(sets["bots"]) >= 0.95
     assert sum(sets["peoples"]) / len(sets["peoples"]) <= 0.04
+
+
+def test_a_second_set_of_other_sources_user_agents(plain: Antifraud) -> None:
+    shares = {}
+    for name in ("peoples", "bots"):
+        lines = (PLUGIN / "tests" / f"second_{name}.txt").read_text().splitlines()
+        shares[name] = sum(output["verdict"] != "valid" for output in by_user_agent(plain, lines)) / len(lines)
+    assert shares["bots"] >= 0.98
+    assert shares["peoples"] <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "verdict"),
+    [
+        (
+            "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.1682",
+            "ua_automation_tool",
+            "invalid",
+        ),
+        (f"{BROWSER} Selenium/4.15", "ua_automation_tool", "invalid"),
+        (f"{BROWSER} DatadogSynthetics", "ua_automation_tool", "invalid"),
+        (f"{BROWSER} (compatible; AdVerifier/2.0)", "ua_declares_itself", "suspicious"),
+        (f"{BROWSER} +https://metrics.example/about", "ua_declares_itself", "suspicious"),
+        ("Mozilla/5.0", "ua_malformed", "suspicious"),
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64", "ua_malformed", "suspicious"),
+        (BROWSER.replace("Chrome/142.0.0.0", "Chrome/{version}"), "ua_malformed", "suspicious"),
+        # The parser knows the phone, a list knows the crawler, and its own words leave no doubt.
+        (f"{PHONE}; Bytespider", "ua_known_crawler", "invalid"),
+        (f"{PHONE} Chrome-Lighthouse", "ua_automation_tool", "invalid"),
+    ],
+)
+def test_user_agents_that_give_themselves_away(plain: Antifraud, text: str, code: str, verdict: str) -> None:
+    (output,) = by_user_agent(plain, [text])
+    assert code in codes(output) and output["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WEB_VIEW} Viber/21.1.0.0",
+        f"{WEB_VIEW} Feedly/88.0",
+        "Mozilla/5.0 (iPad; CPU OS 16_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148 Viber/9",
+        BROWSER.replace("Chrome/142.0.0.0", "Slack/4.36.140 Chrome/120.0.6099.276 Electron/28.2.3"),
+        BROWSER.replace("Chrome/142.0.0.0", "WhatsApp/2.2412 Chrome/114.0 Electron/25.0"),
+        "Roku4640X/DVP-7.70 (297.70E04154A)",
+    ],
+)
+def test_apps_that_show_pages_are_not_the_makers_of_their_previews(plain: Antifraud, text: str) -> None:
+    assert by_user_agent(plain, [text])[0]["verdict"] == "valid"
+
+
+def test_a_crawler_in_a_web_view_is_one_all_the_same(plain: Antifraud) -> None:
+    for name in ("Googlebot/2.1", "AcmeCrawler/1.0 (+https://acme.example)", "HeadlessChrome/120"):
+        assert by_user_agent(plain, [f"{WEB_VIEW} {name}"])[0]["verdict"] == "invalid", name
 
 
 def test_the_examples(plain: Antifraud) -> None:

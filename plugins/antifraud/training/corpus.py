@@ -118,9 +118,9 @@ def _names_itself(text: str) -> bool:
     )
 
 
-def handmade(folder: Path) -> tuple[list[str], list[str]]:
+def handmade(folder: Path, which: str = "handmade") -> tuple[list[str], list[str]]:
     """People's and bots' user agents written by hand, after devices and tools that the sources above lack."""
-    files = ("handmade_peoples.txt", "handmade_bots.txt")
+    files = (f"{which}_peoples.txt", f"{which}_bots.txt")
     peoples, bots = ((folder / name).read_text(encoding="utf-8").splitlines() for name in files)
     return peoples, bots
 

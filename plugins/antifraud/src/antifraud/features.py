@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from antifraud.lexicon import AUTOMATION_WORDS, PEOPLES_PRODUCTS, SEARCH_HOSTS
+from antifraud.lexicon import AUTOMATION_WORDS, COMPATIBLE, PEOPLES_PRODUCTS, SEARCH_HOSTS, SOURCE_BROWSERS
 from antifraud.useragent import UserAgent
 
 Matrix = NDArray[np.float64]
@@ -28,10 +28,6 @@ _DOMAIN = re.compile(
 )
 _EMAIL = re.compile(r"[\w.-]+(?:@|\(at\)| at )[\w-]+\.")
 _COMMENT = re.compile(r"\(([^()]*)\)")
-_COMPATIBLE = re.compile(r"compatible; ?([A-Za-z][\w.-]*)")
-_SOURCE_BROWSERS = re.compile(
-    r"MSIE|Konqueror|Windows|Opera|Google Desktop|PalmOS|Linux|Android|iCab|Yahoo! Widget|MSN", re.I
-)
 _PLATFORMS: dict[str, re.Pattern[str]] = {
     name: re.compile(words)
     for name, words in {
@@ -100,7 +96,7 @@ def _products(text: str) -> dict[str, float]:
     strange = [name for name in names if not _is_peoples(name)]
     after = _COMMENT.sub("", text).split()
     last = after[-1].split("/")[0].lower() if after else ""
-    compatible = _COMPATIBLE.search(text)
+    compatible = COMPATIBLE.search(text)
     words = [word.lower() for word in _WORD.findall(_URL.sub("", text))]
     return {
         "products": len(names),
@@ -110,7 +106,7 @@ def _products(text: str) -> dict[str, float]:
         "last_strange": bool(last) and not _is_peoples(last),
         "known_words": sum(word in PEOPLES_PRODUCTS for word in words),
         "unknown_words": sum(word not in PEOPLES_PRODUCTS for word in words),
-        "compatible_strange": compatible is not None and _SOURCE_BROWSERS.match(compatible[1]) is None,
+        "compatible_strange": compatible is not None and SOURCE_BROWSERS.match(compatible[1]) is None,
     }
 
 

@@ -64,9 +64,30 @@ AUTOMATION_WORDS: dict[str, re.Pattern[str]] = {
     }.items()
 }
 
+#: "compatible; Name": browsers of old named what they are compatible with, crawlers name themselves there.
+COMPATIBLE = re.compile(r"compatible; ?([A-Za-z][\w.-]*)")
+SOURCE_BROWSERS = re.compile(
+    r"MSIE|Konqueror|Windows|Opera|Google Desktop|PalmOS|Linux|Android|iCab|Yahoo! Widget|MSN", re.I
+)
+
+#: An address to write to or to read about the client at, which crawlers give and browsers do not.
+CONTACT = re.compile(r"\+ ?(?:https?:|www\.|mailto:|[\w.-]+@)|\(https?:|\bmailto:")
+
+#: Tools that drive browsers or run scripts, whatever browser they say they are beside that.
+AUTOMATION_TOOLS = re.compile(
+    r"headless|phantomjs|casperjs|slimerjs|jsdom|htmlunit|zombie\.?js|nightmare/|selenium|webdriver|puppeteer|playwright"
+    r"|cypress/|browsershot|wkhtmlto|\bsplash (?=version)|chrome-lighthouse|synthetics?\b|powershell",
+    re.IGNORECASE,
+)
+
+#: No browser writes only this, or any of this: cut off, a template that was never filled, an attack.
+MALFORMED = re.compile(
+    r"^Mozilla(?:/[\d.]+)?(?: \(compatible;?\))?$|^(?:Chrome|Safari|Firefox|Edge?|Opera)(?:/[\d.]+)?$|[{}<>`]|\$\(|%[sd]\b"
+)
+
 #: HTTP libraries inside apps that people use: no browser, and no proof of automation either.
 APP_LIBRARIES = re.compile(
-    r"okhttp|cfnetwork|dalvik|cronet|alamofire|afnetworking|httpurlconnection|volley|dart/", re.IGNORECASE
+    r"okhttp|cfnetwork|dalvik|cronet|alamofire|afnetworking|httpurlconnection|volley|dart/|unityplayer", re.IGNORECASE
 )
 
 #: Search operators that mark a referrer as a search engine's.

@@ -39,11 +39,17 @@ def check_user_agent(ua: UserAgent | None) -> list[str]:
         return ["ua_missing"]
     if ua.is_app_library:
         return [] if ua.is_device or ua.os else ["ua_app_http_library"]
+    if ua.is_automation_tool:
+        return ["ua_automation_tool"]
     if ua.is_disputed:
         return ["ua_list_disputed"]
     if ua.is_known_crawler:
         return ["ua_http_library" if ua.is_library else "ua_known_crawler"]
-    return ["ua_not_browser"] if ua.is_unrecognised else []
+    if ua.declares_itself:
+        return ["ua_declares_itself"]
+    if ua.is_malformed:
+        return ["ua_malformed"]
+    return ["ua_not_browser"] if ua.is_unrecognised and not ua.is_tv else []
 
 
 def check_address(address: Address | None, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
