@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Route
 
-from api import batches, problems
+from api import batches, problems, routes
 from api.catalog import Catalog
 from api.openapi import build_document
-from api.routes import router
 from api.waiter import Waiter
 from api.writer import Writer
 from worker.errors import StoreUnavailable
@@ -37,7 +37,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.settings = settings
     app.state.catalog = Catalog()
-    app.include_router(router)
+    app.router.routes += [
+        Route("/jobs", routes.Plain(routes.create_job), methods=["POST"]),
+        Route("/jobs/{job_id}", routes.Plain(routes.get_job), methods=["GET"]),
+    ]
+    app.include_router(routes.router)
     app.include_router(batches.router)
     problems.install(app)
     _add_docs(app)

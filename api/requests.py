@@ -174,6 +174,8 @@ def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInp
 
 def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
     """The query's parameters; unknown or repeated ones are refused."""
+    if not request.scope["query_string"]:
+        return {}
     given = request.query_params.multi_items()
     names = [name for name, _ in given]
     for name in names:

@@ -119,7 +119,7 @@ class Waiter:
         """Read these jobs, in one round trip, and tell who waits for those that have ended."""
         if not ids:
             return
-        for job in await self._ledger.get_many(ids):
+        for job in await self._ledger.get_ended(ids):
             if job is None or not job.ended:
                 continue
             for future in self._futures.get(job.id, ()):

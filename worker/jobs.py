@@ -11,7 +11,10 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 
 class Status(StrEnum):
@@ -131,30 +134,33 @@ class Job:
         The output, error, metadata and input are JSON texts already and are put in as they stand, not parsed again.
         """
         parts: dict[str, bytes] = {
-            "id": _dump(self.id),
-            "service": _dump(self.service),
-            "version": _dump(self.version),
-            "status": _dump(self.status),
             "output": self.output or b"null",
             "error": self.error or b"null",
-            "attempt": _dump(self.attempt),
-            "progress": b"null",
-            "position": _dump(self.position),
-            "created_at": _dump(rfc3339(self.created_us)),
-            "started_at": _dump(rfc3339(self.started_us)),
-            "finished_at": _dump(rfc3339(self.finished_us)),
-            "expires_at": _dump(rfc3339(self.expires_us)),
-            "timings": _dump(self._timings()),
-            "batch_size": _dump(self.batch_size),
-            "priority": _dump(self.priority),
             "metadata": self.metadata,
-            "links": _dump({"self": f"/jobs/{self.id}"}),
+        }
+        known = {
+            "id": self.id,
+            "service": self.service,
+            "version": self.version,
+            "status": self.status,
+            "attempt": self.attempt,
+            "progress": None,
+            "position": self.position,
+            "created_at": rfc3339(self.created_us),
+            "started_at": rfc3339(self.started_us),
+            "finished_at": rfc3339(self.finished_us),
+            "expires_at": rfc3339(self.expires_us),
+            "timings": self._timings(),
+            "batch_size": self.batch_size,
+            "priority": self.priority,
+            "links": {"self": f"/jobs/{self.id}"},
         }
         if "input" in include:
             parts["input"] = self.input
         if "attempts" in include:
-            parts["attempts"] = _dump(self._attempts())
-        return b"{" + b",".join(b'"%b":%b' % (name.encode(), value) for name, value in parts.items()) + b"}"
+            known["attempts"] = self._attempts()
+        texts = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in parts.items())
+        return to_json(known)[:-1] + texts + b"}"
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""
@@ -169,7 +175,7 @@ class Job:
         return told
 
     def _timings(self) -> dict[str, float | None]:
-        stages = json.loads(self.timings) if self.timings else {}
+        stages = from_json(self.timings) if self.timings else {}
         return {
             "queued_ms": _ms_between(self.created_us, self.started_us),
             "preprocess_ms": stages.get("preprocess_ms"),
@@ -183,12 +189,14 @@ def rfc3339(us: int) -> str | None:
     """Microseconds since the epoch as an RFC 3339 time in UTC; None for 0."""
     if not us:
         return None
-    return datetime.fromtimestamp(us / 1_000_000, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    seconds, rest = divmod(us, 1_000_000)
+    return f"{_second(seconds)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _ms_between(start_us: int, end_us: int) -> float | None:
     return round((end_us - start_us) / 1000, 3) if start_us and end_us else None
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

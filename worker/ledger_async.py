@@ -130,6 +130,10 @@ class AsyncLedger:
         """Jobs of any services; None for an unknown or dropped one."""
         return await self._read(list(zip(await self._find(job_ids), job_ids, strict=True)))
 
+    async def get_ended(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """The same for jobs that are said to have ended, which have no place in a queue to look for."""
+        return await self._read(list(zip(await self._find(job_ids), job_ids, strict=True)), placed=False)
+
     async def stage(self, service: str, chunk: Chunk) -> None:
         """Store a chunk of a batch that is still on its way; it vanishes by itself unless the batch is sealed."""
         arguments: list[Any] = [chunk.id, chunk.group, chunk.first, len(chunk.rows)]
@@ -242,25 +246,27 @@ class AsyncLedger:
             failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
         )
 
-    async def _read(self, keys: Sequence[tuple[str, str]]) -> list[Job | None]:
-        """The records of (service, id) pairs, in one round trip."""
+    async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
+        """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""
         if not keys:
             return []
         async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
             for service, job_id in keys:
                 pipe.hgetall(record_key(service, job_id))
-                pipe.zrank(f"{{{service}}}:waiting", job_id)
+                if placed:
+                    pipe.zrank(f"{{{service}}}:waiting", job_id)
             replies = await pipe.execute()
-            # A job that pauses before a retry has no rank yet: it will come after all that wait.
-            paused = [
-                i for i, rank in enumerate(replies[1::2]) if rank is None and replies[2 * i].get(b"status") == b"queued"
-            ]
-            for i in paused:
-                pipe.zcard(f"{{{keys[i][0]}}}:waiting")
-            for i, waiting in zip(paused, await pipe.execute() if paused else [], strict=True):
-                replies[2 * i + 1] = waiting
-        records = zip(keys, replies[0::2], replies[1::2], strict=True)
-        return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in records]
+            records, ranks = (replies[0::2], replies[1::2]) if placed else (replies, [None] * len(replies))
+            if placed:
+                await self._place_paused(keys, records, ranks)
+        told = zip(keys, records, ranks, strict=True)
+        return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in told]
+
+    async def _place_paused(self, keys: Sequence[tuple[str, str]], records: list[Any], ranks: list[Any]) -> None:
+        """Within a guard: a job that pauses before a retry has no rank yet; it will come after all that wait."""
+        for i, (service, _) in enumerate(keys):
+            if ranks[i] is None and records[i].get(b"status") == b"queued":
+                ranks[i] = await self.redis.zcard(f"{{{service}}}:waiting")
 
     async def _announce(self, service: str) -> None:
         """Let SERVICES_KEY know of a service before its first job."""
