@@ -169,6 +169,7 @@ def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:
     for plugin in find_plugins(names):
         try:
             cls = load_service(plugin)
+            _override_knobs(cls)
             service = cls()
             service.load()
             service.warmup()
@@ -181,6 +182,14 @@ def _load(names: list[str], link: Connection) -> dict[str, Service[Any, Any]]:
         told[plugin.name] = {"version": plugin.version, "knobs": cls.knobs()}
     _send(link, {"loaded": told})
     return services
+
+
+def _override_knobs(cls: type[Service[Any, Any]]) -> None:
+    settings = get_settings()
+    if settings.max_batch_size is not None:
+        cls.max_batch_size = settings.max_batch_size
+    if settings.max_queue_delay_ms is not None:
+        cls.max_queue_delay_ms = settings.max_queue_delay_ms
 
 
 def _reason(error: BaseException) -> str:
