@@ -23,6 +23,8 @@ STABLE_WINDOWS, STABLE_WITHIN = 3, 0.10
 MOST_WINDOWS = 10
 #: A window of fewer jobs goes on: its figures would be chance.
 LEAST_JOBS = 20
+#: The end of an answer in chunks (without trailers), which servers send that begin before they know its length.
+LAST_CHUNK = b"0\r\n\r\n"
 #: Seconds that a job may take: the API's own limit for an answer that it holds.
 WAIT_S = 60
 
@@ -50,13 +52,18 @@ class Connection(asyncio.Protocol):
         if end < 0:
             return
         head = bytes(self._buffer[:end]).lower()
+        body = bytes(self._buffer[end + 4 :])
         length = head.partition(b"content-length:")[2].partition(b"\r\n")[0].strip()
-        if not length.isdigit():
-            self._fail(ValueError(f"an answer without Content-Length: {head[:300]!r}"))
+        if length.isdigit():
+            if len(body) < int(length):
+                return
+        elif b"transfer-encoding: chunked" in head:
+            if not body.endswith(LAST_CHUNK):
+                return
+            body = _join_chunks(body)
+        else:
+            self._fail(ValueError(f"an answer of unknown length: {head[:300]!r}"))
             return
-        if len(self._buffer) < end + 4 + int(length):
-            return
-        body = bytes(self._buffer[end + 4 : end + 4 + int(length)])
         self._buffer.clear()
         if self._answer and not self._answer.done():
             self._answer.set_result((int(head[9:12]), body))
@@ -76,6 +83,15 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if self._answer and not self._answer.done():
             self._answer.set_exception(error)
+
+
+def _join_chunks(body: bytes) -> bytes:
+    parts = []
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        parts.append(rest[: int(size, 16)])
+        body = rest[int(size, 16) + 2 :]
+    return b"".join(parts)
 
 
 async def connect(host: str, port: int) -> Connection:
