@@ -87,7 +87,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     model, port = os.environ["BENCH_MODEL"], int(os.environ["BENCH_PORTS"].split(",")[0])
     redis_url = os.environ.get("REDIS_URL")
-    ray.init(include_dashboard=False, log_to_driver=False, _temp_dir=os.environ["BENCH_TEMP"])
+    quiet = {"include_dashboard": False, "log_to_driver": False}
+    ray.init(**quiet, _temp_dir=os.environ["BENCH_TEMP"], _node_ip_address="127.0.0.1")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     if redis_url:
         serve.run(build_asynchronous(model, redis_url), route_prefix="/")
