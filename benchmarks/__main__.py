@@ -42,7 +42,7 @@ def main() -> int:
             print(f"== {name}", flush=True)
             sections[name.capitalize()] = (sentence, measure(given))
     finally:
-        shutil.rmtree(measures.FOLDER, ignore_errors=True)
+        shutil.rmtree(measures.root(), ignore_errors=True)
     for _, figures in sections.values():
         print("\n".join(f"{key}: {values}" for key, values in figures.items()))
     if not given.no_report:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 from benchmarks.models import MODELS, Bulk
@@ -16,13 +17,18 @@ from benchmarks.stacks import BATCH, Naive, Ours, Stack, example_of, idle_cpu
 from tests.support import poll
 
 Figures = dict[str, list[float]]
-FOLDER = Path(tempfile.mkdtemp(prefix="services-bench-"))
 _number = itertools.count()
+
+
+@lru_cache
+def root() -> Path:
+    """Where every stack has its folder; made at the first."""
+    return Path(tempfile.mkdtemp(prefix="services-benchmarks-"))
 
 
 def folder() -> Path:
     """A new one."""
-    return FOLDER / str(next(_number))
+    return root() / str(next(_number))
 
 
 def throughput(rounds: int, seconds: float, models: list[str], peers: Peers) -> Figures:

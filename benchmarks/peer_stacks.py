@@ -90,7 +90,8 @@ class Peers:
         return peers
 
     def fail(self, name: str, reason: str) -> None:
-        """Note a peer that has no figures."""
+        """Note a peer that has no figures; of several lines, as of a traceback, the last says why."""
+        reason = _last_line(reason)
         print(f"{name} is left out: {reason}", flush=True)
         self.failed[name] = reason
 

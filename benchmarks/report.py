@@ -133,7 +133,7 @@ def _plot(found: Figures, path: Path, peers: list[str]) -> bool:
     axes.set_xticks(range(len(models)), models)
     axes.set_yscale("log")
     axes.set_ylabel("jobs a second, 64 clients")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -37,6 +37,8 @@ WORTH = 0.05
 DELAYS_MS = (2.0, 5.0, 10.0)
 #: Share of the largest batch that there could be, from which on batches are full.
 FULL = 0.9
+#: A job is read once: kept for longer, those of a long sweep would fill the memory.
+KEEP_FOR_S = "10"
 #: Seconds to wait for Redis and the API.
 START_S = 60
 HEADING = (
@@ -121,7 +123,8 @@ class Bench:
             if service.get("state") == "failed":
                 raise BenchFailed(f"service {self._plugin.name} failed: {service['reason']}")
             told = service.get("knobs") or {}
-            return service.get("state") == "ready" and told.get("max_batch_size") == max_batch_size
+            new = (told.get("max_batch_size"), told.get("max_queue_delay_ms")) == (max_batch_size, max_queue_delay_ms)
+            return service.get("state") == "ready" and new
 
         self._wait(ready, timeout_s, f"a worker of {self._plugin.name}")
 
@@ -134,7 +137,7 @@ class Bench:
         while not look():
             for process in self._processes:
                 if process.poll() is not None:
-                    raise BenchFailed(f"{what} ended while it started: {self._last_words()}")
+                    raise BenchFailed(f"{what}: a process ended while it started: {self._last_words()}")
             if time.monotonic() > deadline:
                 raise BenchFailed(f"{what} did not become ready within {timeout_s:g} s: {self._last_words()}")
             time.sleep(0.05)
@@ -147,11 +150,15 @@ class Bench:
 
     def _spawn(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         quiet = ["-W", "ignore:You're running the worker with superuser privileges"]
-        told = {"SERVICES_DATA_DIR": str(self._folder), "SERVICES_LOG_LEVEL": "WARNING", **env}
+        told = {
+            "SERVICES_DATA_DIR": str(self._folder),
+            "SERVICES_LOG_LEVEL": "WARNING",
+            "SERVICES_KEEP_FOR_S": KEEP_FOR_S,
+        }
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *quiet, "-m", *arguments],
-                env=child_environment(told),
+                env=child_environment(told | env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from benchmarks.models import FEATURES, MODELS
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until a signal; leaving the block stops Triton's processes and frees their shared memory."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     model = MODELS[os.environ["BENCH_MODEL"]]()
 
     @batch  # type: ignore[untyped-decorator]
