@@ -68,4 +68,4 @@ lock: ## write constraints.txt anew, with the newest versions that fit
 	@wc -l constraints.txt
 
 clean: ## remove .venv and caches; the private Redis's data stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info
