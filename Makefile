@@ -41,10 +41,10 @@ test: setup ## all tests
 chaos: setup ## kill, stop and cut off everything for ten minutes, then audit every job
 	@$(IN_VENV) python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --stack $(or $(STACK),ours)
 
-# ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`.
+# ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`; PEERS=all, or some, as `PEERS=mlserver,triton`.
 bench: setup ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]' >.venv/bench.log 2>&1 || { cat .venv/bench.log; exit 1; }
-	@$(IN_VENV) python -m benchmarks $(ARGS)
+	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 
 check: setup ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
@@ -68,4 +68,4 @@ lock: ## write constraints.txt anew, with the newest versions that fit
 	@wc -l constraints.txt
 
 clean: ## remove .venv and caches; the private Redis's data stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info

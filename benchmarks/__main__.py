@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from benchmarks import measures, report
 from benchmarks.measures import Figures
+from benchmarks.peer_stacks import KINDS, Peers
 
 
 def main() -> int:
@@ -21,13 +22,19 @@ def main() -> int:
     parser.add_argument("--backlog", type=int, default=1_000_000, help="of the long queue")
     parser.add_argument("--only", help="comma-separated: " + ", ".join(SECTIONS))
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated, of the section throughput")
+    parser.add_argument("--peers", default="", help="all, or comma-separated: " + ", ".join(KINDS))
     parser.add_argument("--no-report", action="store_true", help="print, but leave RESULTS.md as it is")
     given = parser.parse_args()
     names = given.only.split(",") if given.only else list(SECTIONS)
     unknown = set(names) - set(SECTIONS)
     if unknown:
         parser.error(f"no section is named {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    peers = list(KINDS) if given.peers == "all" else [name for name in given.peers.split(",") if name]
+    unknown = set(peers) - set(KINDS)
+    if unknown:
+        parser.error(f"no peer is named {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
     begun = time.monotonic()
+    given.peers = Peers.prepare(peers)
     sections = {}
     try:
         for name in names:
@@ -35,13 +42,21 @@ def main() -> int:
             print(f"== {name}", flush=True)
             sections[name.capitalize()] = (sentence, measure(given))
     finally:
-        shutil.rmtree(measures.FOLDER, ignore_errors=True)
+        shutil.rmtree(measures.root(), ignore_errors=True)
     for _, figures in sections.values():
         print("\n".join(f"{key}: {values}" for key, values in figures.items()))
     if not given.no_report:
-        command = " ".join(["make bench", *([f"ARGS='{' '.join(sys.argv[1:])}'"] if sys.argv[1:] else [])])
-        report.write(sections, command, (time.monotonic() - begun) / 60)
+        report.write(sections, _command(sys.argv[1:]), (time.monotonic() - begun) / 60, given.peers)
     return 0
+
+
+def _command(arguments: list[str]) -> str:
+    """As it was typed: ``make bench PEERS=… ARGS='…'``."""
+    words = ["make bench"]
+    if arguments[:1] == ["--peers"]:
+        words.append(f"PEERS={arguments[1]}")
+        arguments = arguments[2:]
+    return " ".join([*words, f"ARGS='{' '.join(arguments)}'"] if arguments else words)
 
 
 MODELS = ["tiny", "batchable", "slow", "large"]
@@ -50,7 +65,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "throughput": (
         "64 clients, each with one job at a time: ours waits (`Prefer: wait`), the naive client polls every 5 ms. Then "
         "one client, and ours at half of its own throughput in an open loop.",
-        lambda given: measures.throughput(given.rounds, given.seconds, given.models.split(",")),
+        lambda given: measures.throughput(given.rounds, given.seconds, given.models.split(","), given.peers),
     ),
     "plugins": (
         "The two real plugins, 64 clients, each with the plugin's own example.",

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
+
+from worker.load import Connection, build_request, connect, cpu_s
 
 #: Of the naive stack, which can only be asked again.
 POLL_S = 0.005
@@ -26,83 +28,91 @@ WARM_UP_S = 1.5
 OPEN_CONNECTIONS = 256
 
 
-class Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, kept alive; one request at a time."""
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The job has not ended, or its result is elsewhere: the next request, after a pause."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("the server closed the connection"))
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = bytes(self._buffer[:end]).lower()
-        length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
-        if len(self._buffer) < end + 4 + length:
-            return
-        body = bytes(self._buffer[end + 4 : end + 4 + length])
-        self._buffer.clear()
-        if self._answer and not self._answer.done():
-            self._answer.set_result((int(head[9:12]), body))
-
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
+    request: bytes
+    pause_s: float = POLL_S
 
 
-def build_request(method: str, path: str, body: bytes = b"") -> bytes:
-    """An HTTP/1.1 request."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n"
-    if body:
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return (head + "\r\n").encode() + body
-
-
-Call = Callable[[Connection], Awaitable[None]]
+#: What comes of an answer's body: the next request, or the output.
+Read = Callable[[Any], Any]
+Call = Callable[[Connection], Awaitable[Any]]
 
 
 def make_call(style: str, service: str, value: Any) -> Call:
-    """One job from the first byte to its result: held by the server ("wait"), asked for again ("poll"), or a "get"."""
+    """One job from the first byte to its output, in the words of a stack (``STYLES``)."""
     if style == "get":
-        plain = build_request("GET", service)
-    elif style == "wait":
-        plain = build_request("POST", "/jobs?wait=60", json.dumps({"service": service, "input": value}).encode())
+        first, read = build_request("GET", service), GET
     else:
-        plain = build_request("POST", "/predict", json.dumps({"model": service, "input": value}).encode())
+        path, build, read = STYLES[style]
+        first = build_request("POST", path, json.dumps(build(service, value)).encode())
 
-    async def call(connection: Connection) -> None:
-        status, body = await connection.ask(plain)
-        if status not in (200, 202):
-            raise RuntimeError(f"status {status}: {body[:300]!r}")
-        if style == "get":
-            return
-        job = json.loads(body)
-        while style == "poll" and job["status"] not in ("SUCCESS", "FAILURE"):
-            await asyncio.sleep(POLL_S)
-            _, body = await connection.ask(build_request("GET", f"/result/{job['id']}"))
-            job = json.loads(body)
-        if job["status"] not in ("SUCCESS", "succeeded"):
-            raise RuntimeError(f"the job did not succeed: {body[:300]!r}")
+    async def call(connection: Connection) -> Any:
+        found: Any = Again(first, 0)
+        while isinstance(found, Again):
+            if found.pause_s:
+                await asyncio.sleep(found.pause_s)
+            status, body = await connection.ask(found.request)
+            try:
+                found = read(json.loads(body)) if status in (200, 202) else None
+            except (KeyError, TypeError, ValueError):
+                found = None
+            if found is None:
+                raise RuntimeError(f"the job did not succeed: status {status}: {body[:300]!r}")
+        return found
 
     return call
 
 
-async def connect(host: str, port: int) -> Connection:
-    """A new connection."""
-    _, protocol = await asyncio.get_running_loop().create_connection(Connection, host, port)
-    return protocol
+def _read_held(job: Any) -> Any:
+    """Ours: the answer is held until the job has ended."""
+    return job["output"] if job["status"] == "succeeded" else None
+
+
+def _read_polled(path: str) -> Read:
+    """Celery's words: naive and Ray's asynchronous inference."""
+
+    def read(job: Any) -> Any:
+        if job["status"] in ("SUCCESS", "FAILURE"):
+            return job["output"] if job["status"] == "SUCCESS" else None
+        return Again(build_request("GET", f"{path}/{job['id']}"))
+
+    return read
+
+
+def _read_bentoml(task: Any) -> Any:
+    """``submit`` and ``status`` say how far it is; ``get`` gives the output."""
+    if "score" in task:
+        return task
+    query = f"?task_id={task['task_id']}"
+    if task["status"] == "completed":
+        return Again(build_request("GET", f"/score/get{query}"), 0)
+    return Again(build_request("GET", f"/score/status{query}")) if task["status"] == "in_progress" else None
+
+
+def _tensor(_: str, value: Any) -> Any:
+    """The Open Inference Protocol; JSON, as each of its servers has it."""
+    return {"inputs": [{"name": "x", "shape": [1, len(value["x"])], "datatype": "FP64", "data": value["x"]}]}
+
+
+def _read_tensor(answer: Any) -> Any:
+    return {"score": answer["outputs"][0]["data"][0]}
+
+
+#: Of a plain GET nothing but its status counts.
+GET: Read = lambda _: ()  # noqa: E731
+
+#: By name: the path of the first request, its body for a service and an input, and how to read the answers.
+STYLES: dict[str, tuple[str, Callable[[str, Any], Any], Read]] = {
+    "wait": ("/jobs?wait=60", lambda service, value: {"service": service, "input": value}, _read_held),
+    "poll": ("/predict", lambda service, value: {"model": service, "input": value}, _read_polled("/result")),
+    "row": ("/predict", lambda _, value: value, lambda answer: answer),
+    "tensor": ("/v2/models/model/infer", _tensor, _read_tensor),
+    "bentoml": ("/score/submit", lambda _, value: {"row": value}, _read_bentoml),
+    "ray-asynchronous": ("/jobs", lambda _, value: value, _read_polled("/jobs")),
+}
 
 
 async def closed_loop(host: str, port: int, call: Call, clients: int, seconds: float) -> list[tuple[float, float]]:
@@ -148,13 +158,13 @@ async def open_loop(host: str, port: int, call: Call, rate: float, seconds: floa
 def measure(given: argparse.Namespace) -> dict[str, float]:
     """Jobs a second, latencies (ms) and this process's share of a core, after the warm-up."""
     call = make_call(given.style, given.service, json.loads(Path(given.input).read_text()) if given.input else None)
-    begun, cpu = time.perf_counter(), _cpu_s()
+    begun, cpu = time.perf_counter(), cpu_s()
     if given.rate:
         run = open_loop(given.host, given.port, call, given.rate, given.seconds)
     else:
         run = closed_loop(given.host, given.port, call, given.clients, given.seconds)
     done = uvloop.run(run)
-    wall, cpu = time.perf_counter() - begun, _cpu_s() - cpu
+    wall, cpu = time.perf_counter() - begun, cpu_s() - cpu
     kept = [(end, latency) for end, latency in done if begun + WARM_UP_S < end <= begun + WARM_UP_S + given.seconds]
     latencies = sorted(latency * 1000 for _, latency in kept)
     if len(latencies) < 2:
@@ -168,17 +178,12 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def main() -> int:
     """Print one measurement as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--style", choices=["wait", "poll", "get"], default="wait")
+    parser.add_argument("--style", choices=[*STYLES, "get"], default="wait")
     parser.add_argument("--service", required=True, help="its name; with --style get, a path")
     parser.add_argument("--input", help="file of the input as JSON")
     parser.add_argument("--clients", type=int, default=64)

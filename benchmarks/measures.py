@@ -8,38 +8,60 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 from benchmarks.models import MODELS, Bulk
+from benchmarks.peer_stacks import PEER_MODELS, Peer, Peers
 from benchmarks.stacks import BATCH, Naive, Ours, Stack, example_of, idle_cpu
 from tests.support import poll
 
 Figures = dict[str, list[float]]
-FOLDER = Path(tempfile.mkdtemp(prefix="services-bench-"))
 _number = itertools.count()
+
+
+@lru_cache
+def root() -> Path:
+    """Where every stack has its folder; made at the first."""
+    return Path(tempfile.mkdtemp(prefix="services-benchmarks-"))
 
 
 def folder() -> Path:
     """A new one."""
-    return FOLDER / str(next(_number))
+    return root() / str(next(_number))
 
 
-def throughput(rounds: int, seconds: float, models: list[str]) -> Figures:
-    """64 clients in a closed loop; then one client; ours and naive in alternation."""
+def throughput(rounds: int, seconds: float, models: list[str], peers: Peers) -> Figures:
+    """64 clients in a closed loop; then one client; ours, naive and the peers in alternation."""
     found: Figures = defaultdict(list)
-    for _, model, kind in itertools.product(range(rounds), models, (Naive, Ours)):
-        with kind(folder(), model) as stack:
-            many = stack.measure(seconds=seconds)
-            one = stack.measure(clients=1, seconds=seconds / 2)
-            found[f"{model} {stack.name} jobs/s"].append(many["jobs_s"])
-            found[f"{model} {stack.name} client's share of a core"].append(many["client_cpu"])
-            found[f"{model} {stack.name} p50 ms, one client"].append(one["p50_ms"])
-            if stack.name == "ours":
-                half = stack.measure(rate=many["jobs_s"] / 2, seconds=seconds)
-                found[f"{model} ours p50 ms, half load"].append(half["p50_ms"])
-                found[f"{model} ours p99 ms, half load"].append(half["p99_ms"])
-        say(found)
+    for _, model in itertools.product(range(rounds), models):
+        for kind in (Naive, Ours):
+            with kind(folder(), model) as stack:
+                _throughput(stack, seconds, found)
+        for peer in peers.kinds if model in PEER_MODELS else ():
+            name = f"{peer.name}, {model}"
+            if name in peers.failed:
+                continue
+            try:
+                with Peer(peer, folder(), model) as stack:
+                    _throughput(stack, seconds, found)
+            except Exception as error:  # whatever a peer does is told, and costs the others nothing
+                peers.fail(name, str(error) or repr(error))
     return found
+
+
+def _throughput(stack: Stack, seconds: float, found: Figures) -> None:
+    many = stack.measure(seconds=seconds)
+    one = stack.measure(clients=1, seconds=seconds / 2)
+    about = f"{stack.model} {stack.name}"
+    found[f"{about} jobs/s"].append(many["jobs_s"])
+    found[f"{about} client's share of a core"].append(many["client_cpu"])
+    found[f"{about} p50 ms, one client"].append(one["p50_ms"])
+    if stack.name == "ours":
+        half = stack.measure(rate=many["jobs_s"] / 2, seconds=seconds)
+        found[f"{about} p50 ms, half load"].append(half["p50_ms"])
+        found[f"{about} p99 ms, half load"].append(half["p99_ms"])
+    print(f"{time.strftime('%H:%M:%S')} {about}: {many['jobs_s']:.4g} jobs/s, p50 {one['p50_ms']:.3g} ms", flush=True)
 
 
 def plugins(rounds: int, seconds: float, names: list[str]) -> Figures:

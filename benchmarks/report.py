@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.measures import Figures
+from benchmarks.peer_stacks import PEER_MODELS, Peers, versions
 
 HERE = Path(__file__).parent
 PACKAGES = ("celery", "redis", "fastapi", "uvicorn", "pydantic", "scikit-learn", "numpy")
@@ -28,12 +29,14 @@ RATIOS = [
 ]
 
 
-def write(sections: dict[str, tuple[str, Figures]], command: str, minutes: float) -> None:
+def write(sections: dict[str, tuple[str, Figures]], command: str, minutes: float, peers: Peers) -> None:
     """All sections, by their headings, each with a sentence on what was measured."""
     everything = {name: values for _, figures in sections.values() for name, values in figures.items()}
     lines = ["# Results", "", *_about(command, minutes), "", "## Ratios", "", *_ratios(everything)]
-    if _plot(everything, HERE / "results.svg"):
-        lines += ["", "![jobs a second, ours against naive](results.svg)"]
+    if _plot(everything, HERE / "results.svg", [kind.name for kind in peers.kinds]):
+        lines += ["", "![jobs a second, 64 clients](results.svg)"]
+    if peers.kinds or peers.failed:
+        lines += ["", "## Peers", "", *_peers(everything, peers)]
     for heading, (sentence, figures) in sections.items():
         lines += ["", f"## {heading}", "", sentence, "", *_table(figures)]
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
@@ -62,6 +65,34 @@ def _ratios(found: Figures) -> list[str]:
     return rows
 
 
+def _peers(found: Figures, peers: Peers) -> list[str]:
+    """Ours, naive and the peers, best against best, and which peer has no figures."""
+    titles = [f"{model}, jobs/s (ratio)" for model in PEER_MODELS] + [
+        f"{model}, p50 ms, one client" for model in PEER_MODELS
+    ]
+    lines = [
+        "64 clients in a closed loop, then one; medians, and in brackets the ratio to naive, best against best. All "
+        "use the same model code; a peer has one process for the model, and batches as is said below.",
+        "",
+        f"| stack | {' | '.join(titles)} |",
+        "| --- |" + " --- |" * len(titles),
+    ]
+    for name in ("naive", "ours", *(kind.name for kind in peers.kinds)):
+        cells = [_against_naive(found, model, name) for model in PEER_MODELS]
+        latencies = [found.get(f"{model} {name} p50 ms, one client") for model in PEER_MODELS]
+        cells += [_number(statistics.median(values)) if values else "" for values in latencies]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *(f"* {kind.name}: {versions(kind.module)}; {kind.about}" for kind in peers.kinds)]
+    lines += [f"* {name} has no figures: {reason}" for name, reason in peers.failed.items()]
+    return lines
+
+
+def _against_naive(found: Figures, model: str, name: str) -> str:
+    values, naive = found.get(f"{model} {name} jobs/s"), found.get(f"{model} naive jobs/s")
+    ratio = f" ({max(values) / max(naive):.3g})" if values and naive else ""
+    return f"{_number(statistics.median(values))}{ratio}" if values else ""
+
+
 def _table(found: Figures) -> list[str]:
     rows = ["| figure | median (lowest to highest) | rounds |", "| --- | --- | --- |"]
     for name, values in found.items():
@@ -74,8 +105,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _plot(found: Figures, path: Path) -> bool:
-    """Jobs a second by model, ours beside naive, on a logarithmic scale."""
+def _plot(found: Figures, path: Path, peers: list[str]) -> bool:
+    """Jobs a second by model and stack, on a logarithmic scale."""
     models = [name.removesuffix(" ours jobs/s") for name in found if name.endswith(" ours jobs/s")]
     models = [name for name in models if f"{name} naive jobs/s" in found]
     if not models:
@@ -86,15 +117,23 @@ def _plot(found: Figures, path: Path) -> bool:
     mpl.rcParams["svg.hashsalt"] = "results"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    for offset, stack in ((-0.2, "naive"), (0.2, "ours")):
-        heights = [statistics.median(found[f"{model} {stack} jobs/s"]) for model in models]
-        bars = axes.bar([i + offset for i in range(len(models))], heights, 0.4, label=stack)
-        axes.bar_label(bars, [_number(height) for height in heights])
+    stacks = ["naive", "ours", *(name for name in peers if any(f"{model} {name} jobs/s" in found for model in models))]
+    width = 0.8 / len(stacks)
+    figure, axes = pyplot.subplots(figsize=(7 + len(peers), 3.5))
+    for number, stack in enumerate(stacks):
+        measured = [
+            (i, found[f"{model} {stack} jobs/s"])
+            for i, model in enumerate(models)
+            if f"{model} {stack} jobs/s" in found
+        ]
+        places = [i + (number - (len(stacks) - 1) / 2) * width for i, _ in measured]
+        heights = [statistics.median(values) for _, values in measured]
+        bars = axes.bar(places, heights, width, label=stack)
+        axes.bar_label(bars, [_number(height) for height in heights], fontsize=8)
     axes.set_xticks(range(len(models)), models)
     axes.set_yscale("log")
     axes.set_ylabel("jobs a second, 64 clients")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

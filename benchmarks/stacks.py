@@ -85,10 +85,10 @@ class Stack:
         """Jobs in the queue."""
         raise NotImplementedError
 
-    def spawn(self, *arguments: str) -> Process:
+    def spawn(self, *arguments: str, python: str = sys.executable) -> Process:
         """``python -m <arguments>``."""
         log = self.folder / f"{arguments[0]}-{len(self.processes)}.log"
-        process = Process([sys.executable, "-m", *arguments], self.env, log, self.folder)
+        process = Process([python, "-m", *arguments], self.env, log, self.folder)
         self.processes.append(process)
         return process
 

@@ -256,6 +256,7 @@ def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, An
     for plugin in find_plugins(names):
         try:
             cls = load_service(plugin)
+            _override_knobs(cls)
             service = cls()
             service.load()
             service.warmup()
@@ -268,6 +269,14 @@ def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, An
         about[plugin.name] = (plugin.version, cls.knobs())
     _send(link, {"loaded": about})
     return services, about
+
+
+def _override_knobs(cls: type[Service[Any, Any]]) -> None:
+    settings = get_settings()
+    if settings.max_batch_size is not None:
+        cls.max_batch_size = settings.max_batch_size
+    if settings.max_queue_delay_ms is not None:
+        cls.max_queue_delay_ms = settings.max_queue_delay_ms
 
 
 def _reason(error: BaseException) -> str:

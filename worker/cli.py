@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import traceback
@@ -16,6 +17,20 @@ from worker.discovery import find_plugins, list_plugins
 from worker.errors import ServicesError, UnknownService
 from worker.logs import setup_logging
 from worker.settings import EX_USAGE, Settings, get_settings
+
+PERCENTILES = ("p50", "p95", "p99")
+
+BENCH_HELP = """\
+Measure a service at several batch sizes and numbers of clients, and propose its knobs.
+
+Starts a Redis, an API and a worker of its own, which harm no others and are gone afterwards. Each client sends the
+input over HTTP, waits for its output and sends again. A point is measured in windows until the last three are within
+10 % of each other in throughput and mean latency (the rule of Triton's perf_analyzer), at most ten; "not stable" marks
+one that did not get there. max_batch_size is swept by SERVICES_MAX_BATCH_SIZE; the plugin is left as it is. Numbers of
+clients that cannot fill a larger batch than the one before are left out.
+
+Then max_queue_delay_ms is tried at the best point, where its batches are not full.
+"""
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -118,6 +133,29 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def bench(arguments: argparse.Namespace, settings: Settings) -> int:
+    """measure a service at several batch sizes and numbers of clients, and propose its knobs"""
+    from worker.bench import Plan, propose, write_plot
+    from worker.bench import run as measure
+    from worker.testing import example_of
+
+    (plugin,) = find_plugins([arguments.name])
+    value = _read_input(arguments.input) if arguments.input else example_of(plugin)
+    if value is None and not arguments.input:
+        return _fail(f"{plugin.name} has no example; give an input: services bench {plugin.name} --input FILE (or -)")
+    plan = Plan(
+        batch_sizes=arguments.batch_sizes,
+        clients=arguments.clients,
+        window_s=arguments.window_s,
+        budget_ms=arguments.budget_ms,
+        percentile=arguments.percentile,
+    )
+    plot = arguments.plot or Path(f"bench-{plugin.name}.svg")
+    points = measure(plugin, value, plan, settings)
+    print(f"\n{propose(points, plan)}\n{write_plot(points, plugin.name, plot)}")
+    return 0
+
+
 def up(_: argparse.Namespace, settings: Settings) -> int:
     """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
     from worker.up import up as start
@@ -143,9 +181,45 @@ def _parser() -> argparse.ArgumentParser:
     for_predict = add("predict", predict)
     for_predict.add_argument("name", metavar="NAME", help="a service")
     for_predict.add_argument("input", nargs="?", metavar="FILE", help="a file with the input as JSON; - for stdin")
+    _add_bench(add("bench", bench))
     add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
     add("up", up)
     return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = BENCH_HELP
+    add = parser.add_argument
+    add("name", metavar="NAME", help="a service")
+    add("--input", metavar="FILE", help="the input of every job, as JSON; - for stdin (default: the service's example)")
+    add("--batch-sizes", type=_whole_numbers, default=(1, 4, 16, 64), metavar="N,N", help="default: 1,4,16,64")
+    add("--clients", type=_whole_numbers, default=(1, 4, 16, 64), metavar="N,N", help="default: 1,4,16,64")
+    add("--budget-ms", type=_positive, default=100, metavar="MS", help="the longest latency (default: 100)")
+    add("--percentile", choices=PERCENTILES, default="p99", help="which latency the budget is for (default: p99)")
+    add("--window-s", type=_positive, default=1, metavar="S", help="length of a window (default: 1)")
+    plot = "where to draw throughput over latency (default: bench-NAME.svg); a .csv beside it without matplotlib"
+    add("--plot", type=Path, metavar="FILE", help=plot)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1, comma-separated, got {text!r}")
+    return tuple(numbers)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def _epilog() -> str:

@@ -104,6 +104,12 @@ class ServiceFailed(ServicesError):
     code = "service_failed"
 
 
+class BenchFailed(ServicesError):
+    """The service could not be measured."""
+
+    code = "bench_failed"
+
+
 # -- the store --------------------------------------------------------------------------------------------------------
 
 

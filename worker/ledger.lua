@@ -399,6 +399,17 @@ local function hold(ids, most, delay)
   return math.max(0, oldest + delay - now)
 end
 
+-- How many of so many waiting jobs make a batch of the largest size that the author prefers (Triton's
+-- preferred_batch_size); 0 where none can be reached.
+local function preferred(waiting, sizes)
+  local best = 0
+  for size in sizes:gmatch('%d+') do
+    size = tonumber(size)
+    if size <= waiting and size > best then best = size end
+  end
+  return best
+end
+
 -- What the run of a claimed job needs, in this order; "first" is a chunk's.
 local RUN = {'attempt', 'input', 'first'}
 
@@ -439,9 +450,9 @@ local function take(ids, worker, token, max_attempts, version)
   return reply
 end
 
--- worker, token, most, delay_us, max_attempts, version. Gives {"fenced"}, {"foreign", {field, message, ...}},
--- {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, how many wait} (no id: nothing waits).
--- Sent twice with one token, it gives the same batch.
+-- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"). Gives {"fenced"},
+-- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, how
+-- many wait} (no id: nothing waits). Sent twice with one token, it gives the same batch.
 function operations.claim()
   local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
   if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
@@ -460,8 +471,10 @@ function operations.claim()
   while #batch == 0 do
     local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
     if #ids == 0 then break end
-    local wait = hold(ids, most, tonumber(ARGV[7]))
+    local size = preferred(#ids, ARGV[10])
+    local wait = size == 0 and hold(ids, most, tonumber(ARGV[7])) or 0
     if wait > 0 then return {'hold', wait} end
+    if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
     batch = take(ids, worker, token, ARGV[8], ARGV[9])
   end
   return {'batch', batch, redis.call('ZCARD', WAITING)}

@@ -170,7 +170,8 @@ class Ledger:
     def claim(self, service: str, worker: str, token: str, knobs: dict[str, Any], version: str = "") -> Claim:
         """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none."""
         limits = [knobs["max_batch_size"], round(knobs["max_queue_delay_ms"] * 1000), knobs["max_attempts"]]
-        kind, *rest = self._call(service, "claim", worker, token, *limits, version)
+        preferred = ",".join(map(str, knobs["preferred_batch_sizes"]))
+        kind, *rest = self._call(service, "claim", worker, token, *limits, version, preferred)
         match kind:
             case b"batch":
                 return Claim("batch", [_held(*told) for told in _fours(rest[0])], waiting=rest[1])

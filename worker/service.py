@@ -42,6 +42,9 @@ class Service(Generic[Input, Output]):
     max_batch_size: ClassVar[int] = 32
     #: Milliseconds to hold a batch that is not full, counted from its oldest job. 0: take what waits, hold nothing.
     max_queue_delay_ms: ClassVar[float] = 0
+    #: Batch sizes for which the model is fastest, such as those that it was compiled for. Where so many jobs wait, the
+    #: largest of these sizes is taken at once; fewer than the smallest are held back as ``max_queue_delay_ms`` says.
+    preferred_batch_sizes: ClassVar[tuple[int, ...]] = ()
     #: Jobs that may wait; more are refused with 429 ``queue_full``. 0: no limit.
     max_queue_size: ClassVar[int] = 0
     #: Seconds that one run of a whole batch may take; then its process is ended.
@@ -111,10 +114,11 @@ class Service(Generic[Input, Output]):
     def knobs(cls) -> dict[str, Any]:
         """The class's settings by name, as ``GET /services`` shows them."""
         knobs = {name: getattr(cls, name) for name in KNOBS}
-        return {**knobs, "retry_on": [exception.__name__ for exception in cls.retry_on]}
+        retry_on = [exception.__name__ for exception in cls.retry_on]
+        return {**knobs, "preferred_batch_sizes": list(cls.preferred_batch_sizes), "retry_on": retry_on}
 
 
-#: Every knob but ``retry_on``: its type and its least value.
+#: Every knob but ``retry_on`` and ``preferred_batch_sizes``: its type and its least value.
 KNOBS: dict[str, tuple[type, float]] = {
     "max_batch_size": (int, 1),
     "max_queue_delay_ms": (float, 0),
@@ -152,6 +156,10 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
             expected = "True or False" if kind is bool else f"a number of at least {least:g} ({kind.__name__})"
             raise TypeError(f"{where}: {name} must be {expected}, got {value!r}")
 
+    sizes, most = cls.preferred_batch_sizes, cls.max_batch_size
+    if not (isinstance(sizes, tuple) and all(_is_number(size, int) and 1 <= size <= most for size in sizes)):
+        expected = f"a tuple of whole numbers from 1 to max_batch_size ({most})"
+        raise TypeError(f"{where}: preferred_batch_sizes must be {expected}, got {sizes!r}")
     retry_on = cls.retry_on
     if not (isinstance(retry_on, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in retry_on)):
         raise TypeError(f"{where}: retry_on must be a tuple of exception classes, got {retry_on!r}")

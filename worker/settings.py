@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     concurrency: int = Field(1, ge=1)
     """Pool processes of a worker, where `celery worker` is not given `--concurrency`. Each loads its own model."""
 
+    max_batch_size: int | None = Field(None, ge=1)
+    """Instead of each service's own `max_batch_size`, in a worker: for measurements, as by `services bench`."""
+
+    max_queue_delay_ms: float | None = Field(None, ge=0)
+    """The same for `max_queue_delay_ms`."""
+
     priority_step_s: float = Field(300, ge=0)
     """A job goes before one of the next higher priority that came this much later, so that none starves."""
 
@@ -180,6 +186,12 @@ def find_checkout() -> Path:
     """The nearest folder, from the current one upwards, that has a Procfile; else the current one."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "Procfile").is_file()), here)
+
+
+def child_environment(settings: dict[str, str]) -> dict[str, str]:
+    """This process's environment for a private stack: no Redis and no broker of the user's, and these variables."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "BROKER_URL")}
+    return kept | settings
 
 
 @lru_cache(maxsize=1)

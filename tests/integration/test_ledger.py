@@ -34,6 +34,7 @@ T = TypeVar("T")
 KNOBS = {
     "max_batch_size": 10,
     "max_queue_delay_ms": 0,
+    "preferred_batch_sizes": [],
     "max_queue_size": 0,
     "max_queue_bytes": 0,
     "max_attempts": 3,
@@ -413,6 +414,22 @@ def test_a_batch_is_held_back_for_more_but_not_longer_than_its_oldest_job_may_wa
     assert len(bench.ledger.claim("echo", "w1", "t2", KNOBS | {"max_queue_delay_ms": 60_000}).ids) == 10, (
         "a full one goes"
     )
+
+
+def test_the_largest_preferred_size_that_can_be_reached_is_taken(bench: Bench) -> None:
+    def claim(token: str, delay_ms: float = 60_000) -> tuple[str, int]:
+        knobs = KNOBS | {"preferred_batch_sizes": [4, 2, 8], "max_queue_delay_ms": delay_ms}
+        got = bench.ledger.claim("echo", "w1", token, knobs)
+        return got.kind, len(got.ids)
+
+    bench.create(15)
+    assert [claim(f"t{i}") for i in range(3)] == [("batch", 8), ("batch", 4), ("batch", 2)]
+    assert claim("t3") == ("hold", 0), "one job alone is of no preferred size, and may wait"
+    assert claim("t3", delay_ms=0) == ("batch", 1)
+    bench.create(1)
+    assert claim("t4", delay_ms=10_000)[0] == "hold"
+    bench.create(1)
+    assert claim("t4", delay_ms=10_000) == ("batch", 2), "held back no longer than until it is of a preferred size"
 
 
 def test_another_producers_message_outlives_the_worker_that_took_it(bench: Bench) -> None:

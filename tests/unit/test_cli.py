@@ -73,7 +73,9 @@ def test_help_lists_the_commands_and_the_services_without_importing_one(twice: S
     assert "twice" in services(twice, "list").stdout
 
 
-@pytest.mark.parametrize("command", [["run", "nope"], ["check", "nope"], ["predict", "nope"], ["run", "twice", "nope"]])
+@pytest.mark.parametrize(
+    "command", [["run", "nope"], ["check", "nope"], ["predict", "nope"], ["bench", "nope"], ["run", "twice", "nope"]]
+)
 def test_an_unknown_name_is_refused_with_the_known_ones(twice: System, command: list[str]) -> None:
     done = services(twice, *command)
     assert done.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +64,8 @@ def test_models_come_from_the_generic_parameters_of_a_base_too() -> None:
         ("max_batch_size", True, "at least 1"),
         ("max_batch_size", 2.5, "at least 1"),
         ("max_queue_delay_ms", -1, "at least 0"),
+        ("preferred_batch_sizes", (8, 64), "max_batch_size"),
+        ("preferred_batch_sizes", [8], "a tuple"),
         ("max_queue_size", "many", "at least 0"),
         ("time_limit_s", 0, "at least 0.001"),
         ("time_limit_s", float("nan"), "at least 0.001"),
@@ -71,7 +74,7 @@ def test_models_come_from_the_generic_parameters_of_a_base_too() -> None:
     ],
 )
 def test_a_knob_that_cannot_be_names_itself(name: str, value: object, words: str) -> None:
-    with pytest.raises(TypeError, match=f"{name} must be .*{words}.*, got {value!r}"):
+    with pytest.raises(TypeError, match=f"{name} must be .*{words}.*, got {re.escape(repr(value))}"):
         new_class(Service[Input, Output], {name: value, "predict": lambda self, x: x})
 
 
