@@ -92,14 +92,17 @@ class Attachments:
                     file_id = writing.finish()
                 finally:
                     writing.close()
-            kept = (blob, file_id, writing.size, file.content_type, keep_us)
-            became, values = self.call("bind", *kept)
         except BaseException:
             self._discard(blob)
             raise
-        if became != b"new":
-            self._discard(blob)
+        kept = (blob, file_id, writing.size, file.content_type, keep_us)
+        _, values = self.call("bind", *kept, "")
         record = FileRecord.read(file_id, values)
+        if record and record.blob != blob and not self.storage.has(record.blob):
+            _, values = self.call("bind", *kept, record.blob)
+            record = FileRecord.read(file_id, values)
+        if record is None or record.blob != blob:
+            self._discard(blob)
         if record is None:
             raise StorageUnavailable("the output's file took too long to be stored")
         return record

@@ -49,21 +49,29 @@ function operations.open(blob, us, new)
   return 1
 end
 
--- blob, id, size, type, keep_us: the upload is complete. What became of it, and the file: "new"; "known", where the content
--- was there already and the blob is not needed; "late", where the blob may be gone.
-function operations.bind(blob, id, size, kind, keep)
-  local until_us = redis.call('ZSCORE', BLOBS, blob)
-  if not (until_us and tonumber(until_us) > now) then return {'late', {}} end
-  local known = redis.call('EXISTS', file(id)) == 1
-  if known then
-    if redis.call('HGET', file(id), 'type') == 'application/octet-stream' then redis.call('HSET', file(id), 'type', kind) end
-    redis.call('ZADD', BLOBS, int(now), blob)
-  else
-    redis.call('HSET', file(id), 'blob', blob, 'size', size, 'type', kind, 'created', int(now), 'expires', 0)
+-- blob, id, size, type, keep_us, lost: the upload is complete. What became of it, and the file: "new" (also when it is said
+-- again); "known", where the content is there already, in another blob than the lost one; "late", where the blob may be gone.
+function operations.bind(blob, id, size, kind, keep, lost)
+  local found = read(id)
+  if found[1] ~= blob then
+    local until_us = redis.call('ZSCORE', BLOBS, blob)
+    if not (until_us and tonumber(until_us) > now) then return {'late', {}} end
+    if found[1] and found[1] ~= lost then
+      if found[3] == 'application/octet-stream' then redis.call('HSET', file(id), 'type', kind) end
+      live_until(id, now + keep)
+      return {'known', read(id)}
+    end
+    redis.call('HSET', file(id), 'blob', blob, 'size', size, 'type', kind)
+    if not found[1] then redis.call('HSET', file(id), 'created', int(now), 'expires', 0) end
     redis.call('ZREM', BLOBS, blob)
   end
   live_until(id, now + keep)
-  return {known and 'known' or 'new', read(id)}
+  return {'new', read(id)}
+end
+
+-- blob: it is not needed, unless it was bound (nobody may know: the answer was lost). The sweep removes it.
+function operations.release(blob)
+  if redis.call('ZSCORE', BLOBS, blob) then redis.call('ZADD', BLOBS, int(now), blob) end
 end
 
 -- id, keep_us: it lives at least so long from now.

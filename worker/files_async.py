@@ -62,6 +62,10 @@ HOLDERS = 100
 STEPS = 10
 #: From so many holders on, each hundredth new one makes us look for those that have ended.
 MANY = 1000
+#: Times that a complete upload is told to Redis.
+BIND_TRIES = 3
+#: Files of one input that are held in one call: Lua takes some thousands of arguments.
+HOLD_AT_ONCE = 1000
 
 T = TypeVar("T")
 
@@ -105,26 +109,23 @@ class AsyncFiles:
             writing = await self._in_thread(lambda: self._storage.create(blob))
             await self._write(writing, blob, pieces)
             file_id = await self._in_thread(writing.finish)
-            kept = (blob, file_id, writing.size, tell_type(), round(keep_for_s * 1e6))
-            became, values = await self._call("bind", *kept)
         except BaseException:
             await asyncio.shield(self._discard(blob, writing))
             raise
-        record = FileRecord.read(file_id, values)
-        if became != b"new":
+        record = await self._bind(blob, file_id, writing.size, tell_type(), round(keep_for_s * 1e6))
+        if record is None or record.blob != blob:
             await self._discard(blob, None)
         if record is None:
             raise UploadTooLate
-        return record, bool(became == b"new")
+        return record, record.blob == blob
 
     async def read(self, record: FileRecord, first: int, length: int) -> AsyncIterator[bytes]:
         """A part of a file's content, opened at once, so that what is not there is known before the answer begins."""
         try:
             source = await self._in_thread(lambda: self._storage.read(record.blob))
-        except FileMissing:
-            log.error("file %s has lost its blob %s: it is forgotten", record.id, record.blob)
-            await self._call("drop", record.id, "force")
-            raise
+        except FileMissing as error:
+            log.error("file %s has lost its bytes: blob %s is not in the storage", record.id, record.blob)
+            raise FileMissing("the file's bytes are gone from the storage: upload it again") from error
         return self._pieces(source, first, length)
 
     async def hold(self, service: str, job_id: str, files: Sequence[tuple[Where, File]]) -> None:
@@ -132,8 +133,11 @@ class AsyncFiles:
 
         Raises ``InvalidInput`` that names each field.
         """
-        stored = {file.id: None for _, file in files if file.id}
-        found = await self._call("hold", f"{service}/{job_id}", GRACE_US, *stored) if stored else []
+        stored = list(dict.fromkeys(file.id for _, file in files if file.id))
+        found: list[Any] = []
+        for start in range(0, len(stored), HOLD_AT_ONCE):
+            some = stored[start : start + HOLD_AT_ONCE]
+            found += await self._call("hold", f"{service}/{job_id}", GRACE_US, *some)
         records = {file_id: FileRecord.read(file_id, told[:5]) for file_id, told in zip(stored, found, strict=True)}
         for file_id, told in zip(stored, found, strict=True):
             if told and told[5] > MANY and told[5] % HOLDERS == 0:
@@ -177,14 +181,35 @@ class AsyncFiles:
         for raw in await self._call("orphans", SWEEP_BLOBS):
             await self._discard(raw.decode(), None)
 
+    async def _bind(self, blob: str, *about: Any) -> FileRecord | None:
+        """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
+
+        What was sent in full is worth a few tries. Where none is answered, the sweep finds out what to do with the blob.
+        """
+        for left in reversed(range(BIND_TRIES)):
+            try:
+                became, values = await self._call("bind", blob, *about, "")
+                known = FileRecord.read(about[0], values)
+                if known and became == b"known" and not await self._in_thread(partial(self._storage.has, known.blob)):
+                    log.error("file %s had lost its bytes, and has them again", known.id)
+                    _, values = await self._call("bind", blob, *about, known.blob)
+                return FileRecord.read(about[0], values)
+            except StoreUnavailable:
+                if not left:
+                    with suppress(StoreUnavailable):
+                        await self._call("release", blob)
+                    raise
+        raise AssertionError  # the last try gives or raises
+
     async def _write(self, writing: Writing, blob: str, pieces: AsyncIterator[bytes]) -> None:
         renewed = time.monotonic()
         async for piece in pieces:
             await self._in_thread(partial(writing.write, piece))
             if time.monotonic() - renewed > RENEW_S:
-                if not await self._call("open", blob, LEASE_US, ""):
-                    raise UploadTooLate
                 renewed = time.monotonic()
+                with suppress(StoreUnavailable):  # there is time for many more
+                    if not await self._call("open", blob, LEASE_US, ""):
+                        raise UploadTooLate
 
     async def _pieces(self, source: Any, first: int, length: int) -> AsyncIterator[bytes]:
         try:

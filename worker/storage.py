@@ -160,6 +160,12 @@ class Storage:
         with self.read(blob) as source_file, guarded(), path.open("wb") as file:
             shutil.copyfileobj(source_file, file, PIECE_BYTES)
 
+    def has(self, blob: str) -> bool:
+        """Whether a blob is there."""
+        with guarded():
+            filesystem, root = self._open()
+            return bool(filesystem.exists(f"{root}/{blob}"))
+
     def remove(self, blob: str) -> None:
         """Remove a blob, if it is there."""
         try:

@@ -213,6 +213,9 @@ def test_a_file_that_cannot_be_had_fails_its_own_job_alone(client: httpx.Client,
     assert jobs[0]["output"]["batch"] == 2, "they ran in one batch"
     assert jobs[1]["error"]["code"] == "invalid_input"
     assert jobs[1]["error"]["errors"][0]["loc"] == ["document"]
+    assert client.get(lost["links"]["content"]).status_code == 404
+    upload(client, b"lost")
+    assert client.get(lost["links"]["content"]).content == b"lost", "sent again, it is whole again"
 
 
 def test_rows_of_a_batch_have_files_too(client: httpx.Client) -> None:
