@@ -184,7 +184,7 @@ class AsyncFiles:
     async def _bind(self, blob: str, *about: Any) -> FileRecord | None:
         """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
 
-        What was sent in full is worth a few tries. Where none is answered, the sweep finds out what to do with the blob.
+        What was sent in full is worth a few tries. Where none is answered, the sweep sees to the blob.
         """
         for left in reversed(range(BIND_TRIES)):
             try:

@@ -20,6 +20,7 @@ import pytest
 from tests.services import write_turning
 from tests.support import System, finished, poll, running_system
 
+MAX_BYTES = 40_000_000
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def turning(folder: Path) -> Iterator[System]:
-    settings = {"SERVICES_DATA_DIR": str(folder / "data"), "SERVICES_MAX_FILE_BYTES": "3000000"}
+    settings = {"SERVICES_DATA_DIR": str(folder / "data"), "SERVICES_MAX_FILE_BYTES": str(MAX_BYTES)}
     with running_system(folder, folder / "plugins", **settings) as made:
         made.start_api()
         made.start_worker("turning")
@@ -107,7 +108,7 @@ def test_a_file_is_stored_once_described_and_given_back(client: httpx.Client, fo
 @pytest.mark.parametrize(
     ("content", "headers", "query", "status", "code", "place"),
     [
-        (b"x" * 3_000_001, {}, {}, 413, "payload_too_large", None),
+        (b"x" * (MAX_BYTES + 1), {}, {}, 413, "payload_too_large", None),
         (b"", {}, {}, 422, "invalid_input", ["body"]),
         (b"x", {"Content-Type": "no type"}, {}, 422, "invalid_input", ["header", "content-type"]),
         (PNG, {"Content-Type": "audio/wav"}, {}, 415, "unsupported_file_type", None),
@@ -142,6 +143,27 @@ def test_an_upload_that_breaks_off_leaves_nothing(turning: System, folder: Path)
         poll(lambda: len(blobs(folder)) > before, what="it is being written")
         assert turning.redis.client.zcard("{.files}:blobs") == 1
     poll(lambda: len(blobs(folder)) == before and not turning.redis.client.zcard("{.files}:blobs"), what="it is gone")
+    # of an upload whose API was killed, the entry is left, whose time is over after a while
+    (folder / "data" / "files" / "left").write_bytes(b"x")
+    turning.redis.client.zadd("{.files}:blobs", {"left": 1})
+    poll(lambda: len(blobs(folder)) == before and not turning.redis.client.zcard("{.files}:blobs"), what="it is swept")
+
+
+def test_a_large_file_is_never_in_the_apis_memory(client: httpx.Client, turning: System) -> None:
+    process = Path(f"/proc/{turning.processes[0].pid}")
+
+    def peak_mb() -> float:
+        return int((process / "status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+    upload(client, b"what has to be imported is imported")
+    (process / "clear_refs").write_text("5")  # forget the peak so far
+    before = peak_mb()
+    piece = os.urandom(1_000_000)
+    told = client.post("/files", content=(piece for _ in range(MAX_BYTES // len(piece)))).json()
+    assert told["size"] == MAX_BYTES
+    with client.stream("GET", told["links"]["content"]) as content:
+        assert sum(map(len, content.iter_bytes())) == MAX_BYTES
+    assert peak_mb() - before < 20
 
 
 def test_a_form_holds_one_file_and_nothing_else(client: httpx.Client) -> None:
