@@ -157,7 +157,7 @@ class Storage:
                 raise FileMissing from error
             except OSError:  # another disk, or a file system without links
                 pass
-        with self.read(blob) as source_file, guarded(), path.open("wb") as file:
+        with self.read(blob) as source_file, guarded(), path.open("xb") as file:
             shutil.copyfileobj(source_file, file, PIECE_BYTES)
 
     def has(self, blob: str) -> bool:
