@@ -10,8 +10,9 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -36,7 +37,7 @@ from worker.storage import (
 )
 
 if TYPE_CHECKING:
-    from worker.runner import Item
+    from worker.stages import Item
 
 log = logging.getLogger("services.worker")
 
@@ -45,7 +46,8 @@ THREADS = 8
 #: An output's file lives so much longer than its job: from its storing to the job's end.
 MARGIN_US = 300 * 1_000_000
 
-Pause = Callable[[str], None]
+Tell = Callable[[str], None]
+Persist = Callable[[Callable[[], Any]], Any]
 
 
 class Attachments:
@@ -58,9 +60,9 @@ class Attachments:
         self.scratch = Scratch(settings.scratch_dir)
         self._script = ledger.redis.register_script(LUA)
 
-    def of_batch(self, service: str, tell: Pause, job_id: str = "") -> BatchFiles:
+    def of_batch(self, service: str, tell: Tell, persist: Persist, job_id: str = "") -> BatchFiles:
         """For one run of the stages. ``job_id``: the chunk, where the items are its rows."""
-        return BatchFiles(self, service, tell, job_id)
+        return BatchFiles(self, service, tell, persist, job_id)
 
     def call(self, operation: str, *arguments: Any) -> Any:
         """An operation of ``files.lua``."""
@@ -124,24 +126,12 @@ class Attachments:
             log.warning("blob %s is left for the sweep: %s", blob, error.message)
 
 
-class Files(Protocol):
-    """Where the files of inputs come from and those of outputs go to."""
-
-    def bring(self, items: Sequence[Item]) -> None:
-        """Make the files of the inputs local; an item whose file cannot be had gets an error."""
-
-    def keep(self, items: Sequence[Item]) -> None:
-        """Store the files of the outputs."""
-
-    def clear(self) -> None:
-        """Remove what is local."""
-
-
 class BatchFiles:
     """The files of one run of the stages over a list of items."""
 
-    def __init__(self, attachments: Attachments, service: str, tell: Pause, job_id: str) -> None:
+    def __init__(self, attachments: Attachments, service: str, tell: Tell, persist: Persist, job_id: str) -> None:
         self._all = attachments
+        self._persist = persist
         self._service = service
         self._tell = tell
         self._job_id = job_id
@@ -151,26 +141,27 @@ class BatchFiles:
     def bring(self, items: Sequence[Item]) -> None:
         """Stage 1b: every file of the inputs becomes a local one. One that cannot be fails its own job.
 
-        It costs the model no time limit: waiting for Redis or the storage is not the model's. May be called again.
+        It costs the model no time limit: waiting for Redis or the storage is not the model's.
         """
         found = [(item, where, file) for item in items for where, file in find_files(item.value)]
         missing = [file for _, _, file in found if not file.is_here and _reference(file) not in self._here]
         if missing:
             self._tell("computed")
-            self._bring_all({_reference(file): file for file in missing})
+            wanted = {_reference(file): file for file in missing}
+            self._persist(lambda: self._bring_all(wanted))
             self._tell("begun")
         for item, where, file in found:
             if item.alive:
                 item.error = self._hand_over(file, where)
 
     def keep(self, items: Sequence[Item]) -> None:
-        """Stage 4b: every file of the outputs is stored, as long as its job is kept. May be called again."""
+        """Stage 4b: every file of the outputs is stored, as long as its job is kept."""
         found = [(item, where, file) for item in items for where, file in find_files(item.value)]
         if found:
             self._tell("computed")
             for item, where, file in found:
                 if item.alive:
-                    self._keep(item, where, file)
+                    self._persist(partial(self._keep, item, where, file))
             self._tell("begun")
 
     def clear(self) -> None:
