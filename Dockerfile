@@ -36,7 +36,8 @@ RUN --mount=from=wheels,source=/wheels,target=/wheels \
     else \
         pip install --no-deps /wheels/plugins/*/*.whl; \
     fi
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin services
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin services && \
+    install --directory --owner=10001 --group=10001 --mode=700 /data
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000

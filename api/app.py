@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.resources import files
+from importlib.resources import files as resources
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -14,12 +14,13 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, problems, routes
+from api import batches, files, problems, routes
 from api.catalog import Catalog
 from api.openapi import build_document
 from api.waiter import Waiter
 from api.writer import Writer
 from worker.errors import StoreUnavailable
+from worker.files_async import AsyncFiles
 from worker.ledger_async import AsyncLedger
 from worker.logs import setup_logging
 from worker.settings import Settings, get_settings
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ]
     app.include_router(routes.router)
     app.include_router(batches.router)
+    app.include_router(files.router)
     problems.install(app)
     _add_docs(app)
     return app
@@ -54,13 +56,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.ledger = AsyncLedger(state.settings)
     state.writer = Writer(state.ledger)
     state.waiter = Waiter(state.ledger, state.settings)
+    state.files = AsyncFiles(state.ledger, state.settings)
     tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_sweep(state.ledger, state.catalog))]
+    tasks.append(asyncio.create_task(state.files.run()))
     yield
     for task in tasks:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
     await state.waiter.close()
+    state.files.close()
     await state.ledger.close()
 
 
@@ -96,7 +101,7 @@ def _add_docs(app: FastAPI) -> None:
         swagger_css_url="/static/swagger-ui.css",
         swagger_favicon_url="/static/favicon.png",
     )
-    app.mount("/static", StaticFiles(directory=str(files("fastapi_offline").joinpath("static"))))
+    app.mount("/static", StaticFiles(directory=str(resources("fastapi_offline").joinpath("static"))))
 
     @app.get("/docs")
     async def docs() -> HTMLResponse:

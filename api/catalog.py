@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
 from worker.errors import ServiceFailed, UnknownService
+from worker.files import File, Where, find_files, holds_files
 from worker.ledger_async import Overview
 
 log = logging.getLogger("services.api")
@@ -28,14 +29,18 @@ class Entry:
     failure: str | None  #: why its schema.py cannot be imported
     example: Any  #: the first valid example of its Input
 
-    def validate(self, text: bytes) -> None:
-        """Check an input (JSON). Raises ``InvalidInput``, or ``ServiceFailed`` where the schema itself is broken."""
+    def validate(self, text: bytes) -> list[tuple[Where, File]]:
+        """Check an input (JSON), and give the files that it names, each with its place.
+
+        Raises ``InvalidInput``, or ``ServiceFailed`` where the schema itself is broken.
+        """
         if self.failure:
             raise ServiceFailed(self.failure)
         if self.input is None:
-            return
+            return []
         try:
-            self.input.model_validate_json(text)
+            value = self.input.model_validate_json(text)
+            return list(find_files(value)) if holds_files(self.input) else []
         except ValidationError as error:
             raise invalid_fields(error, ["body", "input"]) from error
         except Exception as error:  # a plugin's validator may raise anything

@@ -15,7 +15,7 @@ from api.catalog import Catalog, Entry
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
-from api.schemas import ATTEMPT, BATCH, JOB_ERROR, PROBLEM, SERVICE, TIME, Schema, make_object, make_ref
+from api.schemas import ATTEMPT, BATCH, FILE, JOB_ERROR, PROBLEM, SERVICE, TIME, Schema, make_object, make_ref
 from worker.jobs import Priority, Status
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
@@ -23,13 +23,17 @@ DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueu
 
 #: The error codes of each status.
 CODES = {
-    404: ["job_not_found", "unknown_service", "not_found"],
-    409: ["job_finished", "job_not_retryable", "idempotency_conflict"],
+    403: ["link_invalid"],
+    404: ["job_not_found", "unknown_service", "file_not_found", "not_found"],
+    408: ["upload_too_late"],
+    409: ["job_finished", "job_not_retryable", "idempotency_conflict", "file_in_use"],
     410: ["job_expired"],
     413: ["payload_too_large"],
+    415: ["unsupported_file_type"],
+    416: ["range_not_satisfiable"],
     422: ["invalid_input"],
     429: ["queue_full"],
-    503: ["store_unavailable", "service_failed"],
+    503: ["store_unavailable", "service_failed", "storage_unavailable"],
 }
 
 #: Paths that have another heading in ``/docs`` than their own first word.
@@ -45,7 +49,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     for entry in entries:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH}
+    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE}
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
@@ -280,6 +284,44 @@ def _batch_paths(entries: list[Entry]) -> Schema:
     }
 
 
+BYTES: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+
+
+def _file_paths() -> Schema:
+    file, path = make_ref("File"), [_path("file_id")]
+    location = {"Location": _header("string", "the file's address")}
+    form = {"schema": make_object({"file": BYTES}), "encoding": {"file": {"contentType": "*/*"}}}
+    body = {"required": True, "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": form}}
+    keep = _query("keep_for_s", {"type": "number", "exclusiveMinimum": 0}, "seconds that it is kept")
+    created = {
+        "200": _answer(file, "The file, which was there already, and lives longer now", location),
+        "201": _answer(file, "The file, stored", location),
+        **_problems(408, 413, 415, 422, 503),
+    }
+    read = {"200": _answer(file, "What is known of it"), **_problems(404, 422, 503)}
+    gone = {"204": {"description": "It is gone"}, **_problems(404, 409, 413, 422, 503)}
+    whole: Schema = {"content": {"*/*": {"schema": BYTES}}}
+    content = {
+        "200": {"description": "The content, with the type that the file has", **whole},
+        "206": {"description": "The range that was asked for", **whole},
+        **_problems(403, 404, 416, 422, 503),
+    }
+    asked = [
+        *path,
+        _query("expires", {"type": "string"}, "of `links.download`, with `signature`"),
+        _query("signature", {"type": "string"}, "of `links.download`, with `expires`"),
+        {"name": "Range", "in": "header", "description": "one range of bytes", "schema": {"type": "string"}},
+    ]
+    return {
+        "/files": {"post": _operation("create_file", "Store a file", created, [keep], requestBody=body)},
+        "/files/{file_id}": {
+            "get": _operation("get_file", "Read what is known of a file", read, path),
+            "delete": _operation("delete_file", "Drop a file", gone, path),
+        },
+        "/files/{file_id}/content": {"get": _operation("get_content", "Read a file's content", content, asked)},
+    }
+
+
 def _paths(entries: list[Entry]) -> Schema:
     job = make_ref("Job")
     page = make_object({"jobs": {"type": "array", "items": job}, "next_cursor": {"type": ["string", "null"]}})
@@ -314,6 +356,7 @@ def _paths(entries: list[Entry]) -> Schema:
             "post": _operation("retry_job", "Run a failed, cancelled or expired job again", again, [_path("job_id")])
         },
         **_batch_paths(entries),
+        **_file_paths(),
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},
         "/healthz": {"get": _operation("health", "Liveness", alive)},

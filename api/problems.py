@@ -25,6 +25,10 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.JobFinished: 409,
     errors.JobNotRetryable: 409,
     errors.IdempotencyConflict: 409,
+    errors.FileMissing: 404,
+    errors.FileInUse: 409,
+    errors.UploadTooLate: 408,
+    errors.StorageUnavailable: 503,
     errors.QueueFull: 429,
     errors.StoreUnavailable: 503,
     errors.ServiceFailed: 503,
@@ -34,11 +38,15 @@ STATUS: dict[type[errors.ServicesError], int] = {
 RETRY_AFTER = {503: "1"}
 
 TITLES = {
+    403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
+    408: "Request timeout",
     409: "Conflict",
     410: "Gone",
     413: "Payload too large",
+    415: "Unsupported media type",
+    416: "Range not satisfiable",
     422: "Invalid input",
     429: "Too many requests",
     500: "Internal error",
@@ -52,7 +60,29 @@ class PayloadTooLarge(errors.ServicesError):
     code = "payload_too_large"
 
 
-STATUS[PayloadTooLarge] = 413
+class UnsupportedFileType(errors.ServicesError):
+    """Files of this type are not taken."""
+
+    code = "unsupported_file_type"
+
+
+class RangeNotSatisfiable(errors.ServicesError):
+    """The file ends before this range begins."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes")
+        self.size = size
+
+
+class LinkInvalid(errors.ServicesError):
+    """The link has expired or was not made here; GET /files/{id} gives a new one."""
+
+    code = "link_invalid"
+
+
+STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416, LinkInvalid: 403}
 
 
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
@@ -75,6 +105,8 @@ async def _on_services_error(request: Request, error: Exception) -> Response:
     status = STATUS.get(type(error), 500)
     known = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else None
+    if isinstance(error, RangeNotSatisfiable):
+        headers = {"Content-Range": f"bytes */{error.size}"}
     return problem(status, error.code, error.message, headers, errors=error.errors, services=known)
 
 

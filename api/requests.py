@@ -190,9 +190,11 @@ def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
 def read_wait(request: Request, query: dict[str, str], max_wait_s: float) -> float:
     """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all."""
     if "wait" in query:
-        return min(_seconds(query["wait"], ["query", "wait"]), max_wait_s)
+        return min(read_seconds("wait", query["wait"], ["query", "wait"]), max_wait_s)
     found = WAIT.search(",".join(request.headers.getlist("prefer")))
-    return min(_seconds(found.group(1).strip('"'), ["header", "prefer"]), max_wait_s) if found else 0
+    if not found:
+        return 0
+    return min(read_seconds("wait", found.group(1).strip('"'), ["header", "prefer"]), max_wait_s)
 
 
 def read_int(query: dict[str, str], name: str, default: int, most: int) -> int:
@@ -209,10 +211,11 @@ def invalid_query(name: str, must: str, kind: str) -> InvalidInput:
     return _invalid(f"{name}: {must}", ["query", name], must, kind)
 
 
-def _seconds(text: str, where: list[str | int]) -> float:
+def read_seconds(name: str, text: str, where: list[str | int]) -> float:
+    """A number of seconds, 0 or more."""
     if not NUMBER.fullmatch(text) or math.isnan(float(text)):
         must = "expected a number of seconds, 0 or more"
-        raise _invalid(f"wait: {must}", where, must, "float_parsing")
+        raise _invalid(f"{name}: {must}", where, must, "float_parsing")
     return float(text)
 
 

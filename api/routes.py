@@ -63,7 +63,9 @@ async def create_job(request: Request) -> Response:
     key = read_idempotency_key(request)
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new = _new_job(body, key, state.catalog, state.settings)
+    new, files = _new_job(body, key, state.catalog, state.settings)
+    if files:
+        await state.files.hold(new.service, new.id, files)
     with state.waiter.expect(new.id) as end:
         job = await state.writer.store(new)
         if isinstance(job, Repeated):
@@ -161,11 +163,12 @@ async def _answer_again(state: Any, job_id: str, wait: float) -> Response:
     return _job(job, 200, wait, {"Location": f"/jobs/{job.id}"})
 
 
-def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -> NewJob:
+def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -> tuple[NewJob, list[Any]]:
+    """The job, and the files that its input names."""
     entry = catalog.get(body.service)
     text = dump_strictly(body.input, "input")
-    entry.validate(text)
-    return NewJob(
+    files = entry.validate(text)
+    new = NewJob(
         service=body.service,
         input=text,
         version=entry.plugin.version,
@@ -177,6 +180,7 @@ def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -
         idempotency_key=key,
         body_hash=hash_body(body) if key else "",
     )
+    return new, files
 
 
 def _read_status(query: dict[str, str]) -> Status | None:

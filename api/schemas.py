@@ -34,7 +34,9 @@ FIELD_ERRORS: Schema = {
 
 JOB_ERROR = make_object(
     {
-        "code": {"enum": ["invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output"]},
+        "code": {
+            "enum": ["invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output", "service_failed"]
+        },
         "message": {"type": "string"},
         "retryable": {"type": "boolean"},
         "errors": FIELD_ERRORS,
@@ -110,5 +112,17 @@ BATCH = make_object(
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},
         "links": make_object({"self": {"type": "string"}, "results": {"type": "string"}}),
+    }
+)
+
+FILE = make_object(
+    {
+        "id": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "size": {"type": "integer", "minimum": 1},
+        "content_type": {"type": "string"},
+        "sha256": {"type": "string", "description": "the same as its id"},
+        "created_at": {"type": "string", "format": "date-time"},
+        "expires_at": {"type": "string", "format": "date-time"},
+        "links": make_object({name: {"type": "string"} for name in ("self", "content", "download")}),
     }
 )

@@ -68,6 +68,57 @@ class Plugin(Service[Input, Output]):
         return [{{"n": item.n, "batch": len(batch)}} for item in batch]
 """
 
+FILES_SCHEMA = """
+from typing import Annotated
+from pydantic import BaseModel, ConfigDict, Field
+from worker.files import File, FileRules
+
+class Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"document": "data:text/plain,hello"}]})
+    document: File
+    pictures: Annotated[list[File], FileRules(max_bytes=1000, types=["image/*"])] = Field(default_factory=list)
+    do: str = ""
+
+class Output(BaseModel):
+    size: int
+    folder: str
+    batch: int
+    reversed: File
+    same: File | None = None
+"""
+
+TURNING = """
+import os, time
+from worker.files import File
+from worker.service import Service
+from turning.schema import Input, Output
+
+class Plugin(Service[Input, Output]):
+    max_queue_delay_ms = 100
+    time_limit_s = 5
+
+    def preprocess(self, input):
+        assert all(picture.path.suffix == ".png" for picture in input.pictures)
+        return input, input.document.path.read_bytes()
+
+    def predict_batch(self, batch):
+        if batch[0][0].do == "wait":
+            while not os.path.exists(os.environ["TEST_FOLDER"] + "/go"):
+                time.sleep(0.02)
+        return [(input, content, len(batch)) for input, content in batch]
+
+    def postprocess(self, raw):
+        input, content, count = raw
+        folder = input.document.path.parent
+        path = folder / "reversed"
+        path.write_bytes(content[::-1])
+        made = File.from_bytes(content[::-1], "text/plain") if input.do == "bytes" else File.from_path(path)
+        if input.do == "lost":
+            made = File.from_path("/no/such/file")
+        same = input.document if input.do == "same" else None
+        return Output(size=len(content), folder=str(folder), batch=count, reversed=made, same=same)
+"""
+
 #: Services whose worker cannot start, each with its source.
 BROKEN = {
     "bad_import": "import no_such_library",
@@ -98,6 +149,11 @@ def write_echo(folder: Path, name: str = "echo", knobs: str = "pass") -> None:
     """
     init = f"import {name}.service\n"
     write_plugin(folder, name, SCHEMA, ECHO.format(name=name, knobs=knobs), init)
+
+
+def write_turning(folder: Path) -> None:
+    """Turning reads a file and returns one: the same bytes backwards."""
+    write_plugin(folder, "turning", FILES_SCHEMA, TURNING)
 
 
 def write_services(folder: Path) -> Path:

@@ -11,6 +11,7 @@ The map, in the order in which a job passes through it:
 * ``celery``: the Celery app (``celery -A worker``)
 * ``consumer``: Celery's side of the worker: ``-Q``, the pool, events, remote control
 * ``feeder``: claims batches for free pool slots
+* ``files``: files in inputs and outputs; ``attach``, ``fetch``, ``storage``: where they come from and go to
 * ``runner``: the five stages of a batch, in a pool child
 * ``keeper``: the worker's lease, and the sweep for what a lost worker left behind
 * ``backend``: Celery's ``AsyncResult`` over the ledger

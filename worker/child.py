@@ -31,6 +31,7 @@ from typing import Any
 
 import redis
 
+from worker.attach import Attachments
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServiceFailed
 from worker.feeder import Batch, Feeder
@@ -90,10 +91,12 @@ def main(fd: int, process: str, names: list[str]) -> None:
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
     ledger, sample = Ledger(settings), Sample(listener.event_rate())
+    attachments = Attachments(settings, ledger)
     while batch := feeder.next_batch():
         listener.begin(batch)
         feeder.look_ahead(batch)
-        _run(services[batch.service], ledger, link, listener, sample, batch, about[batch.service][1]["time_limit_s"])
+        time_limit_s = about[batch.service][1]["time_limit_s"]
+        _run(services[batch.service], ledger, link, listener, sample, batch, time_limit_s, attachments)
         listener.end()
         if _is_too_large(about):
             break
@@ -108,6 +111,7 @@ def _run(
     sample: Sample,
     batch: Batch,
     time_limit_s: float,
+    attachments: Attachments,
 ) -> None:
     """Run one batch, telling the slot as it goes."""
     shown = {job.id for job in batch.jobs if sample.take()}
@@ -117,7 +121,7 @@ def _run(
         about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
         _send(link, {what: batch.token} | about)
 
-    ended = run_batch(service, ledger, batch, listener.cancelled, tell)
+    ended = run_batch(service, ledger, batch, listener.cancelled, tell, attachments)
     told = [job.describe() for job in ended if job.item.job_id in shown]
     _send(link, {"ended": told, "failed": sum(job.item.error is not None for job in ended), "count": len(ended)})
 

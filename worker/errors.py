@@ -120,6 +120,32 @@ class StoreUnavailable(ServicesError):
     retryable = True
 
 
+class StorageUnavailable(ServicesError):
+    """The storage of the files cannot be reached. Try again."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class UploadTooLate(ServicesError):
+    """The upload stood still for so long that it was given up; send it again."""
+
+    code = "upload_too_late"
+    retryable = True
+
+
+class FileMissing(ServicesError):
+    """No file has this id, or its keep_for_s was over."""
+
+    code = "file_not_found"
+
+
+class FileInUse(ServicesError):
+    """The file is named in the input of a job that has not ended."""
+
+    code = "file_in_use"
+
+
 class JobNotFound(ServicesError):
     """No job has this id."""
 

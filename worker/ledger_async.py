@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -322,6 +322,10 @@ class AsyncLedger:
                 if promise:
                     conflicts[job.id] = _conflict(promise.decode().split()[0])
         return conflicts
+
+    def guard(self) -> AbstractAsyncContextManager[None]:
+        """Around calls of ``redis`` for records that are not the ledger's: the same bounds, and the same error."""
+        return self._guard()
 
     async def _call(self, service: str, arguments: list[Any]) -> Any:
         async with self._guard():

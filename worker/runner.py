@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from pydantic_core import to_json
 
+from worker.attach import Attachments
 from worker.bulk import error_line, is_error, output_line
 from worker.errors import TimedOut, WorkerLost
 from worker.feeder import Batch
@@ -57,6 +58,7 @@ def run_batch(
     batch: Batch,
     cancelled: Container[str] = (),
     tell: Callable[[str], None] = lambda _: None,
+    attachments: Attachments | None = None,
 ) -> list[Ended]:
     """Run these jobs and write how they ended; those that are no longer this batch's are not in the answer.
 
@@ -65,10 +67,11 @@ def run_batch(
     """
     started = time.perf_counter()
     if len(batch.jobs) == 1 and batch.jobs[0].first is not None:
-        return run_chunk(service, batch.service, ledger, batch.token, batch.jobs[0], cancelled, tell)
+        return run_chunk(service, batch.service, ledger, batch.token, batch.jobs[0], cancelled, tell, attachments)
     items = [Item(job.id, job.input, job.attempt, cancelled=cancelled) for job in batch.jobs]
     tell("begun")
-    timings = run_stages(service, items)
+    files = attachments.of_batch(batch.service, tell, _persist) if attachments else None
+    timings = run_stages(service, items, files)
     tell("computed")
     stored = complete(service, batch.service, ledger, batch.token, items, timings)
     seconds = time.perf_counter() - started
@@ -85,6 +88,7 @@ def run_chunk(
     chunk: Held,
     cancelled: Container[str],
     tell: Callable[[str], None],
+    attachments: Attachments | None = None,
 ) -> list[Ended]:
     """The rows of a chunk, ``max_batch_size`` at a time; one by one after a run that was lost, to find the culprit."""
     started = time.perf_counter()
@@ -105,7 +109,8 @@ def run_chunk(
         items = [Item(str(first + begin + i), row) for i, row in enumerate(part)]
         refuse_constants(items)
         tell("begun")
-        total.add(run_stages(service, items))
+        files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
+        total.add(run_stages(service, items, files))
         tell("computed")
         for number, item in enumerate(items, first + begin):
             results.append(error_line(number, item.error) if item.error else output_line(number, item.value))

@@ -94,6 +94,27 @@ class Settings(BaseSettings):
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
 
+    files_url: str = ""
+    """Where files are kept: a folder, or fsspec's URL such as `s3://bucket/prefix`. Empty: `files` in the data dir."""
+
+    max_file_bytes: int = Field(2 * 1024**3, gt=0)
+    """Largest file: of `POST /files`, behind a URL, and of a job's output."""
+
+    file_types: Annotated[tuple[str, ...], NoDecode] = ()
+    """Content types that `POST /files` takes, comma-separated, such as `image/*,application/pdf`. Empty: all."""
+
+    link_for_s: float = Field(3600, gt=0)
+    """How long the download link of a file is good."""
+
+    link_secret: str = ""
+    """What download links are signed with; the same for every API. Empty: one that is made and kept in Redis."""
+
+    fetch_timeout_s: float = Field(30, gt=0)
+    """Longest time that a worker takes to fetch a file of an input by its URL."""
+
+    allow_private_addresses: bool = False
+    """Whether workers fetch URLs at private, loopback and link-local addresses too, and by `http://`."""
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -123,7 +144,7 @@ class Settings(BaseSettings):
             raise ValueError("Celery speaks no Redis Cluster: with redis+cluster:// set BROKER_URL to a RabbitMQ")
         return self
 
-    @field_validator("services", mode="before")
+    @field_validator("services", "file_types", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -136,10 +157,19 @@ class Settings(BaseSettings):
         return not self.redis_url
 
     @property
+    def data_folder(self) -> Path:
+        """``data_dir``, absolute."""
+        return self.data_dir if self.data_dir.is_absolute() else find_checkout() / self.data_dir
+
+    @property
     def redis_dir(self) -> Path:
         """Folder of the private Redis."""
-        folder = self.data_dir if self.data_dir.is_absolute() else find_checkout() / self.data_dir
-        return folder / "redis"
+        return self.data_folder / "redis"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Folder for the files of the batches that run; beside ``files``, so that a link may do for a copy."""
+        return self.data_folder / "scratch"
 
     @property
     def redis_socket(self) -> Path:

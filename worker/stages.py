@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
+from worker.files import holds_files
 from worker.service import Service, has_own
 
 log = logging.getLogger("services.worker")
@@ -70,18 +71,37 @@ class Timings:
         return to_json({**stages, "postprocess_ms": self.postprocess_ms})
 
 
-def run_stages(service: Service[Any, Any], items: list[Item]) -> Timings:
+class Files(Protocol):
+    """Where the files of inputs come from and those of outputs go to (``attach.BatchFiles``)."""
+
+    def bring(self, items: Sequence[Item]) -> None:
+        """Make the files of the inputs local; an item whose file cannot be had gets an error."""
+
+    def keep(self, items: Sequence[Item]) -> None:
+        """Store the files of the outputs."""
+
+    def clear(self) -> None:
+        """Remove what is local."""
+
+
+def run_stages(service: Service[Any, Any], items: list[Item], files: Files | None = None) -> Timings:
     """The four stages that need no ledger, in place; ``value`` of each item without error is its output's JSON."""
     timings = Timings()
-    timings.preprocess_ms = _timed(lambda: _prepare(service, items))
-    timings.batch_size = len(_alive(items))
-    timings.predict_ms = _timed(lambda: predict(service, items))
-    timings.postprocess_ms = _timed(lambda: postprocess(service, items))
+    try:
+        timings.preprocess_ms = _timed(lambda: _prepare(service, items, files))
+        timings.batch_size = len(_alive(items))
+        timings.predict_ms = _timed(lambda: predict(service, items))
+        timings.postprocess_ms = _timed(lambda: postprocess(service, items, files))
+    finally:
+        if files:
+            files.clear()
     return timings
 
 
-def _prepare(service: Service[Any, Any], items: list[Item]) -> None:
+def _prepare(service: Service[Any, Any], items: list[Item], files: Files | None) -> None:
     validate(service, items)
+    if files and holds_files(service.Input):
+        files.bring(_alive(items))
     preprocess(service, items)
 
 
@@ -144,12 +164,20 @@ def _buckets(service: Service[Any, Any], items: list[Item]) -> list[list[Item]]:
     return list(found.values())
 
 
-def postprocess(service: Service[Any, Any], items: list[Item]) -> None:
-    """Stage 4: each raw result becomes the ``Output``, as JSON."""
+def postprocess(service: Service[Any, Any], items: list[Item], files: Files | None = None) -> None:
+    """Stage 4: each raw result becomes the ``Output``, as JSON, once its files are stored."""
+    if not files or not holds_files(service.Output, "serialization"):
+        _convert(items, lambda raw: _dump_output(service, service.postprocess(raw)))
+        return
+    _convert(items, lambda raw: _as_output(service, service.postprocess(raw)))
+    files.keep(_alive(items))
+    _convert(items, lambda output: _dump_output(service, output))
+
+
+def _convert(items: list[Item], step: Callable[[Any], Any]) -> None:
     for item in _alive(items):
         try:
-            output = service.postprocess(item.value)
-            item.value = _dump_output(service, output)
+            item.value = step(item.value)
         except ValidationError as error:
             item.error = InvalidOutput(_count(error, "output"), errors=field_errors(error))
         except InvalidOutput as error:
@@ -195,9 +223,12 @@ def _one_each(raws: Any, expected: int) -> list[Any]:
     return results
 
 
+def _as_output(service: Service[Any, Any], output: Any) -> Any:
+    return output if isinstance(output, service.Output) else service.Output.model_validate(output)
+
+
 def _dump_output(service: Service[Any, Any], output: Any) -> bytes:
-    if not isinstance(output, service.Output):
-        output = service.Output.model_validate(output)
+    output = _as_output(service, output)
     text: bytes = to_json(output)
     # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
     if b"null" in text:

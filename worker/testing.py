@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from worker.discovery import Plugin, load_schema, load_service
-from worker.errors import ServiceFailed, ServicesError
+from worker.errors import InvalidInput, ServiceFailed, ServicesError
+from worker.files import find_files, suffix_of
 from worker.service import Service
 from worker.stages import Item, run_stages
 
@@ -63,8 +67,41 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
         For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job fails with.
     """
     items = [Item(str(i), json.dumps(value).encode()) for i, value in enumerate(inputs)]
-    run_stages(service, items)
+    run_stages(service, items, InlineFiles())
     return [item.error or json.loads(item.value) for item in items]
+
+
+class InlineFiles:
+    """The files of a batch without a storage: inputs as ``data:`` URLs; outputs get their id, and are kept nowhere."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def bring(self, items: Sequence[Item]) -> None:
+        """Write the ``data:`` of the inputs into files."""
+        self._folder = self._folder or tempfile.TemporaryDirectory()
+        for item in items:
+            for number, (where, file) in enumerate(find_files(item.value)):
+                if file.data is None:
+                    must = "there is no storage here: give a data: URL"
+                    error = {"loc": list(where), "msg": must, "type": "file"}
+                    item.error = InvalidInput(f"{'.'.join(map(str, where))}: {must}", errors=[error])
+                    continue
+                name = f"{item.job_id}-{number}{suffix_of(file.content_type)}"
+                file.put(Path(self._folder.name) / name)
+                file.path.write_bytes(file.data)
+
+    def keep(self, items: Sequence[Item]) -> None:
+        """Name the files of the outputs."""
+        for item in items:
+            for _, file in find_files(item.value):
+                content = file.read_bytes()
+                file.id, file.size = hashlib.sha256(content).hexdigest(), len(content)
+
+    def clear(self) -> None:
+        """Remove what was written."""
+        if self._folder:
+            self._folder.cleanup()
 
 
 def load(plugin: Plugin) -> Service[Any, Any]:

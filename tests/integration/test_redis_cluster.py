@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import redis
 from celery import Celery
 from redis.crc import key_slot
 
+from tests.integration.test_redis_security import use_files
 from tests.integration.test_worker import post, results
 from tests.rabbit import RabbitServer
+from tests.services import write_turning
 from tests.support import System, finished, free_port, poll, redis_binary, running_system
 
 SLOTS = 16_384
@@ -80,7 +83,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def clustered(tmp_path: Path, plugins: Path, cluster: Cluster, rabbit: RabbitServer) -> Iterator[System]:
-    with running_system(tmp_path, plugins, REDIS_URL=cluster.url, BROKER_URL=rabbit.url) as made:
+    write_turning(tmp_path / "more")
+    both = Path(f"{plugins}{os.pathsep}{tmp_path / 'more'}")
+    with running_system(tmp_path, both, REDIS_URL=cluster.url, BROKER_URL=rabbit.url) as made:
         made.start_api()
         yield made
 
@@ -88,7 +93,7 @@ def clustered(tmp_path: Path, plugins: Path, cluster: Cluster, rabbit: RabbitSer
 def test_services_share_a_cluster_each_in_a_slot_of_its_own(
     clustered: System, cluster: Cluster, rabbit: RabbitServer
 ) -> None:
-    worker = clustered.start_worker("echo")
+    worker = clustered.start_worker("echo,turning")
     clustered.start_worker("patient")
     with clustered.client() as client:
         ids = post(clustered, *({"n": n} for n in range(50)))
@@ -110,6 +115,8 @@ def test_services_share_a_cluster_each_in_a_slot_of_its_own(
         poll(lambda: client.get(f"/jobs/{sent.id}").status_code == 200, what="the message is adopted")
         assert finished(client, sent.id)["output"]["n"] == 7
 
+        use_files(client)
+
         # its worker dies in the midst, and another one finishes
         (running,) = post(clustered, {"n": 1, "sleep_s": 1.5}, service="patient")
         poll(lambda: client.get(f"/jobs/{running}").json()["status"] == "running")
@@ -118,9 +125,9 @@ def test_services_share_a_cluster_each_in_a_slot_of_its_own(
         assert finished(client, running)["status"] == "succeeded"
         assert worker.exit_code is None
     for keys in cluster.contents():
-        of_services = {key for key in keys if key.startswith(("{", "echo", "patient"))}
+        of_services = {key for key in keys if key.startswith(("{", "echo", "patient", "turning"))}
         slots = {key_slot(key.encode()) for key in of_services}
-        assert len(slots) <= 2 and not any("celery" in key for key in keys)
+        assert len(slots) <= 4 and not any("celery" in key for key in keys)
     assert sum(bool(keys) for keys in cluster.contents()) >= 2
 
 

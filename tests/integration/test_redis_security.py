@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
-from tests.services import write_echo
+from tests.services import write_echo, write_turning
 from tests.support import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
 
 USERS = ("api", "worker", "flower")
@@ -65,6 +66,7 @@ def stack(folder: Path) -> Iterator[tuple[System, list[Server]]]:
     plugins.mkdir()
     (plugins / "heavy_model_library.py").touch()
     write_echo(plugins)
+    write_turning(plugins)
     system = System(folder, RedisServer(folder=folder), plugins)
     yield system, servers
     system.stop()
@@ -79,7 +81,8 @@ def start_with_users(folder: Path) -> tuple[Server, redis.Redis]:
     """A server with our ACL file, each user's password his name, and an admin for the test."""
     text = (ROOT / "deploy" / "redis" / "users.acl").read_text()
     # antifraud and embed are installed here too, and the API looks at all services
-    text = text.replace("~antifraud ", "~antifraud ~echo ~echo??[369] ").replace("~{antifraud}", "~{echo}")
+    text = text.replace("~antifraud ", "~antifraud ~echo ~echo??[369] ~turning ~turning??[369] ")
+    text = text.replace("~{antifraud}:* ", "~{echo}:* ~{turning}:* ")
     for user in (*USERS, "embed"):
         text = text.replace(f"{user.upper()}_SHA256", hashlib.sha256(user.encode()).hexdigest())
     (folder / "users.acl").write_text(text + "user admin on nopass ~* &* +@all\n")
@@ -93,7 +96,7 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
     servers.append(server)
     urls = {user: f"redis://{user}:{user}@127.0.0.1:{server.port}/0" for user in USERS}
     system.start_api(REDIS_URL=urls["api"])
-    worker = system.start_worker("echo", REDIS_URL=urls["worker"])
+    worker = system.start_worker("echo,turning", REDIS_URL=urls["worker"])
     port = free_port()
     flower = system.start("celery", "-A", "worker", "flower", f"--port={port}", REDIS_URL=urls["flower"])
     poll(lambda: status_of(f"http://127.0.0.1:{port}/healthcheck") == 200, 30, "flower is up")
@@ -108,9 +111,10 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
         assert client.delete(f"/jobs/{late['id']}").status_code == 202
         assert len(client.get("/jobs").json()["jobs"]) == 2
         assert client.get("/services/echo").json()["state"] == "ready"
+        use_files(client)
     sent = system.start("tests.run_code", PRODUCER, REDIS_URL=urls["worker"])
     assert sent.wait(60) == 0, sent.output
-    assert sent.output == "7 SUCCESS\n[['echo.predict']]\n"
+    assert sent.output == "7 SUCCESS\n[['echo.predict', 'turning.predict']]\n"
     assert status_of(f"http://127.0.0.1:{port}/broker") == 200
     assert worker.stop() == 0
     # redis-py tells its name (CLIENT SETINFO) to servers that let it, and goes on where they do not
@@ -128,6 +132,18 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
                 own.execute_command(*command.split())
         own.close()
     admin.close()
+
+
+def use_files(client: httpx.Client) -> None:
+    """Every call of Redis that files need: by the API, by a worker, and by the sweep."""
+    stored = client.post("/files", content=b"abc").json()
+    assert client.post("/files", content=b"abc").status_code == 200
+    body = {"service": "turning", "input": {"document": {"file": stored["id"]}, "do": "same"}}
+    made = client.post("/jobs?wait=20", json=body).json()["output"]["reversed"]
+    assert client.get(client.get(f"/files/{made['file']}").json()["links"]["download"]).content == b"cba"
+    assert client.delete(f"/files/{stored['id']}").status_code == 204
+    short = client.post("/files?keep_for_s=0.1", content=b"short").json()
+    poll(lambda: client.get(f"/files/{short['id']}").status_code == 404, what="it is swept")
 
 
 def make_certificates(folder: Path) -> None:

@@ -1,0 +1,308 @@
+"""The files of a batch, in a pool process: brought before ``preprocess``, stored after ``postprocess``."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, StorageUnavailable
+from worker.fetch import fetch
+from worker.files import UNKNOWN_TYPE, File, Where, find_files, suffix_of
+from worker.ledger import Ledger, record_key
+from worker.settings import Settings
+from worker.storage import (
+    BLOBS_KEY,
+    EXPIRES_KEY,
+    FIELDS,
+    HEAD_BYTES,
+    LEASE_US,
+    LUA,
+    PIECE_BYTES,
+    FileRecord,
+    Storage,
+    file_key,
+    new_blob,
+    tell_type,
+)
+
+if TYPE_CHECKING:
+    from worker.stages import Item
+
+log = logging.getLogger("services.worker")
+
+#: Files of a batch that are brought at a time.
+THREADS = 8
+#: An output's file lives so much longer than its job: from its storing to the job's end.
+MARGIN_US = 300 * 1_000_000
+
+Tell = Callable[[str], None]
+Persist = Callable[[Callable[[], Any]], Any]
+
+
+class Attachments:
+    """What a pool process needs for files; it touches neither disk nor storage before the first of them."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.storage = Storage(settings)
+        self.scratch = Scratch(settings.scratch_dir)
+        self._script = ledger.redis.register_script(LUA)
+
+    def of_batch(self, service: str, tell: Tell, persist: Persist, job_id: str = "") -> BatchFiles:
+        """For one run of the stages. ``job_id``: the chunk, where the items are its rows."""
+        return BatchFiles(self, service, tell, persist, job_id)
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        """An operation of ``files.lua``."""
+        return self._script(keys=[EXPIRES_KEY], args=[operation, *arguments])
+
+    def records(self, ids: Sequence[str]) -> dict[str, FileRecord]:
+        """Those of these files that are there."""
+        pipe = self.ledger.redis.pipeline(transaction=False)
+        for file_id in ids:
+            pipe.hmget(file_key(file_id), *FIELDS)
+        found = zip(ids, pipe.execute(), strict=True)
+        return {file_id: record for file_id, values in found if (record := FileRecord.read(file_id, values))}
+
+    def store(self, file: File, keep_us: int) -> FileRecord:
+        """Store a file that an output holds. Raises ``StorageUnavailable`` or ``InvalidOutput``."""
+        blob = new_blob()
+        self.call("open", blob, LEASE_US, "output")
+        try:
+            with open_source(file) as source:
+                head = source.read(HEAD_BYTES)
+                file.content_type = tell_type(file.content_type, head)
+                source.seek(0)
+                writing = self.storage.create(blob)
+                try:
+                    while piece := source.read(PIECE_BYTES):
+                        writing.write(piece)
+                        self._check(file, writing.size)
+                    self._check(file, writing.size)
+                    file_id = writing.finish()
+                finally:
+                    writing.close()
+        except BaseException:
+            self._discard(blob)
+            raise
+        kept = (blob, file_id, writing.size, file.content_type, keep_us)
+        _, values = self.call("bind", *kept, "")
+        record = FileRecord.read(file_id, values)
+        if record and record.blob != blob and not self.storage.has(record.blob):
+            _, values = self.call("bind", *kept, record.blob)
+            record = FileRecord.read(file_id, values)
+        if record is None or record.blob != blob:
+            self._discard(blob)
+        if record is None:
+            raise StorageUnavailable("the output's file took too long to be stored")
+        return record
+
+    def _check(self, file: File, size: int) -> None:
+        most = self.settings.max_file_bytes
+        problem = file.rules.problem(size, file.content_type) if file.rules else None
+        if size > most:
+            problem = f"the file has more than {most} bytes (SERVICES_MAX_FILE_BYTES)"
+        if problem:
+            raise InvalidOutput(problem)
+
+    def _discard(self, blob: str) -> None:
+        """The sweep would find it too, but later."""
+        try:
+            self.storage.remove(blob)
+            self.ledger.redis.zrem(BLOBS_KEY, blob)
+        except (ServicesError, redis.RedisError) as error:
+            log.warning("blob %s is left for the sweep: %s", blob, error.message)
+
+
+class BatchFiles:
+    """The files of one run of the stages over a list of items."""
+
+    def __init__(self, attachments: Attachments, service: str, tell: Tell, persist: Persist, job_id: str) -> None:
+        self._all = attachments
+        self._persist = persist
+        self._service = service
+        self._tell = tell
+        self._job_id = job_id
+        self._folder: Path | None = None
+        self._here: dict[str, File | ServicesError] = {}  # reference -> a file that is here, or why it is not
+
+    def bring(self, items: Sequence[Item]) -> None:
+        """Stage 1b: every file of the inputs becomes a local one. One that cannot be fails its own job.
+
+        It costs the model no time limit: waiting for Redis or the storage is not the model's.
+        """
+        found = [(item, where, file) for item in items for where, file in find_files(item.value)]
+        missing = [file for _, _, file in found if not file.is_here and _reference(file) not in self._here]
+        if missing:
+            self._tell("computed")
+            wanted = {_reference(file): file for file in missing}
+            self._persist(lambda: self._bring_all(wanted))
+            self._tell("begun")
+        for item, where, file in found:
+            if item.alive:
+                item.error = self._hand_over(file, where)
+
+    def keep(self, items: Sequence[Item]) -> None:
+        """Stage 4b: every file of the outputs is stored, as long as its job is kept."""
+        found = [(item, where, file) for item in items for where, file in find_files(item.value)]
+        if found:
+            self._tell("computed")
+            for item, where, file in found:
+                if item.alive:
+                    self._persist(partial(self._keep, item, where, file))
+            self._tell("begun")
+
+    def clear(self) -> None:
+        """Remove what is local; the files of the batch have no path any more."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        self._here.clear()
+
+    def _bring_all(self, wanted: dict[str, File]) -> None:
+        records = self._all.records([file.id for file in wanted.values() if file.id])
+        self._folder = self._folder or self._all.scratch.make()
+
+        def bring(number: int, file: File) -> File | ServicesError:
+            try:
+                return self._bring(file, records.get(file.id), f"{number}")
+            except ServicesError as error:
+                return error
+            except OSError as error:  # this machine's disk
+                failure = StorageUnavailable(f"the file cannot be put on this disk: {error}")
+                failure.__cause__ = error
+                return failure
+
+        start = len(self._here)
+        with ThreadPoolExecutor(min(THREADS, len(wanted)), "files") as threads:
+            brought = threads.map(bring, range(start, start + len(wanted)), wanted.values())
+            self._here.update(zip(wanted, brought, strict=True))
+
+    def _bring(self, file: File, record: FileRecord | None, name: str) -> File:
+        assert self._folder
+        if file.id:
+            if record is None:
+                raise FileMissing("no file has this id any more")
+            here = File(id=file.id, content_type=record.content_type, path=self._path(name, record.content_type))
+            here.size = record.size
+            self._all.storage.bring(record.blob, here.path)
+            return here
+        if file.data is not None:
+            here = File(data=file.data, content_type=file.content_type, path=self._path(name, file.content_type))
+            here.path.write_bytes(file.data)
+            return here
+        settings, partial = self._all.settings, self._folder / f"{name}.part"
+        with partial.open("wb") as target:
+            most = min(settings.max_file_bytes, (file.rules and file.rules.max_bytes) or settings.max_file_bytes)
+            declared = fetch(file.url, target, most, settings.fetch_timeout_s, settings.allow_private_addresses)
+        with partial.open("rb") as source:
+            kind = tell_type("" if declared == UNKNOWN_TYPE else declared, source.read(HEAD_BYTES))
+        here = File(url=file.url, content_type=kind, path=self._path(name, kind))
+        here.size = partial.rename(here.path).stat().st_size
+        return here
+
+    def _path(self, name: str, content_type: str) -> Path:
+        assert self._folder
+        return self._folder / f"{name}{suffix_of(content_type)}"
+
+    def _hand_over(self, file: File, where: Where) -> ServicesError | None:
+        here = self._here.get(_reference(file))
+        if isinstance(here, StorageUnavailable):
+            error = ServiceFailed(f"{_name(where)}: {here.message}")
+            error.retryable, error.__cause__ = True, here.__cause__
+            return error
+        if isinstance(here, File):
+            file.put(here.path)
+            file.size, file.content_type = here.size, here.content_type
+            problem = file.rules.problem(here.size or 0, here.content_type) if file.rules else None
+            return _invalid(InvalidInput, where, problem, "file_rules") if problem else None
+        return _invalid(InvalidInput, where, here.message, "file") if here else None
+
+    def _keep(self, item: Item, where: Where, file: File) -> None:
+        keep_us = self._keep_us(self._job_id or item.job_id)
+        try:
+            values = self._all.call("keep", file.id, keep_us) if file.id else None
+            record = FileRecord.read(file.id, values) if values else None
+            record = record or self._all.store(file, keep_us)
+            file.id, file.size, file.content_type = record.id, record.size, record.content_type
+        except InvalidOutput as error:
+            item.error = _invalid(InvalidOutput, where, error.message, "file_rules")
+        except StorageUnavailable as error:
+            item.error = ServiceFailed(f"{_name(where)}: {error.message}")
+            item.error.retryable, item.error.__cause__ = True, error.__cause__
+        except (OSError, RuntimeError) as error:  # no such file, or one without a path
+            item.error = _invalid(InvalidOutput, where, f"the file cannot be read: {error}", "file")
+
+    def _keep_us(self, job_id: str) -> int:
+        found: Any = self._all.ledger.redis.hget(record_key(self._service, job_id), "keep")
+        return int(float(found or 0)) + MARGIN_US
+
+
+class Scratch:
+    """A folder of this process for the files of its batches; those of processes that have died are removed.
+
+    Whoever lives holds the lock of the file beside its folder, which also tells between containers that share a disk.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._own: Path | None = None
+        self._lock: int | None = None
+        if root.is_dir():
+            self._remove_others()
+
+    def make(self) -> Path:
+        """An empty folder for one batch."""
+        while self._own is None:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = self._root / uuid.uuid4().hex
+            self._lock = os.open(f"{own}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if not os.fstat(self._lock).st_nlink:  # another process took it for a dead one's before it was locked
+                os.close(self._lock)
+                continue
+            own.mkdir(mode=0o700)
+            self._own = own
+        folder = self._own / uuid.uuid4().hex
+        folder.mkdir()
+        return folder
+
+    def _remove_others(self) -> None:
+        for lock in self._root.glob("*.lock"):
+            try:
+                with lock.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                    lock.unlink()
+            except OSError:  # its process lives, or another one has removed it
+                continue
+
+
+def open_source(file: File) -> Any:
+    """The content of an output's file, to be read from its beginning."""
+    return io.BytesIO(file.data) if file.data is not None and not file.is_here else file.path.open("rb")
+
+
+def _reference(file: File) -> str:
+    """What two files of a batch that are the same have in common."""
+    return file.id or file.url or f"data:{id(file)}"
+
+
+def _invalid(kind: type[ServicesError], where: Where, problem: str, code: str) -> ServicesError:
+    return kind(f"{_name(where)}: {problem}", errors=[{"loc": list(where), "msg": problem, "type": code}])
+
+
+def _name(where: Where) -> str:
+    return ".".join(map(str, where)) or "the whole"

@@ -1,0 +1,247 @@
+"""Files in a plugin's ``Input`` and ``Output``: large or binary values that are no part of a job's JSON.
+
+    class Input(BaseModel):
+        image: Annotated[File, FileRules(max_bytes=10_000_000, types=["image/*"])]
+
+    class Output(BaseModel):
+        thumbnail: File
+
+The service reads ``input.image.path``, a local file that is there while its batch runs, and returns
+``Output(thumbnail=File.from_path(path))``; the worker brings the one before ``preprocess`` and stores the other.
+
+This module imports pydantic alone, so that a ``schema.py`` may import it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import mimetypes
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+#: The id of a file: the SHA-256 of its content.
+ID = re.compile(r"[0-9a-f]{64}")
+#: What a file is whose type nobody knows.
+UNKNOWN_TYPE = "application/octet-stream"
+CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
+
+#: Marks a file in a JSON Schema, for the console and for ``holds_files``.
+MARK = "x-services-file"
+EXPECTED = 'expected {"file": "<id>"} of POST /files, a data: URL, or an https:// URL'
+
+Where = tuple[str | int, ...]
+
+
+class File:
+    """A file of an input or an output.
+
+    An input's has ``id`` (of ``POST /files``), ``url`` (for the worker to fetch) or ``data`` (of a ``data:`` URL).
+    """
+
+    __slots__ = ("_path", "content_type", "data", "id", "rules", "size", "url")
+
+    def __init__(
+        self,
+        *,
+        id: str = "",
+        url: str = "",
+        data: bytes | None = None,
+        path: Path | None = None,
+        content_type: str = "",
+    ) -> None:
+        self.id = id
+        self.url = url
+        self.data = data
+        self.content_type = content_type  #: "" where it is not known yet
+        self.size: int | None = None if data is None else len(data)
+        self.rules: FileRules | None = None
+        self._path = path
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], content_type: str = "") -> File:
+        """A file for an output. It is read when the output is stored, right after ``postprocess``."""
+        return cls(path=Path(path), content_type=content_type or mimetypes.guess_type(path)[0] or UNKNOWN_TYPE)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, content_type: str = UNKNOWN_TYPE) -> File:
+        """A file for an output, of these bytes."""
+        return cls(data=data, content_type=content_type)
+
+    @property
+    def path(self) -> Path:
+        """The local file. Others may share it: read it, and write elsewhere. It is gone when its batch has ended."""
+        if self._path is None:
+            raise RuntimeError("the file is not here: it has a path from preprocess to postprocess, in a worker")
+        return self._path
+
+    @property
+    def is_here(self) -> bool:
+        """Whether ``path`` can be asked for."""
+        return self._path is not None
+
+    def read_bytes(self) -> bytes:
+        """Its content."""
+        return self.data if self.data is not None else self.path.read_bytes()
+
+    def put(self, path: Path | None) -> None:
+        """For the worker: this is where it is from now on."""
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        what = self.id or self.url or (f"{self.size} bytes" if self.data is not None else str(self._path))
+        return f"File({what}, {self.content_type or 'of unknown type'})"
+
+    @classmethod
+    def _validate(cls, value: Any) -> File:
+        if isinstance(value, File):
+            return value
+        if isinstance(value, dict) and "file" in value and value.keys() <= {"file", "url", "content_type", "size"}:
+            if isinstance(value["file"], str) and ID.fullmatch(value["file"]):
+                return cls(id=value["file"])
+            raise PydanticCustomError("file_id", "a file's id is 64 hexadecimal digits, as POST /files answers it")
+        if isinstance(value, str) and value[:5].lower() == "data:":
+            return _read_data_url(value)
+        if isinstance(value, str) and value.lower().startswith(("https://", "http://")):
+            return cls(url=_check_url(value))
+        raise PydanticCustomError("file", "{expected}", {"expected": EXPECTED})
+
+    def _dump(self) -> Any:
+        """As an output shows it; what is not stored as the input that it was."""
+        if self.id:
+            told = {"file": self.id, "url": f"/files/{self.id}/content"}
+            return {**told, "content_type": self.content_type or None, "size": self.size}
+        if self.data is not None:
+            return f"data:{self.content_type or UNKNOWN_TYPE};base64,{base64.b64encode(self.data).decode()}"
+        if self.url:
+            return self.url
+        raise ValueError(f"{self!r} has not been stored")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        dump = core_schema.plain_serializer_function_ser_schema(cls._dump)
+        return core_schema.no_info_plain_validator_function(cls._validate, serialization=dump)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        known: dict[str, Any] = {"file": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+        told: dict[str, Any] = {"url": {"type": "string"}, "content_type": {"type": ["string", "null"]}}
+        told["size"] = {"type": ["integer", "null"]}
+        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told}, "required": ["file"]}
+        stored["additionalProperties"] = False
+        if handler.mode == "serialization":
+            return {**stored, "required": ["file", *told], "title": "File", MARK: True}
+        text = {"type": "string", "pattern": "^(data:|https?://)"}
+        return {"anyOf": [stored, text], "title": "File", "description": EXPECTED, MARK: True}
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What a file may be: ``Annotated[File, FileRules(...)]``, or around a list of them.
+
+    Checked before the job is accepted, or by the worker where only it knows (of a URL), and for outputs too.
+    """
+
+    max_bytes: int | None = None
+    types: Sequence[str] = ()  #: content types such as ``image/png`` or ``image/*``; none: all
+
+    def problem(self, size: int, content_type: str) -> str | None:
+        """What is wrong with a file of this size and type."""
+        if self.max_bytes is not None and size > self.max_bytes:
+            return f"the file has {size} bytes; expected at most {self.max_bytes}"
+        if not matches(content_type, self.types):
+            return f"the file is {content_type}; expected {' or '.join(self.types)}"
+        return None
+
+    def _attach(self, value: Any) -> Any:
+        for _, file in find_files(value):
+            file.rules = self
+            if file.data is not None and (problem := self.problem(len(file.data), file.content_type)):
+                raise PydanticCustomError("file_rules", "{problem}", {"problem": problem})
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._attach, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        limits = {"x-max-bytes": self.max_bytes, "x-content-types": list(self.types)}
+        return {**handler(schema), **{name: value for name, value in limits.items() if value}}
+
+
+def matches(content_type: str, patterns: Sequence[str]) -> bool:
+    """Whether a content type is one of these (``image/png``, ``image/*``); none means all."""
+    kind = content_type.partition("/")[0]
+    return not patterns or content_type in patterns or f"{kind}/*" in patterns or "*/*" in patterns
+
+
+def find_files(value: Any, where: Where = ()) -> Iterator[tuple[Where, File]]:
+    """Every file in an Input or Output, with its place as the JSON has it."""
+    if isinstance(value, File):
+        yield where, value
+    elif isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            alias = field.validation_alias if isinstance(field.validation_alias, str) else field.alias
+            yield from find_files(getattr(value, name), (*where, alias or name))
+        yield from find_files(value.model_extra or {}, where)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from find_files(item, (*where, str(key)))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for i, item in enumerate(value):
+            yield from find_files(item, (*where, i))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for member in dataclasses.fields(value):
+            yield from find_files(getattr(value, member.name), (*where, member.name))
+
+
+@lru_cache(maxsize=256)
+def holds_files(model: type[BaseModel], mode: Literal["validation", "serialization"] = "validation") -> bool:
+    """Whether a model may hold files at all, so that others need not be searched for them."""
+    try:
+        return f'"{MARK}"' in json.dumps(model.model_json_schema(mode=mode), default=str)
+    except Exception:  # pydantic has no JSON Schema for some types that it validates
+        return True
+
+
+def suffix_of(content_type: str) -> str:
+    """The ending of a file's name by its type, such as ``.png``; some libraries go by it."""
+    return mimetypes.guess_extension(content_type) or ""
+
+
+def _read_data_url(value: str) -> File:
+    """``data:[<type>][;<parameter>...][;base64],<data>`` (RFC 2397)."""
+    head, comma, body = value[5:].partition(",")
+    content_type, *parameters = [part.strip().lower() for part in head.split(";")]
+    try:
+        if not comma or (content_type and not CONTENT_TYPE.fullmatch(content_type)):
+            raise ValueError("it reads data:<type>;base64,<data>")
+        raw = unquote_to_bytes(body)
+        data = base64.b64decode(raw, validate=True) if "base64" in parameters else raw
+    except (ValueError, binascii.Error) as error:
+        raise PydanticCustomError("data_url", "the data: URL cannot be read: {why}", {"why": str(error)}) from error
+    return File(data=data, content_type=content_type or "text/plain")
+
+
+def _check_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        fine = bool(parts.hostname) and parts.port != 0 and parts.username is None and value.isascii()
+    except ValueError:
+        fine = False
+    if not fine or any(c <= " " or c == "\x7f" for c in value) or len(value) > 8000:
+        raise PydanticCustomError("file_url", "expected a URL such as https://host/path, in ASCII, without credentials")
+    return value

@@ -1,0 +1,218 @@
+"""Where the bytes of files are: a local folder, or whatever fsspec can write to.
+
+A file's bytes are a *blob* with a name that is used once. Which blob belongs to a file is in Redis (``files.lua``). All
+calls block; the API makes them in threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from worker.errors import FileMissing, StorageUnavailable
+from worker.files import UNKNOWN_TYPE
+from worker.jobs import rfc3339
+from worker.settings import Settings
+
+LUA = files("worker").joinpath("files.lua").read_text()
+#: ``KEYS[1]`` of that script.
+EXPIRES_KEY = "{.files}:expires"
+BLOBS_KEY = "{.files}:blobs"
+SECRET_KEY = "{.files}:secret"  # the key's name, no secret
+#: A blob that nothing more was written to for so long may be removed.
+LEASE_US = 600 * 1_000_000
+#: Seconds between two renewals of that time, while an upload goes on.
+RENEW_S = 20.0
+
+#: Bytes of a blob that are held in memory at a time, on the way to and from the storage.
+BLOCK_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 1024 * 1024
+#: Leading bytes by which a type is told.
+HEAD_BYTES = 8192
+
+
+def file_key(file_id: str) -> str:
+    """The hash with a file's record."""
+    return f"{{.files}}:file:{file_id}"
+
+
+def holds_key(file_id: str) -> str:
+    """The set of jobs whose input names a file."""
+    return f"{{.files}}:holds:{file_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A stored file. Times are microseconds since the epoch by Redis's clock."""
+
+    id: str  #: the SHA-256 of its content
+    blob: str
+    size: int
+    content_type: str
+    created_us: int
+    expires_us: int
+
+    @classmethod
+    def read(cls, file_id: str, values: list[bytes] | list[bytes | None]) -> FileRecord | None:
+        """What ``files.lua`` (or HMGET of FIELDS) answers; None where there is no such file."""
+        if not values or values[0] is None:
+            return None
+        blob, size, kind, created, expires = (value or b"" for value in values)
+        return cls(file_id, blob.decode(), int(size), kind.decode(), int(created), int(expires))
+
+    def describe(self, links: dict[str, str]) -> dict[str, Any]:
+        """As ``docs/files.md`` shows it."""
+        about = {"id": self.id, "size": self.size, "content_type": self.content_type, "sha256": self.id}
+        return {
+            **about,
+            "created_at": rfc3339(self.created_us),
+            "expires_at": rfc3339(self.expires_us),
+            "links": links,
+        }
+
+
+FIELDS = ("blob", "size", "type", "created", "expires")
+
+
+class Writing:
+    """A blob that is being written, and the hash of what it has so far."""
+
+    def __init__(self, file: Any, local: bool) -> None:
+        self._file = file
+        self._local = local
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Write further bytes."""
+        with guarded():
+            self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def finish(self) -> str:
+        """Have all of it in the storage (a local one: on its disk), and give the SHA-256."""
+        with guarded():
+            self._file.flush()
+            if self._local:
+                os.fsync(self._file.fileno())
+                os.fchmod(self._file.fileno(), 0o444)  # plugins get a link to it: it is never written again
+            self._file.close()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Leave off; the blob is then for the caller to remove."""
+        with guarded():
+            self._file.close()
+
+
+class Storage:
+    """The storage of ``SERVICES_FILES_URL``. Raises ``StorageUnavailable``; ``FileMissing`` for an unknown blob."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.files_url or str(settings.data_folder / "files")
+        self._opened: tuple[Any, str] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a blob is a file on this machine."""
+        protocol = self._open()[0].protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def create(self, blob: str) -> Writing:
+        """Begin a blob."""
+        with guarded():
+            filesystem, root = self._open()
+            if self.is_local:
+                Path(root).mkdir(mode=0o700, parents=True, exist_ok=True)
+                return Writing(Path(f"{root}/{blob}").open("xb"), local=True)
+            return Writing(filesystem.open(f"{root}/{blob}", "wb", block_size=BLOCK_BYTES), local=False)
+
+    def read(self, blob: str) -> Any:
+        """A file object; the caller closes it."""
+        with guarded():
+            filesystem, root = self._open()
+            if self.is_local:
+                return Path(f"{root}/{blob}").open("rb")
+            return filesystem.open(f"{root}/{blob}", "rb", block_size=BLOCK_BYTES, cache_type="readahead")
+
+    def bring(self, blob: str, path: Path) -> None:
+        """Have a blob as a local file, by a hard link where it is on the same disk."""
+        if self.is_local:
+            source = Path(f"{self._open()[1]}/{blob}")
+            try:
+                os.link(source, path)
+                return
+            except FileNotFoundError as error:
+                raise FileMissing from error
+            except OSError:  # another disk, or a file system without links
+                pass
+        with self.read(blob) as source_file, guarded(), path.open("xb") as file:
+            shutil.copyfileobj(source_file, file, PIECE_BYTES)
+
+    def has(self, blob: str) -> bool:
+        """Whether a blob is there."""
+        with guarded():
+            filesystem, root = self._open()
+            return bool(filesystem.exists(f"{root}/{blob}"))
+
+    def remove(self, blob: str) -> None:
+        """Remove a blob, if it is there."""
+        try:
+            with guarded():
+                filesystem, root = self._open()
+                filesystem.rm_file(f"{root}/{blob}")
+        except FileMissing:
+            pass
+
+    def _open(self) -> tuple[Any, str]:
+        """fsspec's file system and the folder in it; imported here, since a process without files needs neither."""
+        with self._lock:
+            if self._opened is None:
+                import fsspec
+
+                filesystem, root = fsspec.core.url_to_fs(self._url)
+                self._opened = filesystem, root.rstrip("/")
+        return self._opened
+
+
+def new_blob() -> str:
+    """A name that no blob has had."""
+    return uuid.uuid4().hex
+
+
+def tell_type(declared: str, head: bytes) -> str:
+    """The type of a file: as it was declared, else by its first bytes."""
+    return declared if declared not in ("", UNKNOWN_TYPE) else sniff(head) or UNKNOWN_TYPE
+
+
+def sniff(head: bytes) -> str:
+    """The type that a file's first bytes show; "" where they show none."""
+    import filetype
+
+    kind = filetype.guess(head)
+    return str(kind.mime) if kind else ""
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Storage's errors, of which each has its own, as ours."""
+    try:
+        yield
+    except (FileMissing, StorageUnavailable):
+        raise
+    except FileNotFoundError as error:
+        raise FileMissing from error
+    except Exception as error:
+        hint = " (`pip install libs-service[s3]`)" if isinstance(error, ImportError) else ""
+        raise StorageUnavailable(f"the storage of the files: {type(error).__name__}: {error}{hint}") from error
