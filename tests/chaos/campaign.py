@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos.audit import SERVICES, WORKER_KILLS, Report, audit
-from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.faults import FAULTS, Fault, NothingToBreak, kill_long_worker
 from tests.chaos.load import SLEEPS, Load
 from tests.chaos.stack import Kind, Stack
 from tests.support import poll
 
-#: After this share of the kills of workers, nothing else happens for so long.
+#: After this share of the kills of workers (and each of one with a long job), nothing else happens for so long.
 WATCHED, WATCH_S = 0.4, 9.0
 
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the jobs' own live ``keep_for_s`` and a day longer.
@@ -41,12 +41,12 @@ def run(
 
     ``patience_s``: how long the audit waits without any progress, beyond the length of the longest job;
     ``still_s``: load after the last fault;
-    ``sleeps``: how long runs sleep, with their weights; ``long_s``: how long the one long job runs; 0: half the time.
+    ``sleeps``: how long runs sleep, with their weights; ``long_s``: how long a long job runs; 0: half the time.
     ``rabbit``: RabbitMQ is Celery's broker, and half of the jobs come by it, as from another Celery producer.
     """
     choice = random.Random(seed)
     stack = Stack(kind, folder, appendfsync=appendfsync, rabbit=rabbit)
-    load = Load(stack, rate, seed, long_s=long_s or max(15, seconds / 2), sleeps=sleeps)
+    load = Load(stack, rate, seed, long_s=(long_s or max(15, seconds / 2)) if kind.is_ours else 0, sleeps=sleeps)
     stack.read_back = load.read_back
     happened: Counter[str] = Counter()
     try:
@@ -56,10 +56,14 @@ def run(
         for fault in schedule(faults, choice, began + seconds):
             time.sleep(choice.uniform(0.2, 1.5))
             print(f"{time.monotonic() - began:6.1f} s  {fault.__name__}", flush=True)
-            stack.faults.append((fault.__name__, time.monotonic_ns()))
-            fault(stack, choice)
+            at = time.monotonic_ns()
+            try:
+                fault(stack, choice)
+            except NothingToBreak:
+                continue
+            stack.faults.append((fault.__name__, at))
             happened[fault.__name__] += 1
-            if fault.__name__ in WORKER_KILLS and choice.random() < WATCHED:
+            if fault is kill_long_worker or (fault.__name__ in WORKER_KILLS and choice.random() < WATCHED):
                 time.sleep(WATCH_S)  # undisturbed, so that the recovery can be measured
         time.sleep(still_s)
         load.stop()

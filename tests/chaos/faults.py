@@ -10,19 +10,22 @@ import time
 from collections.abc import Callable
 
 from tests.chaos.stack import Stack
+from tests.support import poll
 
 Fault = Callable[[Stack, random.Random], None]
+
+
+class NothingToBreak(Exception):
+    """The stack has no such part, or it is not there at the moment: this fault did not happen."""
 
 
 def kill_child(stack: Stack, choice: random.Random) -> None:
     """kill -9 of a pool process."""
     worker = stack.worker(choice.randrange(stack.STRUCK))
-    if worker.children:
-        pid = worker.children[0]
-        at = time.monotonic_ns()
-        with contextlib.suppress(ProcessLookupError):
-            signal_pid(pid, signal.SIGKILL)
-        stack.note_kill("kill_child", at, {pid})
+    pid, *_ = poll(lambda: worker.children, what="the worker has a pool process")
+    at = time.monotonic_ns()
+    signal_pid(pid, signal.SIGKILL)
+    stack.note_kill("kill_child", at, {pid})
 
 
 def kill_worker(stack: Stack, choice: random.Random) -> None:
@@ -150,21 +153,26 @@ def jump_clock(stack: Stack, choice: random.Random) -> None:
 
 
 def kill_long_worker(stack: Stack, choice: random.Random) -> None:
-    """kill -9 of the worker that runs the long job, once; another is idle and takes it over."""
+    """kill -9 of the worker that runs the long job; another is idle and takes it over."""
     del choice
-    for index in range(stack.STRUCK, len(stack.workers)):
-        worker = stack.worker(index)
-        if "kill_long_worker" not in {kill.fault for kill in stack.kills} and stack.runs_a_job(worker):
-            stack.kill("kill_long_worker", worker)
-            stack.start_worker(index)
+
+    def busy() -> list[int]:
+        return [i for i in range(stack.STRUCK, len(stack.workers)) if stack.runs_a_job(stack.worker(i))]
+
+    if len(stack.workers) == stack.STRUCK:
+        raise NothingToBreak
+    index, *_ = poll(busy, 30, "the long job runs")
+    stack.kill("kill_long_worker", stack.worker(index))
+    stack.start_worker(index)
 
 
 def kill_rabbit(stack: Stack, choice: random.Random) -> None:
     """kill -9 of RabbitMQ, where it is the broker, started again on its data."""
-    if stack.rabbit:
-        stack.rabbit.stop(signal.SIGKILL)
-        time.sleep(choice.uniform(0, 3))
-        stack.rabbit.start()
+    if not stack.rabbit:
+        raise NothingToBreak
+    stack.rabbit.stop(signal.SIGKILL)
+    time.sleep(choice.uniform(0, 3))
+    stack.rabbit.start()
 
 
 def signal_pid(pid: int, number: int) -> None:
@@ -191,5 +199,5 @@ FAULTS: dict[Fault, int] = {
     terminate_worker: 3,
     rolling_restart: 1,
     jump_clock: 1,
-    kill_long_worker: 1,
+    kill_long_worker: 2,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -145,8 +146,11 @@ class Stack:
 
     def runs_a_job(self, worker: Process) -> bool:
         """Whether a job runs in one of the worker's pool processes, by the trace."""
-        markers = (self.folder / "trace" / "running").iterdir()
-        return bool({marker.read_text() for marker in markers} & {str(pid) for pid in worker.children})
+        pids = set()
+        for marker in (self.folder / "trace" / "running").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                pids.add(marker.read_text())
+        return bool(pids & {str(pid) for pid in worker.children})
 
     def note_kill(self, fault: str, at_ns: int, pids: set[int]) -> None:
         """Processes that a fault killed at this moment."""
@@ -211,6 +215,10 @@ def sabotage(folder: Path, changes: Sabotage) -> None:
 
 def write_services(folder: Path) -> None:
     """The chaos service, one whose jobs get few attempts, and one for long jobs."""
-    knobs_of = {"chaos": "max_attempts = 50", "poison": "max_attempts = 3", "long": "max_batch_size = 1"}
+    knobs_of = {
+        "chaos": "max_attempts = 50",
+        "poison": "max_attempts = 3",
+        "long": "max_batch_size = 1; max_attempts = 50",
+    }
     for name, knobs in knobs_of.items():
         write_plugin(folder, name, SCHEMA, SOURCE.format(name=name, knobs=knobs))
