@@ -46,11 +46,13 @@ class Report:
     slowest_answer_s: float = 0
     lost: list[Any] = field(default_factory=list)  #: accepted jobs that have not ended, or are unknown
     wrong: list[Any] = field(default_factory=list)  #: ended otherwise than they had to
+    miscounted: list[Any] = field(default_factory=list)  #: attempts other than what ran and was killed
     changed: list[Any] = field(default_factory=list)  #: terminal jobs that read otherwise later
     overlaps: list[str] = field(default_factory=list)  #: runs of one job at the same time
     doubled: list[str] = field(default_factory=list)  #: POSTs that made more than one job
     repeated: int = 0  #: jobs that ran to their end more than once
     bad_exits: list[int] = field(default_factory=list)  #: exit codes but 0 of workers that were asked to stop
+    gave_up: list[int] = field(default_factory=list)  #: exit codes of workers that ended by themselves
     left_keys: list[str] = field(default_factory=list)
     #: From a worker's kill -9 to the next start of what it ran: short jobs, long ones, and either where another
     #: fault came in between.
@@ -62,7 +64,18 @@ class Report:
     @property
     def broken(self) -> dict[str, Any]:
         """The guarantees that did not hold, each with the first few cases."""
-        named = ("lost", "wrong", "changed", "overlaps", "doubled", "bad_exits", "left_keys", "late")
+        named = (
+            "lost",
+            "wrong",
+            "miscounted",
+            "changed",
+            "overlaps",
+            "doubled",
+            "bad_exits",
+            "gave_up",
+            "left_keys",
+            "late",
+        )
         return {name: getattr(self, name)[:5] for name in named if getattr(self, name)}
 
     @property
@@ -75,7 +88,7 @@ class Report:
         told = asdict(self)
         for name in ("recovery_s", "long_recovery_s", "disturbed_recovery_s"):
             told[name] = summarise(told[name])
-        for name in ("lost", "wrong", "changed", "overlaps", "doubled"):
+        for name in ("lost", "wrong", "miscounted", "changed", "overlaps", "doubled"):
             told[name] = {"count": len(told[name]), "first": told[name][:5]}
         return told | {"broken": sorted(self.broken)}
 
@@ -110,6 +123,8 @@ def audit(stack: Stack, load: Load, seed: int, patience_s: float = 60) -> Report
     report.changed = load.changed
     runs = read_trace(stack.folder / "trace" / "log")
     report.wrong = [wrong for one in load.accepted if one.id in jobs and (wrong := judge(one, jobs[one.id], runs))]
+    if stack.kind.is_ours:
+        report.miscounted = judge_attempts(connection, [one for one in load.accepted if one.id in jobs], jobs, runs)
     report.asked_again = sum(one.asked_again for one in load.accepted)
     report.doubled = find_doubled(stack) if stack.kind.is_ours else []
     connection.close()
@@ -117,6 +132,7 @@ def audit(stack: Stack, load: Load, seed: int, patience_s: float = 60) -> Report
     report.overlaps = overlaps.read_text().splitlines() if overlaps.exists() else []
     report.repeated = sum(sum(bool(run.end_ns) for run in of_job) > 1 for of_job in runs.values())
     measure_recovery(report, stack, runs, {one.n for one in load.accepted if one.service == "long"})
+    report.gave_up = stack.gave_up
     report.bad_exits = [code for code in stack.exit_codes if code != 0]
     return report
 
@@ -178,6 +194,29 @@ def judge(one: Accepted, job: Any, runs: dict[int, list[Run]]) -> Any:
     if not fits or not runs[one.n] or (one.do == "exit" and job["attempt"] != POISON_ATTEMPTS):
         return {"n": one.n, "expected": status, "job": job, "runs": len(runs[one.n])}
     return None
+
+
+def judge_attempts(
+    connection: HTTPConnection, accepted: list[Accepted], jobs: dict[str, Any], runs: dict[int, list[Run]]
+) -> list[Any]:
+    """Jobs whose attempts do not fit: of those that ran in more than one process, or are charged more than one attempt.
+
+    Every process that ran it is an attempt; those before the last one were cut off; who was cut off is charged only
+    where it was alone, so that nobody pays for a neighbour.
+    """
+    found = []
+    for one in accepted:
+        processes = [pid for pid, _ in itertools.groupby(runs[one.n], lambda run: run.pid)]
+        if len(processes) == 1 and jobs[one.id]["attempt"] == 1:
+            continue
+        status, job = ask(connection, "GET", f"/jobs/{one.id}?include=attempts")
+        attempts = job["attempts"] if status == 200 else []
+        charged = [attempt for attempt in attempts if attempt["charged"]]
+        fits = len(charged) == jobs[one.id]["attempt"] and len(processes) <= len(attempts)
+        fits = fits and {attempt["outcome"] for attempt in attempts[:-1]} <= {"lost", "handed_back"}
+        if not fits or any(attempt["batch_size"] != 1 for attempt in charged[:-1]):
+            found.append({"n": one.n, "job": job, "processes": processes})
+    return found
 
 
 def measure_recovery(report: Report, stack: Stack, runs: dict[int, list[Run]], long: set[int]) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.chaos.audit import SERVICES, WORKER_KILLS, Report, audit
@@ -33,7 +34,7 @@ def run(
     appendfsync: str = "everysec",
     patience_s: float = 60,
     still_s: float = 0,
-    sleeps: list[tuple[float, int]] = SLEEPS,
+    sleeps: list[tuple[float, float]] = SLEEPS,
     long_s: float = 0,
     rabbit: bool = False,
 ) -> Report:
@@ -61,6 +62,8 @@ def run(
                 fault(stack, choice)
             except NothingToBreak:
                 continue
+            finally:
+                stack.revive()
             stack.faults.append((fault.__name__, at))
             happened[fault.__name__] += 1
             if fault is kill_long_worker or (fault.__name__ in WORKER_KILLS and choice.random() < WATCHED):
@@ -77,7 +80,7 @@ def run(
         stack.stop()
 
 
-def schedule(faults: dict[Fault, int] | list[Fault], choice: random.Random, until: float):  # type: ignore[no-untyped-def]
+def schedule(faults: dict[Fault, int] | list[Fault], choice: random.Random, until: float) -> Iterator[Fault]:
     """Each of a list once; else drawn by their weights until the time is over."""
     if isinstance(faults, list):
         yield from faults

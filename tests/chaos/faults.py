@@ -22,7 +22,10 @@ class NothingToBreak(Exception):
 def kill_child(stack: Stack, choice: random.Random) -> None:
     """kill -9 of a pool process."""
     worker = stack.worker(choice.randrange(stack.STRUCK))
-    pid, *_ = poll(lambda: worker.children, what="the worker has a pool process")
+    try:
+        pid, *_ = poll(lambda: worker.children, 10)
+    except AssertionError:
+        raise NothingToBreak from None  # a naive worker may have given up
     at = time.monotonic_ns()
     signal_pid(pid, signal.SIGKILL)
     stack.note_kill("kill_child", at, {pid})
@@ -129,8 +132,7 @@ def terminate_worker(stack: Stack, choice: random.Random) -> None:
     index = choice.randrange(stack.STRUCK)
     worker = stack.worker(index)
     number = choice.choice([signal.SIGTERM, signal.SIGINT])
-    worker.send_signal(number)
-    code = worker.wait(60)
+    code = stack.ask_to_stop(worker, number)
     stack.exit_codes.append(0 if number == signal.SIGINT and code == 1 else code)
     stack.start_worker(index)
 
@@ -138,9 +140,7 @@ def terminate_worker(stack: Stack, choice: random.Random) -> None:
 def rolling_restart(stack: Stack, choice: random.Random) -> None:
     """All workers, one after the other, each replaced before the next goes."""
     for index in range(stack.STRUCK):
-        worker = stack.worker(index)
-        worker.send_signal(signal.SIGTERM)
-        stack.exit_codes.append(worker.wait(60))
+        stack.exit_codes.append(stack.ask_to_stop(stack.worker(index), signal.SIGTERM))
         stack.start_worker(index)
         stack.await_worker(index)
 

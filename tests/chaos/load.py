@@ -21,8 +21,9 @@ AGAIN, AGAIN_AFTER_S = 5, 0.2
 #: What could not be submitted while nobody answered is made up for, as far as so many seconds back.
 CATCH_UP_S = 10
 
-#: How long a run sleeps, with its weight.
-SLEEPS = [(0.0, 55), (0.01, 40), (0.3, 4), (2.0, 1)]
+#: How long a run sleeps, with its weight: workers that run batches are half busy at the default rate, so that what is
+#: measured is how soon a killed worker is noticed, and not how long the queue is.
+SLEEPS = [(0.0, 57.0), (0.01, 40.0), (0.3, 2.5), (2.0, 0.5)]
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Load:
     slowest_s: float = 0  #: longest wait for an answer, whatever it was
     ended: dict[str, Any] = field(default_factory=dict)  #: jobs as they were first read to have ended
     long_s: float = 0  #: how long the long jobs run, of which there is always one; 0: none
-    sleeps: list[tuple[float, int]] = field(default_factory=lambda: SLEEPS)
+    sleeps: list[tuple[float, float]] = field(default_factory=lambda: SLEEPS)
     changed: list[tuple[Any, Any]] = field(default_factory=list)  #: terminal jobs that read otherwise later
 
     def __post_init__(self) -> None:

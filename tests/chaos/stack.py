@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Stack:
         self.kills: list[Kill] = []
         self.faults: list[tuple[str, int]] = []  #: each with its beginning
         self.exit_codes: list[int] = []  #: of workers that were asked to stop
+        self.gave_up: list[int] = []  #: exit codes of workers that ended by themselves
         self.processes: list[Process] = []
         self.api: Process | None = None
         self.workers: list[Process | None] = [None] * len(kind.workers)
@@ -133,6 +135,22 @@ class Stack:
         process = self.workers[index]
         assert process, f"worker {index} was started"
         return process
+
+    def revive(self) -> None:
+        """Start workers again that have given up, as whatever watches over them would do."""
+        for index, process in enumerate(self.workers):
+            if process and process.exit_code is not None:
+                self.gave_up.append(process.exit_code)
+                self.start_worker(index)
+
+    def ask_to_stop(self, worker: Process, number: int) -> int:
+        """The exit code of a worker after this signal; one that does not end in a minute is killed."""
+        worker.send_signal(number)
+        try:
+            return worker.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.send_signal(signal.SIGKILL)
+            return worker.wait()
 
     def kill(self, fault: str, *processes: Process) -> None:
         """SIGKILL, noted for the audit."""
