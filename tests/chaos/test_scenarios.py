@@ -60,7 +60,7 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
             ],
             "worker/child.py": [
                 ("if not held and self.running is order:", "if False:"),
-                ("if now > self._safe_until:", "if False:"),
+                ("if now > self._safe_until and now > self._lease.safe_until:", "if False:"),
             ],
             "worker/keeper.py": [("        self._on_lost()\n", "")],
             "worker/pool.py": [("now > self._pool.keeper.safe_until", "False")],

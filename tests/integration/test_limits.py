@@ -121,6 +121,23 @@ def test_a_stopped_main_process_does_not_have_its_long_job_run_twice(system: Sys
         assert attempts(client, long) == [(1, "succeeded", True)]
 
 
+def test_a_run_in_c_code_that_holds_the_gil_keeps_its_lease_and_can_be_stopped(system: System) -> None:
+    system.start_api()
+    system.start_worker("one_by_one")
+    system.start_worker("echo")  # with a limit of 2 s
+    with system.client() as client:
+        long = post(client, "one_by_one", do="hold_gil")
+        endless = post(client, "echo", do="hold_gil")
+        assert finished(client, endless, 8)["error"]["code"] == "timed_out"
+        assert finished(client, long)["status"] == "succeeded"
+        assert attempts(client, long) == [(1, "succeeded", True)], "its process ran it to its end, beyond any lease"
+        unwanted = post(client, "one_by_one", do="hold_gil")
+        poll(lambda: client.get(f"/jobs/{unwanted}").json()["status"] == "running")
+        after = post(client, "one_by_one", n=2)
+        assert client.delete(f"/jobs/{unwanted}").status_code == 202
+        assert finished(client, after, 3)["status"] == "succeeded", "the slot is free again within two seconds"
+
+
 def test_a_pool_process_whose_lease_has_lapsed_ends_itself(system: System) -> None:
     system.start_api()
     first = system.start_worker("one_by_one")
