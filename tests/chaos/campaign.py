@@ -18,6 +18,9 @@ from tests.support import poll
 #: After this share of the kills of workers (and each of one with a long job), nothing else happens for so long.
 WATCHED, WATCH_S = 0.4, 9.0
 
+#: How long a long job runs at least: longer than a lease.
+LEAST_LONG_S = 10.0
+
 #: Keys that may stay once all jobs have ended, below ``{chaos}:``; the jobs' own live ``keep_for_s`` and a day longer.
 KEPT = {"about", "index", "expires", "swept", "workers", "workers:info"}
 KEPT_BY_JOBS = ("job:", "seen:", "idempotency:")
@@ -35,19 +38,19 @@ def run(
     patience_s: float = 60,
     still_s: float = 0,
     sleeps: list[tuple[float, float]] = SLEEPS,
-    long_s: float = 0,
     rabbit: bool = False,
 ) -> Report:
     """Faults one after the other for so long (drawn by weight), or each of a list once; then the audit.
 
     ``patience_s``: how long the audit waits without any progress, beyond the length of the longest job;
     ``still_s``: load after the last fault;
-    ``sleeps``: how long runs sleep, with their weights; ``long_s``: how long a long job runs; 0: half the time.
+    ``sleeps``: how long runs sleep, with their weights. A long job runs for half the time;
     ``rabbit``: RabbitMQ is Celery's broker, and half of the jobs come by it, as from another Celery producer.
     """
     choice = random.Random(seed)
     stack = Stack(kind, folder, appendfsync=appendfsync, rabbit=rabbit)
-    load = Load(stack, rate, seed, long_s=(long_s or max(15, seconds / 2)) if kind.is_ours else 0, sleeps=sleeps)
+    long_s = max(LEAST_LONG_S, seconds / 2) if len(kind.workers) > stack.STRUCK else 0
+    load = Load(stack, rate, seed, long_s=long_s, sleeps=sleeps)
     stack.read_back = load.read_back
     happened: Counter[str] = Counter()
     try:

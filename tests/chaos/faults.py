@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from tests.chaos.stack import Stack
-from tests.support import poll
+from tests.support import Process, poll
 
 Fault = Callable[[Stack, random.Random], None]
 
@@ -108,11 +108,11 @@ def partition(stack: Stack, choice: random.Random) -> None:
 
 def stop_worker(stack: Stack, choice: random.Random) -> None:
     """SIGSTOP of a worker with its pool past its lease, then SIGCONT."""
-    worker = stack.worker(choice.randrange(stack.STRUCK))
+    worker = at_work(stack, choice)
     pids = [worker.pid, *worker.children]
     for pid in pids:
         signal_pid(pid, signal.SIGSTOP)
-    time.sleep(choice.uniform(5, 8))
+    time.sleep(choice.uniform(6, 8))
     stack.read_back()  # others have ended its jobs by now: nothing of that may change
     for pid in pids:
         signal_pid(pid, signal.SIGCONT)
@@ -120,9 +120,9 @@ def stop_worker(stack: Stack, choice: random.Random) -> None:
 
 def stop_main_process(stack: Stack, choice: random.Random) -> None:
     """SIGSTOP of a worker's main process alone: its pool process computes on."""
-    worker = stack.worker(choice.randrange(stack.STRUCK))
+    worker = at_work(stack, choice)
     worker.send_signal(signal.SIGSTOP)
-    time.sleep(choice.uniform(5, 8))
+    time.sleep(choice.uniform(6, 8))
     stack.read_back()
     worker.send_signal(signal.SIGCONT)
 
@@ -173,6 +173,14 @@ def kill_rabbit(stack: Stack, choice: random.Random) -> None:
     stack.rabbit.stop(signal.SIGKILL)
     time.sleep(choice.uniform(0, 3))
     stack.rabbit.start()
+
+
+def at_work(stack: Stack, choice: random.Random) -> Process:
+    """A worker in the midst of a job, if there is one soon."""
+    worker = stack.worker(choice.randrange(stack.STRUCK))
+    with contextlib.suppress(AssertionError):
+        poll(lambda: stack.runs_a_job(worker), 5)
+    return worker
 
 
 def signal_pid(pid: int, number: int) -> None:

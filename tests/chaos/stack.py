@@ -46,8 +46,8 @@ class Kind:
 
 
 def ours(sabotage: Sabotage | None = None) -> Kind:
-    """The system under test."""
-    queues = ["chaos", "chaos", "chaos,poison", "long", "long"]
+    """The system under test; under sabotage without the workers of long jobs."""
+    queues = ["chaos", "chaos", "chaos,poison", *([] if sabotage else ["long", "long"])]
     workers = [["-A", "worker", "worker", "-Q", names] for names in queues]
     return Kind("libs-service", ["api:app"], workers, "service ready name=", sabotage=sabotage or {})
 
