@@ -81,18 +81,18 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
 }
 
 
-#: The load that shows it: the faults, jobs a second, and how long each sleeps.
-SHOWN_BY: dict[str, tuple[list[Fault], float, float]] = {
-    "sweep": ([kill_worker], 20, 1.5),
-    "fencing": ([stop_worker, stop_worker, stop_worker], 20, 0.4),
-    "lease": ([], 8, 4),
+#: The load that shows it: the faults, jobs a second, how long each sleeps, and how long to go on after the last fault.
+SHOWN_BY: dict[str, tuple[list[Fault], float, float, float]] = {
+    "sweep": ([kill_worker], 20, 1.5, 3),
+    "fencing": ([stop_worker, stop_worker, stop_worker], 20, 0.4, 3),
+    "lease": ([], 8, 4, 12),
 }
 
 
 @pytest.mark.parametrize("pillar", PILLARS)
 def test_without_the_sweep_the_fencing_or_the_lease_the_audit_fails(tmp_path: Path, pillar: str) -> None:
     changes, broken = PILLARS[pillar]
-    faults, rate, sleep_s = SHOWN_BY[pillar]
-    options: dict[str, Any] = {"patience_s": 5, "still_s": 3, "sleeps": [(sleep_s, 1)]}
+    faults, rate, sleep_s, still_s = SHOWN_BY[pillar]
+    options: dict[str, Any] = {"patience_s": 5, "still_s": still_s, "sleeps": [(sleep_s, 1)]}
     report = run(ours(changes), tmp_path, 0, seed=2, rate=rate, faults=faults, **options)
     assert getattr(report, broken), report.to_dict()
