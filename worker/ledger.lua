@@ -744,14 +744,19 @@ local function mend_times()
 end
 
 -- Jobs of workers whose lease has lapsed run again. Not after a time without a sweep, in which Redis may have been away,
--- and not after a jump of its clock: then the living could not renew either, so that all get a fresh lease.
+-- and not after a jump of its clock: then the living could not renew either. That time does not count: what was left of
+-- each lease at the last sweep is left again, and half of one at least; after a jump back, nobody knows what was left.
 local function recover(lease)
   if redis.call('ZCARD', WORKERS) == 0 then return {} end
   local last, lost = tonumber(redis.call('GET', S .. 'swept') or 0), {}
   if now >= last and now < last + SWEEP_US then return lost end
   redis.call('SET', S .. 'swept', int(now))
   if now < last or now > last + lease / 2 then
-    for _, worker in ipairs(redis.call('ZRANGE', WORKERS, 0, -1)) do redis.call('ZADD', WORKERS, now + lease, worker) end
+    local leases = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')
+    for i = 1, #leases, 2 do
+      local left = now < last and lease or math.min(lease, math.max(leases[i + 1] - last, lease / 2))
+      redis.call('ZADD', WORKERS, now + left, leases[i])
+    end
     if now < last then mend_times() end
     return lost
   end

@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.chaos.audit import WORKER_KILLS, Report, audit
+from tests.chaos.audit import WORKER_KILLS, Report, audit, read_trace
 from tests.chaos.faults import FAULTS, Fault, NothingToBreak, kill_long_worker
 from tests.chaos.load import SLEEPS, Load
 from tests.chaos.stack import Kind, Stack
 from tests.support import poll
 
-#: After this share of the kills of workers (and each of one with a long job), nothing else happens for so long.
-WATCHED, WATCH_S = 0.4, 9.0
+#: After this share of the kills of workers (and each of the long job's), nothing else happens until what it cut off
+#: has begun again, at most for so long.
+WATCHED, WATCH_S = 0.4, 10.0
 
 #: How long a long job runs at least: longer than a lease.
 LEAST_LONG_S = 10.0
@@ -70,7 +71,7 @@ def run(
             stack.faults.append((fault.__name__, at))
             happened[fault.__name__] += 1
             if fault is kill_long_worker or (fault.__name__ in WORKER_KILLS and choice.random() < WATCHED):
-                time.sleep(WATCH_S)  # undisturbed, so that the recovery can be measured
+                await_recovery(stack)
         time.sleep(still_s)
         load.stop()
         report = audit(stack, load, seed, patience_s + load.long_s)
@@ -81,6 +82,16 @@ def run(
     finally:
         load.stop()
         stack.stop()
+
+
+def await_recovery(stack: Stack) -> None:
+    """Leave the stack alone after a kill, so that its recovery can be measured; the audit says how long it took."""
+    pids, until = stack.kills[-1].pids, time.monotonic() + WATCH_S
+    while time.monotonic() < until:
+        time.sleep(0.5)
+        last = [of_job[-1] for of_job in read_trace(stack.folder / "trace" / "log").values()]
+        if not any(run.pid in pids and not run.end_ns for run in last):
+            return
 
 
 def schedule(faults: dict[Fault, int] | list[Fault], choice: random.Random, until: float) -> Iterator[Fault]:

@@ -214,7 +214,7 @@ def test_a_late_worker_is_fenced(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("last_s_ago", [3, 3600, -3600])
-def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(bench: Bench, last_s_ago: float) -> None:
+def test_after_a_silence_or_a_jump_of_the_clock_no_lease_has_lapsed(bench: Bench, last_s_ago: float) -> None:
     bench.create()
     bench.claim("t1")
     bench.redis.zadd("{echo}:workers", {"w1": 1})
@@ -222,6 +222,17 @@ def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(be
     assert bench.ledger.sweep("echo") == [], "which is soon after"
     # one that does not renew its lease is dead all the same
     poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
+
+
+@pytest.mark.parametrize(("left_s", "then_s"), [(1.5, 1.5), (0.2, 1), (7, 2)])
+def test_a_silence_does_not_count_for_a_lease_but_is_no_new_one(bench: Bench, left_s: float, then_s: float) -> None:
+    """Or a worker that died just before it would be missed for two leases."""
+    seconds, microseconds = bench.redis.time()
+    last = seconds - 30 + microseconds / 1e6
+    bench.redis.zadd("{echo}:workers", {"w1": (last + left_s) * 1e6})
+    bench.sweep(30)
+    lapses: Any = bench.redis.zscore("{echo}:workers", "w1")
+    assert lapses / 1e6 - 30 - last == pytest.approx(then_s, abs=0.1)
 
 
 def test_jobs_of_a_time_to_come_do_not_wait_for_it(bench: Bench) -> None:
