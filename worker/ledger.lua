@@ -247,8 +247,10 @@ end
 -- Back to the queue, with the place that its age gives it; at once, or after a pause.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created')
   must_go(id, job[1], 'queued')
+  local score = tonumber(job[3])
+  if tonumber(job[6]) > now then score = now + score - job[6] end  -- stored while the clock was ahead
   note(id, outcome, charged, problem)
   if job[4] then
     count(job[4], 'running', -job[5])
@@ -262,7 +264,7 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
   else
-    redis.call('ZADD', WAITING, job[3], id)
+    redis.call('ZADD', WAITING, score, id)
     ring(id)
   end
 end
@@ -733,10 +735,11 @@ local function mend_times()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf')) do
     redis.call('ZADD', DELAYED, now, id)
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')) do
+  local ids = redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')
+  for i, id in ipairs(ids) do
     local job = redis.call('HMGET', record(id), 'score', 'created')
     if job[1] and tonumber(job[2]) > now then
-      local score = now + job[1] - job[2]
+      local score = now + job[1] - job[2] - (#ids - i)  -- in the order in which they came
       redis.call('HSET', record(id), 'score', score)
       redis.call('ZADD', WAITING, score, id)
     end

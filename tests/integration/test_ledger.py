@@ -224,6 +224,25 @@ def test_after_a_silence_or_a_jump_of_the_clock_no_lease_has_lapsed(bench: Bench
     poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
 
 
+def test_a_clock_that_goes_back_leaves_the_order_as_it_was(bench: Bench) -> None:
+    ids = bench.create(10)
+    bench.claim("t1", max_batch_size=2)
+    for job_id in ids:
+        for name in ("score", "created"):
+            bench.redis.hincrby(f"{{echo}}:job:{job_id}", name, 3_600_000_000)
+        if job_id in ids[2:]:
+            bench.redis.zincrby("{echo}:waiting", 3600e6, job_id)
+    bench.sweep(-3600)
+    later = bench.create(1)
+    assert bench.claim("t2", max_batch_size=20) == ids[2:] + later, "stored while the clock was an hour ahead"
+
+    # what ran meanwhile and comes back goes before what came after it
+    last = bench.create(1)
+    bench.ledger.give_up("echo", "w1", "t1", "handed_back")
+    assert bench.redis.zcount("{echo}:waiting", "-inf", bench.redis.time()[0] * 1e6 + 60e6) == 3
+    assert set(bench.claim("t3", max_batch_size=20)) == {*ids[:2], *last}
+
+
 @pytest.mark.parametrize(("left_s", "then_s"), [(1.5, 1.5), (0.2, 1), (7, 2)])
 def test_a_silence_does_not_count_for_a_lease_but_is_no_new_one(bench: Bench, left_s: float, then_s: float) -> None:
     """Or a worker that died just before it would be missed for two leases."""
