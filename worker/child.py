@@ -1,4 +1,4 @@
-"""A pool process: ``python -m worker.child FD LEASE_FD PROCESS NAME…`` loads its services, then claims and runs batches.
+"""A pool process: ``python -m worker.child FD LEASE_FD PROCESS NAME…`` loads its services, then runs batch after batch.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
 for each batch ``begun``, ``computed`` and ``ended``, and ``fenced`` where the ledger does not know its worker. Slot to
