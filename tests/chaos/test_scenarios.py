@@ -55,11 +55,11 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
     "fencing": (
         {
             "worker/ledger.lua": [
-                ("    if mine and job[2] == 'running' then\n", "    if job[2] then\n"),
+                ("    if mine and job[5] == 'running' then\n", "    if job[5] then\n"),
                 ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
             ],
             "worker/child.py": [
-                ("if not held and self.running is order:", "if False:"),
+                ("if not held and self._running is batch:", "if False:"),
                 ("if now > self._safe_until and now > self._lease.safe_until:", "if False:"),
             ],
             "worker/keeper.py": [("        self._on_lost()\n", "")],
@@ -73,7 +73,7 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
                 ("return {0, {}} end\n  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])", "return {0, {}} end"),
                 ("redis.call('ZADD', WORKERS, 'GT', now + ARGV[5], ARGV[4])", ""),
             ],
-            "worker/child.py": [("if not held and self.running is order:", "if False:")],
+            "worker/child.py": [("if not held and self._running is batch:", "if False:")],
             "worker/keeper.py": [("        self._on_lost()\n", "")],
         },
         "overlaps",
