@@ -213,7 +213,7 @@ def _query(name: str, schema: Schema, description: str) -> Schema:
 
 
 INCLUDE = _query(
-    "include", {"type": "string", "enum": ["attempts", "input", "attempts,input"]}, "further members of the job"
+    "include", {"type": "string", "enum": ["attempts", "input", "attempts,input"]}, "further members of each job"
 )
 
 PAGING = [
@@ -346,7 +346,7 @@ def _paths(entries: list[Entry]) -> Schema:
     return {
         "/jobs": {
             "post": _operation("create_job", "Submit a job", created, CREATING, requestBody=_body(entries)),
-            "get": _operation("list_jobs", "List jobs, newest first", listed, PAGING),
+            "get": _operation("list_jobs", "List jobs, newest first", listed, [*PAGING, INCLUDE]),
         },
         "/jobs/{job_id}": {
             "get": _operation("get_job", "Read a job", read, [_path("job_id"), *WAIT, INCLUDE]),

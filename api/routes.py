@@ -108,12 +108,13 @@ async def retry_job(request: Request, job_id: str) -> Response:
 async def list_jobs(request: Request) -> Response:
     """Jobs, newest first, a page at a time."""
     state = request.app.state
-    query = check_query(request, {"service", "status", "limit", "cursor"})
+    query = check_query(request, {"service", "status", "limit", "cursor", "include"})
+    include = _read_include(query)
     names = [state.catalog.get(query["service"]).plugin.name] if "service" in query else list(state.catalog.entries)
     limit = read_int(query, "limit", DEFAULT_PAGE, MAX_PAGE)
     page = await state.ledger.page(names, _read_status(query), limit, _read_cursor(query))
     cursor = base64.urlsafe_b64encode("/".join(page.next).encode()) if page.next else None
-    jobs = b",".join(job.to_json() for job in page.jobs)
+    jobs = b",".join(job.to_json(include) for job in page.jobs)
     return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
 
 

@@ -26,7 +26,7 @@ class Output(BaseModel):
 """
 
 ECHO = """
-import os, time
+import ctypes, os, time
 import heavy_model_library
 from worker.service import Service
 from {name}.schema import Input, Output
@@ -60,6 +60,9 @@ class Plugin(Service[Input, Output]):
                 time.sleep(60)
             if item.do == "always_flaky":
                 raise ConnectionError("no model server")
+            if item.do == "hold_gil":
+                ctypes.PyDLL(None).sleep(6)  # C code: no other thread of this process can do anything
+                time.sleep(0.6)
             if item.do == "grow":
                 self.kept.append(b"x" * 2**28)
                 time.sleep(60)

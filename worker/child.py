@@ -1,4 +1,4 @@
-"""A pool process: ``python -m worker.child FD PROCESS NAME…`` loads its services, then claims and runs batches.
+"""A pool process: ``python -m worker.child FD LEASE_FD PROCESS NAME…`` loads its services, then runs batch after batch.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
 for each batch ``begun``, ``computed`` and ``ended``, and ``fenced`` where the ledger does not know its worker. Slot to
@@ -35,6 +35,7 @@ from worker.attach import Attachments
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServiceFailed
 from worker.feeder import Batch, Feeder
+from worker.lease import SharedLease
 from worker.ledger import Ledger
 from worker.logs import setup_logging
 from worker.runner import run_batch
@@ -71,7 +72,7 @@ About = dict[str, tuple[str, dict[str, Any]]]
 _sending = threading.Lock()
 
 
-def main(fd: int, process: str, names: list[str]) -> None:
+def main(fd: int, lease_fd: int, process: str, names: list[str]) -> None:
     """Load the services, then run batches until the slot says stop or closes the socket."""
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -85,7 +86,8 @@ def main(fd: int, process: str, names: list[str]) -> None:
         return  # the worker has stopped meanwhile
     if not services:
         return
-    listener = Listener(link, Ledger(settings, timeout_s=0.5, retries=0), settings.lease_s)
+    impatient = Ledger(settings, timeout_s=0.5, retries=0)
+    listener = Listener(link, impatient, settings.lease_s, SharedLease(lease_fd))
     feeder = Feeder(settings, process, listener.worker, about, lambda: _send(link, {"fenced": True}))
     listener.on_stop = feeder.stop
     listener.start()
@@ -148,7 +150,7 @@ def resident_mb(pid: int) -> float:
 class Listener(threading.Thread):
     """Reads the slot's messages and watches over the batch that runs."""
 
-    def __init__(self, link: Connection, ledger: Ledger, lease_s: float) -> None:
+    def __init__(self, link: Connection, ledger: Ledger, lease_s: float, lease: SharedLease) -> None:
         super().__init__(name="listener", daemon=True)
         self.cancelled: set[str] = set()
         self.on_stop: Callable[[], None] = lambda: None
@@ -159,6 +161,7 @@ class Listener(threading.Thread):
         self._link = link
         self._ledger = ledger
         self._lease_s = lease_s
+        self._lease = lease
         self._safe_until = math.inf
         self._deadline = math.inf
 
@@ -230,14 +233,17 @@ class Listener(threading.Thread):
             os._exit(EX_GONE)
 
     def guard(self) -> None:
-        """In a thread of its own, which no call of Redis holds up: end a batch whose time or lease is over."""
+        """In a thread of its own, which no call of Redis holds up: end a batch whose time or lease is over.
+
+        Where the model holds the GIL, it is held up all the same, and so is the renewal from this process.
+        """
         while True:
             time.sleep(GUARD_S)
             now = time.monotonic()
             if now > self._deadline:
                 log.error("a batch is over its time_limit_s and its worker does not end it: ending it")
                 os._exit(EX_TIMED_OUT)
-            if now > self._safe_until:
+            if now > self._safe_until and now > self._lease.safe_until:
                 log.error("the lease could not be renewed in time: ending the batch, to be run again")
                 os._exit(EX_GONE)
 
@@ -295,4 +301,4 @@ def _send(link: Connection, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

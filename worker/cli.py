@@ -10,13 +10,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redis import RedisError
 
-from worker.discovery import find_plugins, list_plugins
-from worker.errors import ServicesError, UnknownService
+from worker.discovery import find_plugins, list_plugins, say_known
+from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
 from worker.logs import setup_logging
 from worker.settings import EX_USAGE, Settings, get_settings
+
+if TYPE_CHECKING:
+    from worker.ledger import Ledger
 
 PERCENTILES = ("p50", "p95", "p99")
 
@@ -120,16 +124,38 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     """run failed jobs again: all of a service, or one by its id"""
     from worker.ledger import Ledger
 
+    target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
     try:
-        ids = list(ledger.failed(arguments.target)) if arguments.target in list_plugins() else [arguments.target]
-        for job_id in ids:
-            ledger.retry(job_id)
-            print(f"queued again: {job_id}")
+        if target in plugins:
+            return _retry_all(ledger, target)
+        ledger.retry(target)
+        print(f"queued again: {target}")
+    except JobNotFound as error:
+        return _fail(f"{error.message}, and no service this name; {say_known(plugins)}")
     except RedisError as error:
         return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+    return 0
+
+
+def _retry_all(ledger: Ledger, service: str) -> int:
+    """Every failed job of a service, as far as its queue has room."""
+    ids = list(ledger.failed(service))
+    queued = 0
+    for job_id in ids:
+        try:
+            ledger.retry(job_id)
+        except (JobNotFound, JobExpired, JobNotRetryable) as error:
+            print(f"passed over: {error.message}")  # somebody else was quicker
+        except QueueFull as error:
+            left = len(ids) - queued
+            wait = f"run this again in {error.retry_after_s} s"
+            return _fail(f"the queue of {service} is full: {queued} queued again, {left} still failed; {wait}")
+        else:
+            queued += 1
+            print(f"queued again: {job_id}")
     if not ids:
-        print(f"no job of {arguments.target} has failed")
+        print(f"no job of {service} has failed")
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import redis
 
+from worker.lease import SharedLease
 from worker.ledger import Ledger
 from worker.settings import Settings
 
@@ -57,6 +58,7 @@ class Keeper(threading.Thread):
         self._stop_event = threading.Event()
         self._joined = False
         self._told: object = None  # what of ``_about`` the ledger knows
+        self.lease = SharedLease()  #: for the pool processes
         self.safe_until = math.inf  #: by ``time.monotonic``: from then on, others may run what this worker has claimed
         self.worker = _new_worker_id()
 
@@ -108,7 +110,8 @@ class Keeper(threading.Thread):
             if cancelled:
                 self._on_cancel(cancelled)
             self._sweep(name)
-        self._joined, self._told, self.safe_until = True, about, safe_until
+        self._joined, self._told = True, about
+        self.safe_until = self.lease.safe_until = safe_until
 
     def _start_anew(self) -> None:
         log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)

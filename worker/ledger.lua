@@ -247,8 +247,10 @@ end
 -- Back to the queue, with the place that its age gives it; at once, or after a pause.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created')
   must_go(id, job[1], 'queued')
+  local score = tonumber(job[3])
+  if tonumber(job[6]) > now then score = now + score - job[6] end  -- stored while the clock was ahead
   note(id, outcome, charged, problem)
   if job[4] then
     count(job[4], 'running', -job[5])
@@ -262,7 +264,7 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
   else
-    redis.call('ZADD', WAITING, job[3], id)
+    redis.call('ZADD', WAITING, score, id)
     ring(id)
   end
 end
@@ -733,10 +735,11 @@ local function mend_times()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf')) do
     redis.call('ZADD', DELAYED, now, id)
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')) do
+  local ids = redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')
+  for i, id in ipairs(ids) do
     local job = redis.call('HMGET', record(id), 'score', 'created')
     if job[1] and tonumber(job[2]) > now then
-      local score = now + job[1] - job[2]
+      local score = now + job[1] - job[2] - (#ids - i)  -- in the order in which they came
       redis.call('HSET', record(id), 'score', score)
       redis.call('ZADD', WAITING, score, id)
     end
@@ -744,14 +747,19 @@ local function mend_times()
 end
 
 -- Jobs of workers whose lease has lapsed run again. Not after a time without a sweep, in which Redis may have been away,
--- and not after a jump of its clock: then the living could not renew either, so that all get a fresh lease.
+-- and not after a jump of its clock: then the living could not renew either. That time does not count: what was left of
+-- each lease at the last sweep is left again, and half of one at least; after a jump back, nobody knows what was left.
 local function recover(lease)
   if redis.call('ZCARD', WORKERS) == 0 then return {} end
   local last, lost = tonumber(redis.call('GET', S .. 'swept') or 0), {}
   if now >= last and now < last + SWEEP_US then return lost end
   redis.call('SET', S .. 'swept', int(now))
   if now < last or now > last + lease / 2 then
-    for _, worker in ipairs(redis.call('ZRANGE', WORKERS, 0, -1)) do redis.call('ZADD', WORKERS, now + lease, worker) end
+    local leases = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')
+    for i = 1, #leases, 2 do
+      local left = now < last and lease or math.min(lease, math.max(leases[i + 1] - last, lease / 2))
+      redis.call('ZADD', WORKERS, now + left, leases[i])
+    end
     if now < last then mend_times() end
     return lost
   end

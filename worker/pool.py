@@ -150,7 +150,7 @@ class Slot(threading.Thread):
     def run(self) -> None:
         """One process after the other, until the worker stops."""
         while not self._pool.stopping.is_set():
-            self._child = Child(self._pool.names)
+            self._child = Child(self._pool.names, self._pool.keeper.lease.fd)
             try:
                 loaded = self._load(self._child)
                 if loaded is not None:
@@ -307,13 +307,14 @@ class Slot(threading.Thread):
 class Child:
     """A pool process (``child.py``) and the socket to it."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], lease_fd: int) -> None:
         self.name = uuid.uuid4().hex[:16]  #: with which the tokens of all its batches begin
         self.worker = ""  #: the id under which it claims
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "worker.child", str(theirs.fileno()), self.name, *names]
+        fds = [theirs.fileno(), lease_fd]
+        command = [sys.executable, "-m", "worker.child", *map(str, fds), self.name, *names]
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         self._link = Connection(ours.detach())
         self._closed = False
         self.killed = False

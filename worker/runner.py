@@ -151,7 +151,8 @@ def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: 
 
 def backoff_s(first_s: float, attempt: int) -> float:
     """Seconds before the next attempt: doubled for each, by a factor of 0.5 to 1.5 so that retries do not meet."""
-    return min(MAX_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.5, 1.5)
+    longest = min(MAX_BACKOFF_S, first_s * 1.5 * 2.0 ** min(attempt - 1, 30))
+    return longest * random.uniform(1 / 3, 1)
 
 
 def _persist(call: Callable[[], Any]) -> Any:

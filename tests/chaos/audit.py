@@ -24,6 +24,9 @@ EXPECTED = {"": ("succeeded", None), "raise": ("failed", "predict_failed"), "exi
 #: ``max_attempts`` of the service ``poison``.
 POISON_ATTEMPTS = 3
 
+#: What is promised: begun again elsewhere within so many seconds.
+RECOVERY_S = 10.0
+
 #: Kills after which ``recovery`` is measured: the worker is gone, and with it whoever could tell.
 WORKER_KILLS = ("kill_worker", "kill_all_workers", "kill_long_worker")
 
@@ -43,29 +46,49 @@ class Report:
     slowest_answer_s: float = 0
     lost: list[Any] = field(default_factory=list)  #: accepted jobs that have not ended, or are unknown
     wrong: list[Any] = field(default_factory=list)  #: ended otherwise than they had to
+    miscounted: list[Any] = field(default_factory=list)  #: attempts other than what ran and was killed
     changed: list[Any] = field(default_factory=list)  #: terminal jobs that read otherwise later
     overlaps: list[str] = field(default_factory=list)  #: runs of one job at the same time
     doubled: list[str] = field(default_factory=list)  #: POSTs that made more than one job
     repeated: int = 0  #: jobs that ran to their end more than once
     bad_exits: list[int] = field(default_factory=list)  #: exit codes but 0 of workers that were asked to stop
+    gave_up: list[int] = field(default_factory=list)  #: exit codes of workers that ended by themselves
     left_keys: list[str] = field(default_factory=list)
-    #: From a worker's kill -9 to the next start of what it ran; and the same where another fault came in between.
+    #: From a worker's kill -9 to the next start of what it ran: short jobs, long ones, and either where another
+    #: fault came in between.
     recovery_s: list[float] = field(default_factory=list)
+    long_recovery_s: list[float] = field(default_factory=list)
     disturbed_recovery_s: list[float] = field(default_factory=list)
     drained_s: float = 0  #: from the end of the load to the end of the last job
 
     @property
     def broken(self) -> dict[str, Any]:
         """The guarantees that did not hold, each with the first few cases."""
-        named = ("lost", "wrong", "changed", "overlaps", "doubled", "bad_exits", "left_keys")
+        named = (
+            "lost",
+            "wrong",
+            "miscounted",
+            "changed",
+            "overlaps",
+            "doubled",
+            "bad_exits",
+            "gave_up",
+            "left_keys",
+            "late",
+        )
         return {name: getattr(self, name)[:5] for name in named if getattr(self, name)}
+
+    @property
+    def late(self) -> list[float]:
+        """Recoveries that took longer than is promised."""
+        return [seconds for seconds in self.recovery_s + self.long_recovery_s if seconds > RECOVERY_S]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; long lists are cut."""
         told = asdict(self)
-        for name in ("recovery_s", "disturbed_recovery_s"):
+        for name in ("recovery_s", "long_recovery_s", "disturbed_recovery_s"):
             told[name] = summarise(told[name])
-        for name in ("lost", "wrong", "changed", "overlaps", "doubled"):
+        for name in ("lost", "wrong", "miscounted", "changed", "overlaps", "doubled"):
             told[name] = {"count": len(told[name]), "first": told[name][:5]}
         return told | {"broken": sorted(self.broken)}
 
@@ -100,13 +123,16 @@ def audit(stack: Stack, load: Load, seed: int, patience_s: float = 60) -> Report
     report.changed = load.changed
     runs = read_trace(stack.folder / "trace" / "log")
     report.wrong = [wrong for one in load.accepted if one.id in jobs and (wrong := judge(one, jobs[one.id], runs))]
+    if stack.kind.is_ours:
+        report.miscounted = judge_attempts(connection, [one for one in load.accepted if one.id in jobs], jobs, runs)
     report.asked_again = sum(one.asked_again for one in load.accepted)
     report.doubled = find_doubled(stack) if stack.kind.is_ours else []
     connection.close()
     overlaps = stack.folder / "trace" / "overlaps"
     report.overlaps = overlaps.read_text().splitlines() if overlaps.exists() else []
     report.repeated = sum(sum(bool(run.end_ns) for run in of_job) > 1 for of_job in runs.values())
-    report.recovery_s, report.disturbed_recovery_s = recoveries(stack, runs)
+    measure_recovery(report, stack, runs, {one.n for one in load.accepted if one.service == "long"})
+    report.gave_up = stack.gave_up
     report.bad_exits = [code for code in stack.exit_codes if code != 0]
     return report
 
@@ -170,18 +196,37 @@ def judge(one: Accepted, job: Any, runs: dict[int, list[Run]]) -> Any:
     return None
 
 
-def recoveries(stack: Stack, runs: dict[int, list[Run]]) -> tuple[list[float], list[float]]:
-    """Seconds from each kill -9 of a worker to the next start of each job that it had started and not ended.
+def judge_attempts(
+    connection: HTTPConnection, accepted: list[Accepted], jobs: dict[str, Any], runs: dict[int, list[Run]]
+) -> list[Any]:
+    """Jobs whose attempts do not fit: of those that ran in more than one process, or are charged more than one attempt.
 
-    The second list holds those between which another fault began.
+    Every process that ran it is an attempt; those before the last one were cut off; who was cut off is charged only
+    where it was alone, so that nobody pays for a neighbour.
     """
-    quiet: list[float] = []
-    disturbed: list[float] = []
+    found = []
+    for one in accepted:
+        processes = [pid for pid, _ in itertools.groupby(runs[one.n], lambda run: run.pid)]
+        if len(processes) == 1 and jobs[one.id]["attempt"] == 1:
+            continue
+        status, job = ask(connection, "GET", f"/jobs/{one.id}?include=attempts")
+        attempts = job["attempts"] if status == 200 else []
+        charged = [attempt for attempt in attempts if attempt["charged"]]
+        fits = len(charged) == jobs[one.id]["attempt"] and len(processes) <= len(attempts)
+        fits = fits and {attempt["outcome"] for attempt in attempts[:-1]} <= {"lost", "handed_back"}
+        if not fits or any(attempt["batch_size"] != 1 for attempt in charged[:-1]):
+            found.append({"n": one.n, "job": job, "processes": processes})
+    return found
+
+
+def measure_recovery(report: Report, stack: Stack, runs: dict[int, list[Run]], long: set[int]) -> None:
+    """Seconds from each kill -9 of a worker to the next start of each job that it had started and not ended."""
     for kill in (kill for kill in stack.kills if kill.fault in WORKER_KILLS):
         later = [at for _, at in stack.faults if at > kill.at_ns]
-        for of_job in runs.values():
+        for n, of_job in runs.items():
             for run, after in itertools.pairwise(of_job):
                 if run.pid in kill.pids and not run.end_ns and run.start_ns <= kill.at_ns < after.start_ns:
-                    found = disturbed if any(at < after.start_ns for at in later) else quiet
+                    found = report.long_recovery_s if n in long else report.recovery_s
+                    if any(at < after.start_ns for at in later):
+                        found = report.disturbed_recovery_s
                     found.append((after.start_ns - kill.at_ns) / 1e9)
-    return quiet, disturbed

@@ -10,19 +10,25 @@ import time
 from collections.abc import Callable
 
 from tests.chaos.stack import Stack
+from tests.support import Process, poll
 
 Fault = Callable[[Stack, random.Random], None]
+
+
+class NothingToBreak(Exception):
+    """The stack has no such part, or it is not there at the moment: this fault did not happen."""
 
 
 def kill_child(stack: Stack, choice: random.Random) -> None:
     """kill -9 of a pool process."""
     worker = stack.worker(choice.randrange(stack.STRUCK))
-    if worker.children:
-        pid = worker.children[0]
-        at = time.monotonic_ns()
-        with contextlib.suppress(ProcessLookupError):
-            signal_pid(pid, signal.SIGKILL)
-        stack.note_kill("kill_child", at, {pid})
+    try:
+        pid, *_ = poll(lambda: worker.children, 10)
+    except AssertionError:
+        raise NothingToBreak from None  # a naive worker may have given up
+    at = time.monotonic_ns()
+    signal_pid(pid, signal.SIGKILL)
+    stack.note_kill("kill_child", at, {pid})
 
 
 def kill_worker(stack: Stack, choice: random.Random) -> None:
@@ -102,11 +108,11 @@ def partition(stack: Stack, choice: random.Random) -> None:
 
 def stop_worker(stack: Stack, choice: random.Random) -> None:
     """SIGSTOP of a worker with its pool past its lease, then SIGCONT."""
-    worker = stack.worker(choice.randrange(stack.STRUCK))
+    worker = at_work(stack, choice)
     pids = [worker.pid, *worker.children]
     for pid in pids:
         signal_pid(pid, signal.SIGSTOP)
-    time.sleep(choice.uniform(5, 8))
+    time.sleep(choice.uniform(6, 8))
     stack.read_back()  # others have ended its jobs by now: nothing of that may change
     for pid in pids:
         signal_pid(pid, signal.SIGCONT)
@@ -114,9 +120,9 @@ def stop_worker(stack: Stack, choice: random.Random) -> None:
 
 def stop_main_process(stack: Stack, choice: random.Random) -> None:
     """SIGSTOP of a worker's main process alone: its pool process computes on."""
-    worker = stack.worker(choice.randrange(stack.STRUCK))
+    worker = at_work(stack, choice)
     worker.send_signal(signal.SIGSTOP)
-    time.sleep(choice.uniform(5, 8))
+    time.sleep(choice.uniform(6, 8))
     stack.read_back()
     worker.send_signal(signal.SIGCONT)
 
@@ -126,8 +132,7 @@ def terminate_worker(stack: Stack, choice: random.Random) -> None:
     index = choice.randrange(stack.STRUCK)
     worker = stack.worker(index)
     number = choice.choice([signal.SIGTERM, signal.SIGINT])
-    worker.send_signal(number)
-    code = worker.wait(60)
+    code = stack.ask_to_stop(worker, number)
     stack.exit_codes.append(0 if number == signal.SIGINT and code == 1 else code)
     stack.start_worker(index)
 
@@ -135,9 +140,7 @@ def terminate_worker(stack: Stack, choice: random.Random) -> None:
 def rolling_restart(stack: Stack, choice: random.Random) -> None:
     """All workers, one after the other, each replaced before the next goes."""
     for index in range(stack.STRUCK):
-        worker = stack.worker(index)
-        worker.send_signal(signal.SIGTERM)
-        stack.exit_codes.append(worker.wait(60))
+        stack.exit_codes.append(stack.ask_to_stop(stack.worker(index), signal.SIGTERM))
         stack.start_worker(index)
         stack.await_worker(index)
 
@@ -150,21 +153,34 @@ def jump_clock(stack: Stack, choice: random.Random) -> None:
 
 
 def kill_long_worker(stack: Stack, choice: random.Random) -> None:
-    """kill -9 of the worker that runs the long job, once; another is idle and takes it over."""
+    """kill -9 of the worker that runs the long job; another is idle and takes it over."""
     del choice
-    for index in range(stack.STRUCK, len(stack.workers)):
-        worker = stack.worker(index)
-        if "kill_long_worker" not in {kill.fault for kill in stack.kills} and stack.runs_a_job(worker):
-            stack.kill("kill_long_worker", worker)
-            stack.start_worker(index)
+
+    def busy() -> list[int]:
+        return [i for i in range(stack.STRUCK, len(stack.workers)) if stack.runs_a_job(stack.worker(i))]
+
+    if len(stack.workers) == stack.STRUCK:
+        raise NothingToBreak
+    index, *_ = poll(busy, 30, "the long job runs")
+    stack.kill("kill_long_worker", stack.worker(index))
+    stack.start_worker(index)
 
 
 def kill_rabbit(stack: Stack, choice: random.Random) -> None:
     """kill -9 of RabbitMQ, where it is the broker, started again on its data."""
-    if stack.rabbit:
-        stack.rabbit.stop(signal.SIGKILL)
-        time.sleep(choice.uniform(0, 3))
-        stack.rabbit.start()
+    if not stack.rabbit:
+        raise NothingToBreak
+    stack.rabbit.stop(signal.SIGKILL)
+    time.sleep(choice.uniform(0, 3))
+    stack.rabbit.start()
+
+
+def at_work(stack: Stack, choice: random.Random) -> Process:
+    """A worker in the midst of a job, if there is one soon."""
+    worker = stack.worker(choice.randrange(stack.STRUCK))
+    with contextlib.suppress(AssertionError):
+        poll(lambda: stack.runs_a_job(worker), 5)
+    return worker
 
 
 def signal_pid(pid: int, number: int) -> None:
@@ -191,5 +207,5 @@ FAULTS: dict[Fault, int] = {
     terminate_worker: 3,
     rolling_restart: 1,
     jump_clock: 1,
-    kill_long_worker: 1,
+    kill_long_worker: 2,
 }

@@ -18,8 +18,12 @@ from tests.chaos.stack import TERMINAL, Stack, ask
 #: How often a POST that got no answer is sent again, with its ``Idempotency-Key``, and the pause before, in seconds.
 AGAIN, AGAIN_AFTER_S = 5, 0.2
 
-#: How long a run sleeps, with its weight.
-SLEEPS = [(0.0, 55), (0.01, 40), (0.3, 4), (2.0, 1)]
+#: What could not be submitted while nobody answered is made up for, as far as so many seconds back.
+CATCH_UP_S = 10
+
+#: How long a run sleeps, with its weight: workers that run batches are half busy at the default rate, so that what is
+#: measured is how soon a killed worker is noticed, and not how long the queue is.
+SLEEPS = [(0.0, 57.0), (0.01, 40.0), (0.3, 2.5), (2.0, 0.5)]
 
 
 @dataclass
@@ -46,8 +50,8 @@ class Load:
     unanswered: int = 0  #: no answer, also to the last try: the job may exist or not
     slowest_s: float = 0  #: longest wait for an answer, whatever it was
     ended: dict[str, Any] = field(default_factory=dict)  #: jobs as they were first read to have ended
-    long_s: float = 0  #: how long the long jobs run that are submitted at the start
-    sleeps: list[tuple[float, int]] = field(default_factory=lambda: SLEEPS)
+    long_s: float = 0  #: how long the long jobs run, of which there is always one; 0: none
+    sleeps: list[tuple[float, float]] = field(default_factory=lambda: SLEEPS)
     changed: list[tuple[Any, Any]] = field(default_factory=list)  #: terminal jobs that read otherwise later
 
     def __post_init__(self) -> None:
@@ -60,12 +64,10 @@ class Load:
             self._celery.conf.broker_transport_options = {"confirm_publish": True, "connect_timeout": 2}
         self._threads = [threading.Thread(target=self._submit_all, args=(i,)) for i in range(self.clients)]
         self._threads.append(threading.Thread(target=self._read_some))
+        if self.long_s:
+            self._threads.append(threading.Thread(target=self._keep_one_long))
 
     def start(self) -> None:
-        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
-        if self.stack.kind.is_ours:
-            self.submit(connection, service="long", sleep_s=self.long_s)
-        connection.close()
         for thread in self._threads:
             thread.start()
 
@@ -150,8 +152,19 @@ class Load:
                 self.submit(connection, "exit", service="poison")
             else:
                 self.submit(connection, "raise" if choice.random() < 0.002 else "", sleep_s)
-            due = max(due + self.clients / self.rate, time.monotonic() - 1)
+            due = max(due + self.clients / self.rate, time.monotonic() - CATCH_UP_S)
             self._stop.wait(max(0, due - time.monotonic()))
+        connection.close()
+
+    def _keep_one_long(self) -> None:
+        connection = HTTPConnection("127.0.0.1", self.stack.port, timeout=10)
+        while not self._stop.is_set():
+            self.submit(connection, service="long", sleep_s=self.long_s)
+            ids = [one.id for one in self.accepted if one.service == "long"]
+            while ids and ids[-1] not in self.ended and not self._stop.wait(0.5):
+                status, job = ask(connection, "GET", f"/jobs/{ids[-1]}")
+                if status == 200:
+                    self.note(job)
         connection.close()
 
     def _read_some(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -44,8 +46,8 @@ class Kind:
 
 
 def ours(sabotage: Sabotage | None = None) -> Kind:
-    """The system under test."""
-    queues = ["chaos", "chaos", "chaos,poison", "long", "long"]
+    """The system under test; under sabotage without the workers of long jobs."""
+    queues = ["chaos", "chaos", "chaos,poison", *([] if sabotage else ["long", "long"])]
     workers = [["-A", "worker", "worker", "-Q", names] for names in queues]
     return Kind("libs-service", ["api:app"], workers, "service ready name=", sabotage=sabotage or {})
 
@@ -84,6 +86,7 @@ class Stack:
         self.kills: list[Kill] = []
         self.faults: list[tuple[str, int]] = []  #: each with its beginning
         self.exit_codes: list[int] = []  #: of workers that were asked to stop
+        self.gave_up: list[int] = []  #: exit codes of workers that ended by themselves
         self.processes: list[Process] = []
         self.api: Process | None = None
         self.workers: list[Process | None] = [None] * len(kind.workers)
@@ -133,6 +136,22 @@ class Stack:
         assert process, f"worker {index} was started"
         return process
 
+    def revive(self) -> None:
+        """Start workers again that have given up, as whatever watches over them would do."""
+        for index, process in enumerate(self.workers):
+            if process and process.exit_code is not None:
+                self.gave_up.append(process.exit_code)
+                self.start_worker(index)
+
+    def ask_to_stop(self, worker: Process, number: int) -> int:
+        """The exit code of a worker after this signal; one that does not end in a minute is killed."""
+        worker.send_signal(number)
+        try:
+            return worker.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.send_signal(signal.SIGKILL)
+            return worker.wait()
+
     def kill(self, fault: str, *processes: Process) -> None:
         """SIGKILL, noted for the audit."""
         pids = {pid for process in processes for pid in (process.pid, *process.children)}
@@ -145,8 +164,11 @@ class Stack:
 
     def runs_a_job(self, worker: Process) -> bool:
         """Whether a job runs in one of the worker's pool processes, by the trace."""
-        markers = (self.folder / "trace" / "running").iterdir()
-        return bool({marker.read_text() for marker in markers} & {str(pid) for pid in worker.children})
+        pids = set()
+        for marker in (self.folder / "trace" / "running").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                pids.add(marker.read_text())
+        return bool(pids & {str(pid) for pid in worker.children})
 
     def note_kill(self, fault: str, at_ns: int, pids: set[int]) -> None:
         """Processes that a fault killed at this moment."""
@@ -211,6 +233,10 @@ def sabotage(folder: Path, changes: Sabotage) -> None:
 
 def write_services(folder: Path) -> None:
     """The chaos service, one whose jobs get few attempts, and one for long jobs."""
-    knobs_of = {"chaos": "max_attempts = 50", "poison": "max_attempts = 3", "long": "max_batch_size = 1"}
+    knobs_of = {
+        "chaos": "max_attempts = 50",
+        "poison": "max_attempts = 3",
+        "long": "max_batch_size = 1; max_attempts = 50",
+    }
     for name, knobs in knobs_of.items():
         write_plugin(folder, name, SCHEMA, SOURCE.format(name=name, knobs=knobs))

@@ -153,19 +153,20 @@ def running(folder: Path) -> set[str]:
     return {marker.read_text() for marker in (folder / "trace" / "running").iterdir()}
 
 
-def test_a_full_disk_refuses_jobs_and_loses_none(tmp_path: Path) -> None:
+def test_a_full_disk_under_the_private_redis_refuses_jobs_and_loses_none(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
         pytest.skip("a small disk needs root")
     write_services(tmp_path / "plugins")
-    server = RedisServer(folder=disk / "redis")
-    server.folder.mkdir()
-    system = System(tmp_path, server, tmp_path / "plugins", CHAOS_FOLDER=str(tmp_path / "trace"))
+    system = System(tmp_path, RedisServer(), tmp_path / "plugins", CHAOS_FOLDER=str(tmp_path / "trace"))
+    del system.env["REDIS_URL"]
+    system.env["SERVICES_DATA_DIR"] = str(disk / "data")
     (tmp_path / "trace" / "running").mkdir(parents=True)
     try:
-        server.start()
+        server = system.start("worker.cli", "redis", name="redis")
         system.start_api()
+        poll(lambda: status_of(f"{system.url}/readyz") == 200, what="the private Redis is up")
         with system.client() as client:
             body = {"service": "chaos", "input": {"n": 1}, "metadata": {"fill": "x" * 10_000}}
             kept = [client.post("/jobs", json=body).json()["id"] for _ in range(5)]
@@ -186,12 +187,12 @@ def test_a_full_disk_refuses_jobs_and_loses_none(tmp_path: Path) -> None:
 
             poll(refused, 20, "Redis refuses what it cannot write")
             (disk / "ballast").unlink()
-            if server.exited:
-                server.start()
+            if server.exit_code is not None:
+                system.start("worker.cli", "redis", name="redis")
             poll(lambda: not refused(), 20, "with room again, all goes on")
             system.start_worker("chaos")
             assert {finished(client, job_id)["status"] for job_id in kept} == {"succeeded"}
     finally:
         system.stop()
-        server.remove()
+        system.redis.remove()
         subprocess.run(["umount", disk], check=True)

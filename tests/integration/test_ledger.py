@@ -214,7 +214,7 @@ def test_a_late_worker_is_fenced(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("last_s_ago", [3, 3600, -3600])
-def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(bench: Bench, last_s_ago: float) -> None:
+def test_after_a_silence_or_a_jump_of_the_clock_no_lease_has_lapsed(bench: Bench, last_s_ago: float) -> None:
     bench.create()
     bench.claim("t1")
     bench.redis.zadd("{echo}:workers", {"w1": 1})
@@ -222,6 +222,36 @@ def test_after_a_silence_or_a_jump_of_the_clock_all_workers_get_a_fresh_lease(be
     assert bench.ledger.sweep("echo") == [], "which is soon after"
     # one that does not renew its lease is dead all the same
     poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
+
+
+def test_a_clock_that_goes_back_leaves_the_order_as_it_was(bench: Bench) -> None:
+    ids = bench.create(10)
+    bench.claim("t1", max_batch_size=2)
+    for job_id in ids:
+        for name in ("score", "created"):
+            bench.redis.hincrby(f"{{echo}}:job:{job_id}", name, 3_600_000_000)
+        if job_id in ids[2:]:
+            bench.redis.zincrby("{echo}:waiting", 3600e6, job_id)
+    bench.sweep(-3600)
+    later = bench.create(1)
+    assert bench.claim("t2", max_batch_size=20) == ids[2:] + later, "stored while the clock was an hour ahead"
+
+    # what ran meanwhile and comes back goes before what came after it
+    last = bench.create(1)
+    bench.ledger.give_up("echo", "w1", "t1", "handed_back")
+    assert bench.redis.zcount("{echo}:waiting", "-inf", bench.redis.time()[0] * 1e6 + 60e6) == 3
+    assert set(bench.claim("t3", max_batch_size=20)) == {*ids[:2], *last}
+
+
+@pytest.mark.parametrize(("left_s", "then_s"), [(1.5, 1.5), (0.2, 1), (7, 2)])
+def test_a_silence_does_not_count_for_a_lease_but_is_no_new_one(bench: Bench, left_s: float, then_s: float) -> None:
+    """Or a worker that died just before it would be missed for two leases."""
+    seconds, microseconds = bench.redis.time()
+    last = seconds - 30 + microseconds / 1e6
+    bench.redis.zadd("{echo}:workers", {"w1": (last + left_s) * 1e6})
+    bench.sweep(30)
+    lapses: Any = bench.redis.zscore("{echo}:workers", "w1")
+    assert lapses / 1e6 - 30 - last == pytest.approx(then_s, abs=0.1)
 
 
 def test_jobs_of_a_time_to_come_do_not_wait_for_it(bench: Bench) -> None:
@@ -298,7 +328,7 @@ def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
     jobs = [NewJob(service="echo", input=b"{}") for _ in range(3)]
     made = bench.api(lambda ledger: ledger.create(jobs))
     assert [isinstance(one, QueueFull) for one in made] == [False, False, True]
-    assert bench.redis.exists(f"job:{jobs[2].id}") == 0
+    assert bench.redis.keys("{echo}:job:*") and not bench.redis.exists(f"{{echo}}:job:{jobs[2].id}")
 
 
 def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off(bench: Bench) -> None:

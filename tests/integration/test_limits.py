@@ -121,6 +121,23 @@ def test_a_stopped_main_process_does_not_have_its_long_job_run_twice(system: Sys
         assert attempts(client, long) == [(1, "succeeded", True)]
 
 
+def test_a_run_in_c_code_that_holds_the_gil_keeps_its_lease_and_can_be_stopped(system: System) -> None:
+    system.start_api()
+    system.start_worker("one_by_one")
+    system.start_worker("echo")  # with a limit of 2 s
+    with system.client() as client:
+        long = post(client, "one_by_one", do="hold_gil")
+        endless = post(client, "echo", do="hold_gil")
+        assert finished(client, endless, 8)["error"]["code"] == "timed_out"
+        assert finished(client, long)["status"] == "succeeded"
+        assert attempts(client, long) == [(1, "succeeded", True)], "its process ran it to its end, beyond any lease"
+        unwanted = post(client, "one_by_one", do="hold_gil")
+        poll(lambda: client.get(f"/jobs/{unwanted}").json()["status"] == "running")
+        after = post(client, "one_by_one", n=2)
+        assert client.delete(f"/jobs/{unwanted}").status_code == 202
+        assert finished(client, after, 3)["status"] == "succeeded", "the slot is free again within two seconds"
+
+
 def test_a_pool_process_whose_lease_has_lapsed_ends_itself(system: System) -> None:
     system.start_api()
     first = system.start_worker("one_by_one")
@@ -191,6 +208,8 @@ def test_failed_jobs_are_listed_looked_at_and_run_again_by_hand(system: System) 
         one = client.get(f"/jobs/{ids[0]}?include=input,attempts").json()
         assert one["input"] == {"n": 0, "do": "raise"}
         assert one["attempts"][0]["error"]["message"].startswith("ValueError: bad one")
+        (whole,) = client.get("/jobs?service=retrying&status=failed&limit=1&include=input,attempts").json()["jobs"]
+        assert whole["input"] == {"n": 2, "do": "raise"} and whole["attempts"][0]["outcome"] == "failed"
 
         said = system.start("worker.cli", "retry", "retrying")
         assert said.wait() == 0
@@ -201,7 +220,26 @@ def test_failed_jobs_are_listed_looked_at_and_run_again_by_hand(system: System) 
         by_id = system.start("worker.cli", "retry", ids[0])
         assert by_id.wait() == 0
         unknown = system.start("worker.cli", "retry", "no-such-job")
-        assert (unknown.wait(), unknown.output) == (1, "Error: no job has the id 'no-such-job'\n")
+        assert unknown.wait() == 1
+        assert (
+            "Error: no job has the id 'no-such-job', and no service this name; installed services: " in unknown.output
+        )
+
+
+def test_a_retry_of_all_stops_where_the_queue_is_full_and_says_what_is_left(system: System) -> None:
+    system.start_api()
+    worker = system.start_worker("small")  # at most two may wait
+    with system.client() as client:
+        ids = []
+        for n in range(3):
+            ids.append(post(client, "small", n=n, do="raise"))
+            finished(client, ids[-1])
+        worker.stop()
+        said = system.start("worker.cli", "retry", "small")
+        assert said.wait() == 1
+        assert said.output.count("queued again: ") == 2
+        assert "Error: the queue of small is full: 2 queued again, 1 still failed; run this again in " in said.output
+        assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["failed", "queued", "queued"]
 
 
 @pytest.mark.parametrize(

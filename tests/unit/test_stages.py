@@ -11,6 +11,7 @@ import pytest
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from worker.errors import field_errors
+from worker.runner import MAX_BACKOFF_S, backoff_s
 from worker.service import Service
 from worker.stages import Item, run_stages
 
@@ -221,3 +222,11 @@ def test_only_items_of_one_bucket_go_to_a_predict_batch_and_none_is_swapped() ->
     assert service.calls == [[7, 8], [70, 71], [700]]
     assert [json.loads(item.value)["n"] for item in items if not item.error] == [7, 70, 8, 700, 71]
     assert items[3].error and "no such length (in bucket)" in items[3].error.message
+
+
+def test_the_pause_before_a_retry_doubles_with_jitter_and_has_a_limit() -> None:
+    for attempt, middle in ((1, 2), (2, 4), (3, 8), (5, 32)):
+        pauses = [backoff_s(2, attempt) for _ in range(200)]
+        assert all(middle / 2 <= pause <= middle * 1.5 for pause in pauses)
+        assert max(pauses) > middle > min(pauses), "retries do not meet"
+    assert 0 < backoff_s(2, 1000) <= MAX_BACKOFF_S
