@@ -677,9 +677,19 @@ function operations.give_up()
   return given
 end
 
+-- Of two batches of one process, that with the higher number was claimed ahead: it had not begun, so it is no suspect.
 local function forget(worker, reason)
-  local mine = redis.call('HKEYS', S .. 'running:' .. worker)
-  for _, id in ipairs(mine) do run_again(id, reason, 0) end
+  local tokens, mine, first = redis.call('HGETALL', S .. 'running:' .. worker), {}, {}
+  for i = 2, #tokens, 2 do
+    local process, number = tokens[i]:match('^(.*)%.(%d+)$')
+    if process then first[process] = math.min(first[process] or math.huge, tonumber(number)) end
+  end
+  for i = 1, #tokens, 2 do
+    local process, number = tokens[i + 1]:match('^(.*)%.(%d+)$')
+    local ahead = process and tonumber(number) > first[process]
+    mine[#mine + 1] = tokens[i]
+    run_again(tokens[i], ahead and 'handed_back' or reason, 0)
+  end
   for _, message in ipairs(redis.call('HVALS', S .. 'taken:' .. worker)) do
     redis.call('RPUSH', service, message)
   end

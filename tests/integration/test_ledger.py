@@ -363,6 +363,17 @@ def test_retry_after_follows_the_measured_rate(bench: Bench) -> None:
     assert 4 <= refused() <= 7
 
 
+def test_what_a_dead_worker_had_claimed_ahead_is_neither_charged_nor_suspected(bench: Bench) -> None:
+    ids = bench.create(4)
+    assert bench.claim("process.1", max_batch_size=2) == ids[:2], "it runs"
+    assert bench.claim("process.2", max_batch_size=2) == ids[2:], "claimed while the model computed"
+
+    bench.lapse("w1")
+
+    assert [bench.claim(f"t{i}", "w2") for i in range(3)] == [ids[:1], ids[1:2], ids[2:]], "only what ran runs alone"
+    assert [bench.get(job_id).attempt for job_id in ids] == [1, 1, 1, 1]
+
+
 def test_a_retry_runs_again_with_the_same_id_and_a_history(bench: Bench) -> None:
     (job_id,) = bench.create()
     bench.claim("t1")
