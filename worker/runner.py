@@ -19,7 +19,7 @@ from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
 from worker.service import Service
-from worker.stages import Item, Timings, refuse_constants, run_stages, say
+from worker.stages import Item, Timings, may_hold_constants, refuse_constants, run_stages, say
 
 log = logging.getLogger("services.worker")
 
@@ -94,7 +94,8 @@ def run_chunk(
     started = time.perf_counter()
     rows, first = chunk.input.split(b"\n"), chunk.first or 0
     results: list[bytes] = []
-    careful = chunk.attempt > 1
+    careful, failed = chunk.attempt > 1, 0
+    suspicious = may_hold_constants(chunk.input)
     if careful:
         before = _persist(lambda: ledger.rerun(name, chunk.id))
         results += before.results
@@ -102,25 +103,30 @@ def run_chunk(
             error = TimedOut() if before.reason == "timed_out" else WorkerLost()
             results.append(error_line(first + len(results), error))
             _persist(lambda: ledger.progress(name, token, chunk.id, results))
+        failed = sum(map(is_error, results))
     total = Timings(batch_size=service.max_batch_size)
     while len(results) < len(rows) and chunk.id not in cancelled:
         begin = len(results)
         part = rows[begin : begin + (1 if careful else service.max_batch_size)]
         items = [Item(str(first + begin + i), row) for i, row in enumerate(part)]
-        refuse_constants(items)
+        if suspicious:
+            refuse_constants(items)
         tell("begun")
         files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
         total.add(run_stages(service, items, files))
         tell("computed")
         for number, item in enumerate(items, first + begin):
-            results.append(error_line(number, item.error) if item.error else output_line(number, item.value))
-            if item.error and item.error.__cause__:
-                log.warning("row %d of batch %s failed: %s", number, chunk.id, item.error.message)
+            if item.error:
+                failed += 1
+                results.append(error_line(number, item.error))
+                if item.error.__cause__:
+                    log.warning("row %d of batch %s failed: %s", number, chunk.id, item.error.message)
+            else:
+                results.append(output_line(number, item.value))
         if careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
     if len(results) < len(rows):
         return []  # cancelled, or others' now
-    failed = sum(map(is_error, results))
     ending = Ending(chunk.id, Status.SUCCEEDED, b"\n".join(results), total.to_json(), len(rows), failed)
     (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
     item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), failed), chunk.attempt)

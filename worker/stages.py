@@ -25,8 +25,9 @@ log = logging.getLogger("services.worker")
 #: Characters of an exception's text that reach the client.
 MAX_MESSAGE = 2000
 
-#: What may read as NaN or Infinity; a closer look then tells.
-MAYBE_CONSTANT = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}")
+#: What may read as Infinity; a closer look then tells. Two patterns, since one that begins with a letter is looked for
+#: ten times as fast as one that begins with either of two (a tenth of the time of a chunk of rows).
+LARGE_EXPONENTS = (re.compile(rb"e\+?\d{3}"), re.compile(rb"E\+?\d{3}"))
 
 #: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must not take its batch along.
 PLUGIN_ERRORS = (Exception, SystemExit)
@@ -105,10 +106,15 @@ def _prepare(service: Service[Any, Any], items: list[Item], files: Files | None)
     preprocess(service, items)
 
 
+def may_hold_constants(text: bytes) -> bool:
+    """Whether a JSON text needs a closer look for NaN, and for numbers that read as Infinity."""
+    return b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in LARGE_EXPONENTS)
+
+
 def refuse_constants(items: list[Item]) -> None:
     """Rows come as their client wrote them: NaN, and a number that reads as Infinity, are not JSON."""
     for item in items:
-        if MAYBE_CONSTANT.search(item.value):
+        if may_hold_constants(item.value):
             try:
                 from_json(to_json(from_json(item.value), inf_nan_mode="constants"), allow_inf_nan=False)
             except ValueError as error:
@@ -117,9 +123,11 @@ def refuse_constants(items: list[Item]) -> None:
 
 def validate(service: Service[Any, Any], items: list[Item]) -> None:
     """Stage 1: the input's JSON becomes the service's ``Input``."""
+    # Not ``Input.model_validate_json``, whose look at its arguments takes as long as a small input itself.
+    validate_json = service.Input.__pydantic_validator__.validate_json
     for item in _alive(items):
         try:
-            item.value = service.Input.model_validate_json(item.value)
+            item.value = validate_json(item.value)
         except ValidationError as error:
             item.error = InvalidInput(_count(error, "input"), errors=field_errors(error))
         except PLUGIN_ERRORS as error:
@@ -128,6 +136,8 @@ def validate(service: Service[Any, Any], items: list[Item]) -> None:
 
 def preprocess(service: Service[Any, Any], items: list[Item]) -> None:
     """Stage 2: each input becomes what the model takes."""
+    if not has_own(type(service), "preprocess"):
+        return
     for item in _alive(items):
         try:
             item.value = service.preprocess(item.value)
