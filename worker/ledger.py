@@ -82,7 +82,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
-        arguments += [hash_promise(job.idempotency_key), job.body_hash]
+        arguments += [hash_promise(job.idempotency_key), job.body_hash, job.webhook]
     return arguments
 
 
@@ -221,6 +221,10 @@ class Ledger:
             pause_us = round(end.pause_s * 1e6)
             flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us, end.failed_rows]
         return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
+
+    def postpone(self, service: str, token: str, ids: Sequence[str], pause_s: float) -> None:
+        """Queue jobs of a batch that have not begun again, after a pause, uncharged."""
+        self._call(service, "postpone", token, round(pause_s * 1e6), *ids)
 
     def give_up(
         self, service: str, worker: str, token: str, reason: str, pause_s: float = 0, process: str = ""
