@@ -62,7 +62,8 @@ class Receiver:
         return [request for request in list(self.got) if request.path == path]
 
     def await_at(self, path: str, count: int = 1, timeout: float = 20) -> list[Received]:
-        return poll(lambda: (found := self.at(path)) and len(found) >= count and found, timeout, f"{count} at {path}")
+        poll(lambda: len(self.at(path)) >= count, timeout, f"{count} requests to {path}")
+        return self.at(path)
 
     def start(self) -> Receiver:
         receiver = self

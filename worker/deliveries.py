@@ -85,13 +85,13 @@ async def deliver_again(ledger: AsyncLedger, kind: Kind, id: str, delivery_id: s
     earlier = found.get(delivery_id)
     if earlier is None:
         raise DeliveryNotFound(f"{kind} {id} has no delivery {delivery_id[:100]!r}")
+    newest = max(job.created_us for job in found.values())
     async with ledger.pipeline() as pipe:
         pipe.hget(record_key(WEBHOOKS, delivery_id), "keep")
-        pipe.time()
-        keep, (seconds, micros) = await pipe.execute()
-    new = NewJob(WEBHOOKS, earlier.input, metadata=earlier.metadata, keep_for_s=int(keep) / 1e6)
+        (keep,) = await pipe.execute()
+    new = NewJob(WEBHOOKS, earlier.input, metadata=earlier.metadata, keep_for_s=int(keep or 0) / 1e6)
     async with ledger.pipeline() as pipe:
-        pipe.zadd(index_key(kind, id), {new.id: seconds * 1_000_000 + micros})
+        pipe.zadd(index_key(kind, id), {new.id: newest + 1})
         await pipe.execute()
     (stored,) = await ledger.create([new])
     if isinstance(stored, QueueFull):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from tests.receiver import Receiver
-from tests.support import System, finished, poll, running_system
+from tests.support import ROOT, System, finished, free_port, poll, running_system
 
-ALLOWED = {"SERVICES_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8"}
-QUICK = {**ALLOWED, "SERVICES_WEBHOOK_BACKOFF_S": "0.2", "SERVICES_WEBHOOK_TIMEOUT_S": "2"}
+ALLOWED: dict[str, Any] = {"SERVICES_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8"}
+QUICK: dict[str, Any] = {**ALLOWED, "SERVICES_WEBHOOK_BACKOFF_S": "0.2", "SERVICES_WEBHOOK_TIMEOUT_S": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +249,21 @@ print(told[0], "webhooks" in queues)
     sent = hooked.start("tests.run_code", code)
     assert sent.wait(60) == 0
     assert sent.output == "webhooks.deliver True\n"
+
+
+def test_the_documents_receiver_works(hooked: System, client: httpx.Client) -> None:
+    (code,) = re.findall(r"```python\n(# receiver\.py.*?)```", (ROOT / "docs" / "webhooks.md").read_text(), re.S)
+    port, (secret, *_) = free_port(), secrets(hooked)
+    process = hooked.start("tests.run_code", code, WEBHOOK_SECRET=secret, RECEIVER_PORT=str(port))
+    job = submit(client, f"http://127.0.0.1:{port}/")
+    poll(lambda: f"job.succeeded {job['id']}" in process.output, what="the receiver has printed it")
+    told = settled(client, job)
+    assert told["status"] == "delivered"
+    assert client.post(f"{job['links']['deliveries']}/{told['id']}/retry").status_code == 202
+    assert settled(client, job)["attempts"][0]["status_code"] == 204
+    assert process.output.count(job["id"]) == 1, "it knows what it has had"
+    forged = httpx.post(f"http://127.0.0.1:{port}/", content=b"{}", headers={"webhook-id": "x"}, trust_env=False)
+    assert forged.status_code == 401
 
 
 @pytest.mark.parametrize(
