@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 import socket
 import threading
+from functools import partial
 from typing import Any
 
 import redis
@@ -47,7 +48,9 @@ class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self.ledger = Ledger(self.settings)
         self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
-        self.reporter = Reporter(self._dispatcher, self.settings.event_rate, hostname, self.ledger.cancel)
+        self.reporter = Reporter(
+            self._dispatcher, self.settings.event_rate, hostname, partial(self.ledger.cancel_in, WEBHOOKS)
+        )
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
