@@ -32,6 +32,7 @@ from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Ledger, Stored, record_key
 from worker.runner import AWAY
+from worker.sample import Sample
 from worker.settings import Settings
 from worker.signing import sign
 from worker.webhooks import read_secrets
@@ -72,7 +73,7 @@ class Delivery:
     """One webhook that this worker has claimed."""
 
     id: str
-    batch: Batch
+    token: str  #: under which it was claimed
     webhook_id: str
     target: Target
     tries: int  #: this attempt's number, since it was made or sent anew
@@ -132,6 +133,7 @@ class Sender:
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._secrets: tuple[float, list[str]] = (0, [])
         self._threads = ThreadPoolExecutor(LEDGER_THREADS, "ledger")
+        self._sample = Sample(settings.event_rate)
         self._stopping = False
 
     @property
@@ -176,9 +178,9 @@ class Sender:
         back: dict[str, list[Delivery]] = {}
         for delivery_id, record in zip(batch.ids, await self._ask(partial(self._read, batch.ids)), strict=True):
             try:
-                delivery = read(delivery_id, batch, record)
+                delivery = read(delivery_id, batch.token, record)
             except ServicesError as error:
-                await self._end(batch, delivery_id, Status.FAILED, error.to_dict())
+                await self._end(batch.token, delivery_id, Status.FAILED, error.to_dict())
                 continue
             origin = self._origins.setdefault(delivery.target.origin, Origin())
             if origin.has_room:
@@ -206,8 +208,8 @@ class Sender:
 
     async def _deliver(self, delivery: Delivery, origin: Origin) -> None:
         """One attempt, and what follows from it."""
-        one = Batch(WEBHOOKS, delivery.batch.worker, delivery.id, [delivery.id])
-        self._reporter.started(one, os.getpid())
+        shown = [delivery.id] if self._sample.take() else []
+        self._reporter.started(delivery.id, WEBHOOKS, shown, os.getpid())
         told: list[dict[str, Any]] = []
         try:
             body = await self._ask(lambda: self._ledger.redis.hget(record_key(WEBHOOKS, delivery.id), "input"))
@@ -215,7 +217,7 @@ class Sender:
             origin.learn(answer)
             told = [await self._settle(delivery, answer)]
         finally:
-            self._reporter.ended(one, told)
+            self._reporter.ended(delivery.id, WEBHOOKS, told if shown else [], 1)
             origin.running -= 1
             if origin.failures:
                 back, origin.waiting = list(origin.waiting), deque()
@@ -249,7 +251,7 @@ class Sender:
             pause_s = self._pause_s(delivery, answer)
             told |= DeliveryFailed(answer.error).to_dict() | {"retryable": answer.status != GONE}
         status = Status.SUCCEEDED if answer.taken else Status.FAILED
-        became = await self._end(delivery.batch, delivery.id, status, told, pause_s)
+        became = await self._end(delivery.token, delivery.id, status, told, pause_s)
         words = {Stored.ENDED: "delivered" if answer.taken else "failed", Stored.RETRIED: "will be retried"}
         line = "webhook %s id=%s url=%s attempt=%d ms=%.1f %s"
         values = (words.get(became, "dropped"), delivery.id, delivery.target.origin, delivery.tries)
@@ -267,15 +269,15 @@ class Sender:
         return min(max(wanted, answer.retry_after_s), left_s)
 
     async def _end(
-        self, batch: Batch, delivery_id: str, status: Status, told: dict[str, Any], pause_s: float = 0
+        self, token: str, delivery_id: str, status: Status, told: dict[str, Any], pause_s: float = 0
     ) -> Stored:
         ending = Ending(delivery_id, status, to_json(told), b"{}", 1, pause_s=pause_s)
-        stored = await self._ask(partial(self._ledger.complete, WEBHOOKS, batch.token, [ending]))
+        stored = await self._ask(partial(self._ledger.complete, WEBHOOKS, token, [ending]))
         return stored[0]
 
     async def _postpone(self, origin: Origin, deliveries: list[Delivery]) -> None:
-        for token in {delivery.batch.token for delivery in deliveries}:
-            ids = [delivery.id for delivery in deliveries if delivery.batch.token == token]
+        for token in {delivery.token for delivery in deliveries}:
+            ids = [delivery.id for delivery in deliveries if delivery.token == token]
             await self._ask(partial(self._ledger.postpone, WEBHOOKS, token, ids, origin.pause_s))
 
     async def _ask(self, call: Callable[[], T]) -> T:
@@ -308,7 +310,7 @@ class Sender:
             del self._origins[name]
 
 
-def read(delivery_id: str, batch: Batch, record: list[Any]) -> Delivery:
+def read(delivery_id: str, token: str, record: list[Any]) -> Delivery:
     """A delivery from its record. Raises ``InvalidInput`` or ``AddressRefused`` for what cannot be sent."""
     metadata, attempt, base, started, score = record
     message = json.loads(metadata or b"{}")
@@ -316,7 +318,7 @@ def read(delivery_id: str, batch: Batch, record: list[Any]) -> Delivery:
         raise InvalidInput("the queue webhooks takes no tasks of other producers")
     age_s = (int(started or 0) - float(score or 0)) / 1e6
     tries = int(attempt or 1) - int(base or 0)
-    return Delivery(delivery_id, batch, message["webhook_id"], parse_url(message["url"]), tries, age_s)
+    return Delivery(delivery_id, token, message["webhook_id"], parse_url(message["url"]), tries, age_s)
 
 
 def backoff_s(first_s: float, attempt: int) -> float:

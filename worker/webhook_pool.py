@@ -11,10 +11,10 @@ import concurrent.futures
 import logging
 import socket
 import threading
+import uuid
 from functools import partial
 from typing import Any
 
-import redis
 from celery.concurrency.base import BasePool
 
 from worker.dispatch import WEBHOOKS
@@ -48,13 +48,15 @@ class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self.ledger = Ledger(self.settings)
         self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
-        self.reporter = Reporter(
-            self._dispatcher, self.settings.event_rate, hostname, partial(self.ledger.cancel_in, WEBHOOKS)
-        )
+        cancel = partial(self.ledger.cancel_in, WEBHOOKS)
+        self.reporter = Reporter(self._dispatcher, hostname, cancel)
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
         self.keeper.ready(self.about)
+        self.feeder = Feeder(
+            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.keeper.worker, self.about, lambda: None
+        )
         self.feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self.sending = threading.Thread(target=self._run_loop, name="sender", daemon=True)
         mover = Mover(Ledger(self.settings), self.stopping)
@@ -63,8 +65,9 @@ class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
 
     def stop_claiming(self) -> None:
         """Take no further delivery; safe in a signal handler."""
-        if hasattr(self, "stopping"):
+        if hasattr(self, "feeder"):
             self.stopping.set()
+            self.feeder.stop()
 
     def on_stop(self) -> None:
         """A warm shutdown: let what is being sent end, then give back the rest."""
@@ -92,18 +95,10 @@ class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
 
     def _feed(self) -> None:
         """Claim deliveries as long as there is room for them."""
-        feeder = Feeder(self.settings, lambda: self.keeper.worker, self.about)
         while not self.stopping.is_set():
             if self.sender.held >= MAX_HELD:
                 self.stopping.wait(0.05)
-                continue
-            try:
-                batch = feeder.next_batch()
-            except redis.RedisError as error:
-                log.debug("no batch: %s", error)  # the keeper says that Redis is away
-                self.stopping.wait(0.2)
-                continue
-            if batch and not self.stopping.is_set():
+            elif batch := self.feeder.next_batch():
                 self._hand_over(batch)
 
     def _hand_over(self, batch: Batch) -> None:
