@@ -14,11 +14,12 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, files, problems, routes
+from api import batches, files, problems, routes, webhooks
 from api.catalog import Catalog
 from api.openapi import build_document
 from api.waiter import Waiter
 from api.writer import Writer
+from worker.dispatch import WEBHOOKS
 from worker.errors import StoreUnavailable
 from worker.files_async import AsyncFiles
 from worker.ledger_async import AsyncLedger
@@ -38,6 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.settings = settings
     app.state.catalog = Catalog()
+    app.state.receivers = webhooks.Receivers(settings)
     app.router.routes += [
         Route("/jobs", routes.Plain(routes.create_job), methods=["POST"]),
         Route("/jobs/{job_id}", routes.Plain(routes.get_job), methods=["GET"]),
@@ -45,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(batches.router)
     app.include_router(files.router)
+    app.include_router(webhooks.router)
     problems.install(app)
     _add_docs(app)
     return app
@@ -78,7 +81,7 @@ async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
-            recovered = await ledger.sweep(list(catalog.entries))
+            recovered = await ledger.sweep([*catalog.entries, WEBHOOKS])
         except StoreUnavailable as error:
             if not is_away:
                 log.error("Redis is away, requests are answered 503: %s", error)

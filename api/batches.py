@@ -20,6 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from api.problems import PayloadTooLarge
 from api.requests import (
     BatchRequest,
+    BatchWebhook,
     check_query,
     dump_strictly,
     parse_batch,
@@ -31,6 +32,7 @@ from worker.bulk import Bulk, NewBulk, at_once, cut, error_line
 from worker.errors import Cancelled, InvalidInput, ServicesError, StoreUnavailable
 from worker.jobs import TERMINAL, Priority, Status
 from worker.service import Service
+from worker.webhooks import dump_webhook
 
 log = logging.getLogger("services.api")
 router = APIRouter()
@@ -45,7 +47,7 @@ AGAIN_S = 0.5
 @router.post("/batches")
 async def create_batch(request: Request) -> Response:
     """Take all inputs, store them and enqueue them in chunks."""
-    check_query(request, {"service"} if _is_ndjson(request) else set())
+    check_query(request, {"service", "webhook"} if _is_ndjson(request) else set())
     key = read_idempotency_key(request)
     incoming = await (_from_lines(request) if _is_ndjson(request) else _from_json(request))
     batch, is_new = await incoming.store(request.app.state, key)
@@ -93,6 +95,8 @@ class Incoming:
         """Every chunk, then the batch, and whether it is new; nothing is left of one that fails or was there before."""
         asked, settings, ledger = self._asked, state.settings, state.ledger
         entry = state.catalog.get(asked.service)
+        if asked.webhook:
+            await state.receivers.check(asked.webhook.url)
         overview = await ledger.overview(asked.service)
         size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
         batch_id = str(uuid.uuid4())
@@ -117,6 +121,7 @@ class Incoming:
                     idempotency_key=key,
                     body_hash=self._hash.hexdigest(),
                     id=batch_id,
+                    webhook=dump_webhook(asked.webhook.url, ()) if asked.webhook else b"",
                 )
             )
         except BaseException:
@@ -153,8 +158,9 @@ async def _from_lines(request: Request) -> Incoming:
     if not service:
         must = "expected ?service=<name> with a body of JSON lines"
         raise InvalidInput(must, errors=[{"loc": ["query", "service"], "msg": must, "type": "missing"}])
-    asked = BatchRequest(service=service, inputs=[])
-    return Incoming(asked, _lines(request), service.encode())
+    webhook = request.query_params.get("webhook")
+    asked = BatchRequest(service=service, inputs=[], webhook=BatchWebhook(url=webhook) if webhook else None)
+    return Incoming(asked, _lines(request), f"{service} {webhook or ''}".encode())
 
 
 async def _lines(request: Request) -> AsyncIterator[list[bytes]]:

@@ -15,8 +15,22 @@ from api.catalog import Catalog, Entry
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
-from api.schemas import ATTEMPT, BATCH, FILE, JOB_ERROR, PROBLEM, SERVICE, TIME, Schema, make_object, make_ref
+from api.schemas import (
+    ATTEMPT,
+    BATCH,
+    DELIVERY,
+    FILE,
+    JOB_ERROR,
+    PROBLEM,
+    SERVICE,
+    TIME,
+    Schema,
+    make_object,
+    make_ref,
+    make_webhook,
+)
 from worker.jobs import Priority, Status
+from worker.webhooks import BATCH_EVENTS, JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457)."""
@@ -24,7 +38,7 @@ DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueu
 #: The error codes of each status.
 CODES = {
     403: ["link_invalid"],
-    404: ["job_not_found", "unknown_service", "file_not_found", "not_found"],
+    404: ["job_not_found", "unknown_service", "file_not_found", "delivery_not_found", "not_found"],
     408: ["upload_too_late"],
     409: ["job_finished", "job_not_retryable", "idempotency_conflict", "file_in_use"],
     410: ["job_expired"],
@@ -49,7 +63,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     for entry in entries:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE}
+    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Delivery": DELIVERY}
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
@@ -106,6 +120,7 @@ def _request_schema(entry: Entry) -> Schema:
             "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
             "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
             "metadata": {"type": "object", "description": "the caller's own; given back as it is (16 kB)"},
+            "webhook": make_webhook(JOB_EVENTS),
         },
     }
     if entry.example is not None:
@@ -154,7 +169,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "batch_size": {"type": ["integer", "null"], "minimum": 0},
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},
-        "links": make_object({"self": {"type": "string"}}),
+        "links": make_object({"self": {"type": "string"}, "deliveries": {"type": "string"}}, ["self"]),
     }
     included = {
         "input": {"description": "as it was sent; with `?include=input`"},
@@ -254,6 +269,7 @@ def _batch_paths(entries: list[Entry]) -> Schema:
         "priority": {"enum": list(Priority), "default": "low"},
         "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
         "metadata": {"type": "object"},
+        "webhook": make_webhook(BATCH_EVENTS),
     }
     body: Schema = {**make_object(asked, ["service", "inputs"]), "additionalProperties": False}
     lines: Schema = {"schema": {"type": "string"}, "example": '{"n": 1}\n{"n": 2}\n'}
@@ -268,7 +284,8 @@ def _batch_paths(entries: list[Entry]) -> Schema:
     service = _query("service", names, "with a body of JSON lines, which it is required for: the service")
     content: Schema = {"required": True, "content": {"application/json": {"schema": body}, NDJSON: lines}}
     summary = "Submit many inputs at once"
-    creating = [service, IDEMPOTENCY_KEY]
+    webhook = _query("webhook", {"type": "string", "format": "uri"}, "with a body of JSON lines: told of its end")
+    creating = [service, webhook, IDEMPOTENCY_KEY]
     refused = _problems(404, 410, 422, 503)
     return {
         "/batches": {"post": _operation("create_batch", summary, created, creating, requestBody=content)},
@@ -322,6 +339,21 @@ def _file_paths() -> Schema:
     }
 
 
+def _delivery_paths() -> Schema:
+    """The log of webhooks, of jobs and of batches alike."""
+    delivery = make_ref("Delivery")
+    every = make_object({"deliveries": {"type": "array", "items": delivery}})
+    read = {"200": _answer(every, "What was sent, newest first"), **_problems(404, 410, 422, 503)}
+    again = {"202": _answer(delivery, "The new delivery"), **_problems(404, 410, 413, 422, 429, 503)}
+    paths: Schema = {}
+    for kind, of in (("job", "/jobs/{job_id}"), ("batch", "/batches/{batch_id}")):
+        listing = _operation(f"list_{kind}_deliveries", f"The log of a {kind}'s webhook", read, [_path(f"{kind}_id")])
+        parameters = [_path(f"{kind}_id"), _path("delivery_id")]
+        retrying = _operation(f"retry_{kind}_delivery", "Send an event again", again, parameters)
+        paths |= {f"{of}/deliveries": {"get": listing}, f"{of}/deliveries/{{delivery_id}}/retry": {"post": retrying}}
+    return paths
+
+
 def _paths(entries: list[Entry]) -> Schema:
     job = make_ref("Job")
     page = make_object({"jobs": {"type": "array", "items": job}, "next_cursor": {"type": ["string", "null"]}})
@@ -357,6 +389,7 @@ def _paths(entries: list[Entry]) -> Schema:
         },
         **_batch_paths(entries),
         **_file_paths(),
+        **_delivery_paths(),
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},
         "/healthz": {"get": _operation("health", "Liveness", alive)},

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.InvalidInput: 422,
     errors.UnknownService: 404,
     errors.JobNotFound: 404,
+    errors.DeliveryNotFound: 404,
     errors.JobExpired: 410,
     errors.JobFinished: 409,
     errors.JobNotRetryable: 409,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from api.problems import PayloadTooLarge
@@ -39,6 +39,31 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 
 
+class JobWebhook(BaseModel):
+    """Who is told of a job's end, and of which ends; None: of all."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    events: (
+        Annotated[list[Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired"]], Field(min_length=1)]
+        | None
+    ) = None
+
+
+class BatchWebhook(BaseModel):
+    """Who is told of a batch's end."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    events: Annotated[list[Literal["batch.finished"]], Field(min_length=1)] | None = None
+
+
+def _as_webhook(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
 class JobRequest(BaseModel):
     """The body of ``POST /jobs``."""
 
@@ -51,6 +76,7 @@ class JobRequest(BaseModel):
     finish_within_s: Deadline | None = None
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
     metadata: Metadata = Field(default_factory=dict)
+    webhook: Annotated[JobWebhook | None, BeforeValidator(_as_webhook)] = None
 
 
 class BatchRequest(BaseModel):
@@ -63,6 +89,7 @@ class BatchRequest(BaseModel):
     priority: Literal["high", "normal", "low"] = "low"
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
     metadata: Metadata = Field(default_factory=dict)
+    webhook: Annotated[BatchWebhook | None, BeforeValidator(_as_webhook)] = None
 
 
 Asked = TypeVar("Asked", JobRequest, BatchRequest)

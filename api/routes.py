@@ -32,6 +32,7 @@ from api.waiter import ended_within
 from worker.jobs import Job, NewJob, Priority, Status
 from worker.ledger_async import Repeated
 from worker.settings import Settings
+from worker.webhooks import dump_webhook
 
 log = logging.getLogger("services.api")
 router = APIRouter()
@@ -64,6 +65,8 @@ async def create_job(request: Request) -> Response:
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
     new, files = _new_job(body, key, state.catalog, state.settings)
+    if body.webhook:
+        await state.receivers.check(body.webhook.url)
     if files:
         await state.files.hold(new.service, new.id, files)
     with state.waiter.expect(new.id) as end:
@@ -180,6 +183,7 @@ def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -
         metadata=dump_strictly(body.metadata, "metadata"),
         idempotency_key=key,
         body_hash=hash_body(body) if key else "",
+        webhook=dump_webhook(body.webhook.url, body.webhook.events or ()) if body.webhook else b"",
     )
     return new, files
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from worker.addresses import MAX_URL
 from worker.jobs import Priority
+from worker.webhooks import BATCH_EVENTS, JOB_EVENTS
 
 Schema = dict[str, Any]
 
@@ -111,7 +114,43 @@ BATCH = make_object(
         "expires_at": TIME,
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},
-        "links": make_object({"self": {"type": "string"}, "results": {"type": "string"}}),
+        "links": make_object(
+            {"self": {"type": "string"}, "results": {"type": "string"}, "deliveries": {"type": "string"}},
+            ["self", "results"],
+        ),
+    }
+)
+
+
+def make_webhook(events: Sequence[str]) -> Schema:
+    """What a request says of its webhook."""
+    url: Schema = {"type": "string", "format": "uri", "maxLength": MAX_URL}
+    named: Schema = {"type": ["array", "null"], "items": {"enum": list(events)}, "minItems": 1}
+    full = {**make_object({"url": url, "events": named}, ["url"]), "additionalProperties": False}
+    return {"anyOf": [url, full, {"type": "null"}], "description": "told of the end; without `events`, of any"}
+
+
+DELIVERY = make_object(
+    {
+        "id": {"type": "string"},
+        "webhook_id": {"type": "string", "description": "the header `webhook-id`: the same each time it is sent"},
+        "type": {"enum": [*JOB_EVENTS, *BATCH_EVENTS]},
+        "url": {"type": "string"},
+        "status": {"enum": ["pending", "delivered", "failed", "cancelled"]},
+        "created_at": TIME,
+        "next_attempt_at": TIME,
+        "finished_at": TIME,
+        "attempts": {
+            "type": "array",
+            "items": make_object(
+                {
+                    "ended_at": TIME,
+                    "status_code": {"type": ["integer", "null"]},
+                    "duration_ms": {"type": ["number", "null"]},
+                    "error": {"type": ["string", "null"]},
+                }
+            ),
+        },
     }
 )
 

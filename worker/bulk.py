@@ -62,6 +62,7 @@ class NewBulk:
     id: str
     idempotency_key: str = ""
     body_hash: str = ""
+    webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Bulk:
     finished_us: int
     expires_us: int
     metadata: bytes
+    webhook: bytes  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
     @classmethod
     def from_record(cls, id: str, record: dict[bytes, bytes]) -> Bulk:
@@ -107,6 +109,7 @@ class Bulk:
             finished_us=number(b"finished"),
             expires_us=number(b"expires"),
             metadata=record[b"metadata"],
+            webhook=record.get(b"webhook", b""),
         )
 
     @property
@@ -129,6 +132,9 @@ class Bulk:
         done = self.succeeded + self.failed + self.cancelled
         counts = {"queued": self.rows - done - self.running, "running": self.running}
         counts |= {"succeeded": self.succeeded, "failed": self.failed, "cancelled": self.cancelled}
+        links = {"self": f"/batches/{self.id}", "results": f"/batches/{self.id}/results"}
+        if self.webhook:
+            links["deliveries"] = f"/batches/{self.id}/deliveries"
         told = {
             "id": self.id,
             "service": self.service,
@@ -141,7 +147,7 @@ class Bulk:
             "finished_at": rfc3339(self.finished_us),
             "expires_at": rfc3339(self.expires_us),
             "priority": self.priority.value,
-            "links": {"self": f"/batches/{self.id}", "results": f"/batches/{self.id}/results"},
+            "links": links,
         }
         return to_json(told)[:-1] + b',"metadata":' + self.metadata + b"}"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from redis import RedisError
 
 from worker.discovery import find_plugins, list_plugins, say_known
+from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
 from worker.logs import setup_logging
 from worker.settings import EX_USAGE, Settings, get_settings
@@ -77,11 +78,16 @@ def redis(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """run a worker of each service (default: SERVICES, else all), started again when it dies"""
+    """run a worker of each service (default: SERVICES, else all) and one of webhooks, started again when they die"""
     from worker.embedded import serve_nothing
     from worker.supervisor import run_workers
 
-    names = [plugin.name for plugin in find_plugins(arguments.name or settings.services or list_plugins())]
+    wanted = [name for name in arguments.name if name != WEBHOOKS]
+    if not arguments.name:
+        wanted = list(settings.services or list_plugins())
+    names = [plugin.name for plugin in find_plugins(wanted)]
+    if WEBHOOKS in arguments.name or (names and not arguments.name):
+        names.append(WEBHOOKS)
     return run_workers(names) if names else serve_nothing("no service is installed: nothing to run")
 
 
@@ -182,6 +188,26 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
+    """show the secrets that sign webhooks, add one beside the last (rotate), or make one for the settings (new)"""
+    from worker.ledger import Ledger
+    from worker.signing import make_secret
+    from worker.webhooks import read_secrets, rotate_secrets
+
+    if arguments.action == "new":
+        print(make_secret())
+        return 0
+    if arguments.action == "rotate" and settings.webhook_secrets:
+        return _fail("SERVICES_WEBHOOK_SECRETS is set: put a new secret (`services webhooks new`) before those in it")
+    client = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0).redis
+    try:
+        secrets = (rotate_secrets if arguments.action == "rotate" else read_secrets)(client, settings)
+    except RedisError as error:
+        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+    print("\n".join(secrets))
+    return 0
+
+
 def up(_: argparse.Namespace, settings: Settings) -> int:
     """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
     from worker.up import up as start
@@ -209,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
     for_predict.add_argument("input", nargs="?", metavar="FILE", help="a file with the input as JSON; - for stdin")
     _add_bench(add("bench", bench))
     add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
+    actions = ("secret", "rotate", "new")
+    add("webhooks", webhooks).add_argument("action", choices=actions, help="the newest secret is printed first")
     add("up", up)
     return parser
 

@@ -14,7 +14,7 @@ from celery.worker.control import inspect_command
 
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
-from worker.dispatch import task_name
+from worker.dispatch import WEBHOOKS, task_name
 from worker.embedded import require_redis
 from worker.errors import UnknownService
 from worker.logs import setup_logging
@@ -64,6 +64,8 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     # Neither tells this worker anything, and mingle waits a second for others at each start.
     sender.options.update(without_gossip=True, without_mingle=True)
     app.services_hostname = sender.hostname
+    if names == [WEBHOOKS]:
+        sender.pool_cls = "worker.webhook_pool:WebhookPool"  # no other worker pays for its libraries
     for name in names:
         app.task(name=task_name(name))(_in_the_pool)
 
@@ -72,6 +74,10 @@ def check_queues(queues: dict[str, Any] | None) -> list[str]:
     """The services that ``-Q`` names; ends the process with exit code 2 where that makes no sense."""
     if not queues:
         _refuse(f"name the services to run: celery -A worker worker -Q NAME; {say_known(list_plugins())}")
+    if list(queues) == [WEBHOOKS]:
+        return [WEBHOOKS]
+    if WEBHOOKS in queues:
+        _refuse("webhooks are sent by a worker of their own: celery -A worker worker -Q webhooks")
     try:
         return [plugin.name for plugin in find_plugins(queues or ())]
     except UnknownService as error:

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
+from worker.dispatch import WEBHOOKS
 from worker.errors import ServiceFailed, UnknownService
 from worker.service import Service
 
@@ -51,10 +52,13 @@ class Plugin:
 
 
 def list_plugins() -> dict[str, Plugin]:
-    """Every installed plugin by name, sorted. Where two distributions claim one name, the first on the path has it."""
+    """Every installed plugin by name, sorted. Where two distributions claim one name, the first on the path has it.
+
+    None can be named ``webhooks``: that is a queue of our own.
+    """
     found: dict[str, Plugin] = {}
     for entry in entry_points(group=GROUP):
-        if NAME.fullmatch(entry.name):
+        if NAME.fullmatch(entry.name) and entry.name != WEBHOOKS:
             found.setdefault(entry.name, _describe(entry))
     return dict(sorted(found.items()))
 

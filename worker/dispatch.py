@@ -19,13 +19,15 @@ OURS = '{"libs_service"'
 
 #: What the name of a service's task ends with, after the service's own.
 TASK_ENDING = ".predict"
+#: The name of the service that delivers webhooks, which is its queue too. No plugin can have it.
+WEBHOOKS = "webhooks"
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def task_name(service: str) -> str:
     """The Celery task of a service."""
-    return f"{service}{TASK_ENDING}"
+    return f"{service}.deliver" if service == WEBHOOKS else f"{service}{TASK_ENDING}"
 
 
 def service_of(task: str) -> str | None:

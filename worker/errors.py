@@ -89,6 +89,28 @@ class Cancelled(ServicesError):
     code = "cancelled"
 
 
+# -- what goes out ----------------------------------------------------------------------------------------------------
+
+
+class AddressRefused(ServicesError):
+    """The URL leads where nothing may be sent to."""
+
+    code = "address_refused"
+
+
+class DeliveryFailed(ServicesError):
+    """The webhook's receiver did not take the event."""
+
+    code = "delivery_failed"
+    retryable = True
+
+
+class DeliveryNotFound(ServicesError):
+    """The job has no such delivery."""
+
+    code = "delivery_not_found"
+
+
 # -- plugins ----------------------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,7 @@ class NewJob:
     metadata: bytes = b"{}"
     idempotency_key: str = ""  #: the client's; "" for none
     body_hash: str = ""  #: of the whole request, by which a repeated key is told from a misused one
+    webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Job:
     worker: str = ""  #: id of the worker that runs or ran it last
     batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
+    webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
     @property
     def ended(self) -> bool:
@@ -126,6 +128,7 @@ class Job:
             worker=record.get(b"worker", b"").decode(),
             batch=record.get(b"token", b"").decode(),
             position=position if record[b"status"] == b"queued" else None,
+            webhook=record.get(b"webhook", b""),
         )
 
     def to_json(self, include: frozenset[str] = frozenset()) -> bytes:
@@ -153,7 +156,7 @@ class Job:
             "timings": self._timings(),
             "batch_size": self.batch_size,
             "priority": self.priority,
-            "links": {"self": f"/jobs/{self.id}"},
+            "links": self._links(),
         }
         if "input" in include:
             parts["input"] = self.input
@@ -161,6 +164,10 @@ class Job:
             known["attempts"] = self._attempts()
         texts = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in parts.items())
         return to_json(known)[:-1] + texts + b"}"
+
+    def _links(self) -> dict[str, str]:
+        own = f"/jobs/{self.id}"
+        return {"self": own, "deliveries": f"{own}/deliveries"} if self.webhook else {"self": own}
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""

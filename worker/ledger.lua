@@ -24,6 +24,7 @@
 --   S:cancels:<worker>   set    running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at
+--   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
@@ -62,6 +63,8 @@ local MAX_HISTORY = 32768
 local RUN_ENDS_US = 4000000
 -- The longest pause before a further attempt.
 local MAX_PAUSE_US = 300000000
+-- A longer output (or error) is left out of what a webhook tells.
+local MAX_EVENT_VALUE = 262144
 -- Two sweeps for dead workers are at least this far apart, however many workers there are.
 local SWEEP_US = 400000
 -- The rate of ended jobs is averaged over this time.
@@ -176,6 +179,24 @@ local function note(id, outcome, charged, problem)
   redis.call('HSET', key, 'history', history)
 end
 
+-- The end of a job or batch with a webhook goes to the outbox in the step that writes it, with the record as it stands:
+-- whatever becomes of that, the end is told as it was.
+local function announce(kind, id, key, webhook, event)
+  local events = cjson.decode(webhook).events
+  for i, wanted in ipairs(events or {event}) do
+    if wanted == event then break end
+    if i == #events then return end
+  end
+  local fields, told = redis.call('HGETALL', key), {}
+  for i = 1, #fields, 2 do
+    if fields[i] ~= 'input' and fields[i] ~= 'history' and #fields[i + 1] <= MAX_EVENT_VALUE then
+      told[#told + 1] = fields[i]
+      told[#told + 1] = fields[i + 1]
+    end
+  end
+  redis.call('XADD', S .. 'outbox', '*', 'kind', kind, 'id', id, 'type', event, 'record', cjson.encode(told))
+end
+
 -- One chunk of a batch has ended; with the last one, the batch has. A chunk that succeeded may have rows that failed.
 local function end_chunk(status, group, rows, failed)
   if status == 'succeeded' then
@@ -186,9 +207,10 @@ local function end_chunk(status, group, rows, failed)
   end
   local key = batch_of(group)
   if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
-  local batch = redis.call('HMGET', key, 'keep', 'chunks', 'idempotency')
+  local batch = redis.call('HMGET', key, 'keep', 'chunks', 'idempotency', 'webhook')
   local life = term(batch[1])
   redis.call('HSET', key, 'finished', NOW, 'expires', life[1])
+  if batch[4] then announce('batch', group, key, batch[4], 'batch.finished') end
   redis.call('PEXPIRE', key, life[2])
   redis.call('PEXPIRE', seen('batch:' .. group), life[3])
   if batch[3] then redis.call('PEXPIRE', promised(batch[3]), life[2]) end
@@ -199,7 +221,7 @@ end
 -- The only way into a terminal state. ``job``: the fields JOB of its record;
 -- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
 -- rows of a chunk that failed.
-local JOB = {'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within'}
+local JOB = {'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook'}
 
 local function finish_job(id, job, status, value, timings, batch_size, failed)
   local key = record(id)
@@ -234,6 +256,7 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
   if job[7] then gather('ZREM', DEADLINES, id) end
   gather('ZADD', EXPIRES, life[1], id)
   tell_celery(id, status, value, life[2])
+  if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
 
 local function finish(id, status, value)
@@ -244,14 +267,14 @@ local function ring(id)
   redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
 end
 
--- Back to the queue, with the place that its age gives it; at once, or after a pause.
+-- Back to the queue, with the place that its age gives it; at once, or after a pause. No outcome: it had not begun.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created')
   must_go(id, job[1], 'queued')
   local score = tonumber(job[3])
   if tonumber(job[6]) > now then score = now + score - job[6] end  -- stored while the clock was ahead
-  note(id, outcome, charged, problem)
+  if outcome then note(id, outcome, charged, problem) end
   if job[4] then
     count(job[4], 'running', -job[5])
     redis.call('HSET', key, 'why', outcome)
@@ -315,7 +338,7 @@ local operations = {}
 
 -- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
--- sha256 of its idempotency key (empty: none), sha256 of its body. Gives per job: state, created, position; the state is
+-- sha256 of its idempotency key (empty: none), sha256 of its body, webhook (JSON; empty: none). Gives per job: state, created, position; the state is
 -- "queued", or "full" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
 -- has this idempotency key, with the same body or another).
 function operations.create()
@@ -323,7 +346,7 @@ function operations.create()
   local waiting_bytes = tonumber(limits[3] or 0)
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local reply = {}
-  for i = FIRST, #ARGV, 13 do
+  for i = FIRST, #ARGV, 14 do
     local id, message, promise = ARGV[i], ARGV[i + 9], ARGV[i + 11]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
@@ -349,6 +372,7 @@ function operations.create()
         redis.call('SET', promised(promise), id .. ' ' .. ARGV[i + 12])
         redis.call('HSET', key, 'idempotency', promise)
       end
+      if ARGV[i + 13] ~= '' then redis.call('HSET', key, 'webhook', ARGV[i + 13]) end
       if start_by + finish_by > 0 then
         redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within, 'start_by', int(start_by),
           'finish_by', int(finish_by))
@@ -513,6 +537,14 @@ function operations.complete()
   return reply
 end
 
+-- token, pause_us, ids of the token's jobs that have not begun: they wait so long, and it costs them no attempt
+function operations.postpone()
+  for i = 6, #ARGV do
+    local job = redis.call('HMGET', record(ARGV[i]), 'token', 'status')
+    if job[1] == ARGV[4] and job[2] == 'running' then put_back(ARGV[i], nil, false, false, tonumber(ARGV[5])) end
+  end
+end
+
 -- token, id, results so far (lines). A chunk that is run row by row has come so far: 1, or 0 where it is no longer this
 -- token's. What was lost before is no longer held against it.
 function operations.progress()
@@ -537,7 +569,7 @@ function operations.discard()
 end
 
 -- group, version, priority, offset_us, keep_us, metadata, rows, chunks, bytes, message, sha256 of the idempotency key,
--- of the body: all chunks are there, so the batch is accepted. Gives {state, detail} as create does, or {"gone"} where a
+-- of the body, webhook (JSON; empty: none): all chunks are there, so the batch is accepted. Gives {state, detail} as create does, or {"gone"} where a
 -- chunk was too long on its way.
 function operations.seal()
   local group, chunks, promise = ARGV[4], tonumber(ARGV[11]), ARGV[14]
@@ -556,6 +588,7 @@ function operations.seal()
   end
   redis.call('HSET', key, 'service', service, 'version', ARGV[5], 'priority', ARGV[6], 'keep', ARGV[8], 'metadata', ARGV[9],
     'rows', ARGV[10], 'chunks', chunks, 'open', chunks, 'created', now)
+  if ARGV[16] ~= '' then redis.call('HSET', key, 'webhook', ARGV[16]) end
   redis.call('SET', seen('batch:' .. group), 1)
   if promise ~= '' then
     redis.call('SET', promised(promise), group .. ' ' .. ARGV[15])

@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from worker.bulk import Rerun
-from worker.dispatch import build_bell, build_message
+from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
 from worker.settings import Settings
@@ -82,7 +82,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
-        arguments += [hash_promise(job.idempotency_key), job.body_hash]
+        arguments += [hash_promise(job.idempotency_key), job.body_hash, job.webhook]
     return arguments
 
 
@@ -222,6 +222,10 @@ class Ledger:
             flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us, end.failed_rows]
         return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
 
+    def postpone(self, service: str, token: str, ids: Sequence[str], pause_s: float) -> None:
+        """Queue jobs of a batch that have not begun again, after a pause, uncharged."""
+        self._call(service, "postpone", token, round(pause_s * 1e6), *ids)
+
     def give_up(
         self, service: str, worker: str, token: str, reason: str, pause_s: float = 0, process: str = ""
     ) -> list[str]:
@@ -265,6 +269,10 @@ class Ledger:
         """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
         return _decode(self._call(service, "sweep", self._lease_us))
 
+    def cancel_in(self, service: str, job_id: str) -> None:
+        """Cancel a job of this service; nothing happens to one that has ended."""
+        self._call(service, "cancel", job_id)
+
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
         service = self._find(job_id)
@@ -294,8 +302,11 @@ class Ledger:
         return Job.from_record(job_id, record) if record else None
 
     def _find(self, job_id: str) -> str:
-        """The service of a job; "" for an unknown one. A worker's Redis user may see the keys of its services alone."""
-        services = sorted(name.decode() for name in self.redis.smembers(SERVICES_KEY))
+        """The service of a client's job; "" for an unknown one. A worker's Redis user sees its services' keys alone.
+
+        Deliveries of webhooks are no client's.
+        """
+        services = sorted({name.decode() for name in self.redis.smembers(SERVICES_KEY)} - {WEBHOOKS})
         pipe = self.redis.pipeline(transaction=False)
         for service in services:
             pipe.exists(record_key(service, job_id), seen_key(service, job_id))

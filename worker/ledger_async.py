@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 
 from worker.bulk import STAGED_S, Bulk, Chunk, NewBulk
-from worker.dispatch import build_bell
+from worker.dispatch import WEBHOOKS, build_bell
 from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFound, QueueFull, StoreUnavailable
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import (
@@ -153,7 +153,8 @@ class AsyncLedger:
         offset_us = round(Priorities[batch.priority] * self._settings.priority_step_s * 1e6)
         key = hash_promise(batch.idempotency_key)
         arguments: list[Any] = [batch.id, batch.version, batch.priority.value, offset_us, round(batch.keep_for_s * 1e6)]
-        arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key, batch.body_hash]
+        arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key]
+        arguments += [batch.body_hash, batch.webhook]
         state, detail = await self._call(batch.service, [*head("seal", self._settings), *arguments])
         if state == b"queued":
             self._remember(f"batch:{batch.id}", batch.service)
@@ -202,6 +203,10 @@ class AsyncLedger:
             raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
         return await self.get(job_id)
 
+    async def cancel_in(self, service: str, job_id: str) -> None:
+        """Cancel a job of this service; nothing happens to one that has ended."""
+        await self._call(service, [*head("cancel", self._settings), job_id])
+
     async def retry(self, job_id: str) -> Job:
         """Run a failed, cancelled or expired job again and give it as it is queued.
 
@@ -245,6 +250,12 @@ class AsyncLedger:
             knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
             failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
         )
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[Any]:
+        """Commands in one round trip, under the same limits as every call."""
+        async with self._guard(), self.redis.pipeline(transaction=False) as pipe:
+            yield pipe
 
     async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
         """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""
@@ -292,9 +303,9 @@ class AsyncLedger:
         return [self._places.get(job_id, "") for job_id in job_ids]
 
     async def _all_services(self) -> list[str]:
-        """Within a guard: every service that may have jobs."""
+        """Within a guard: every service that may have jobs of clients."""
         known = {name.decode() for name in await self.redis.smembers(SERVICES_KEY)}
-        return sorted(known | self._services)
+        return sorted((known | self._services) - {WEBHOOKS})
 
     def _remember(self, job_id: str, service: str) -> None:
         self._places[job_id] = service
@@ -380,4 +391,5 @@ def _as_created(job: NewJob, created_us: int, position: int) -> Job:
         timings=None,
         metadata=job.metadata,
         position=position if position >= 0 else None,
+        webhook=job.webhook,
     )

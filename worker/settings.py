@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.addresses import AddressRules, parse_networks
+from worker.signing import parse_secret
 from worker.store import CLUSTER_SCHEMES, ClusterUrl, SentinelUrl
 
 #: Exit code for settings and command lines that cannot be, as everywhere.
@@ -115,6 +117,34 @@ class Settings(BaseSettings):
     allow_private_addresses: bool = False
     """Whether workers fetch URLs at private, loopback and link-local addresses too, and by `http://`."""
 
+    webhook_secrets: Annotated[tuple[str, ...], NoDecode] = ()
+    """Secrets that sign webhooks, `whsec_…`, newest first, comma-separated. Empty: see `services webhooks secret`."""
+
+    webhook_allowed_networks: str = ""
+    """Networks that webhooks may go to beside public https, comma-separated: `10.0.0.0/8,127.0.0.1/32`."""
+
+    webhook_timeout_s: float = Field(15, gt=0, le=60)
+    """Longest that a webhook's receiver may take to answer."""
+
+    webhook_backoff_s: float = Field(5, gt=0)
+    """Pause before the second attempt of a webhook; doubled for each further one, with jitter, up to an hour."""
+
+    webhook_give_up_s: float = Field(86_400, gt=0)
+    """How long a webhook is tried; its last attempt is at the end of this time."""
+
+    @field_validator("webhook_secrets", mode="after")
+    @classmethod
+    def _check_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for secret in value:
+            parse_secret(secret)
+        return value
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _check_networks(cls, value: str) -> str:
+        parse_networks(value)
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -144,12 +174,17 @@ class Settings(BaseSettings):
             raise ValueError("Celery speaks no Redis Cluster: with redis+cluster:// set BROKER_URL to a RabbitMQ")
         return self
 
-    @field_validator("services", "file_types", mode="before")
+    @field_validator("services", "file_types", "webhook_secrets", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
+
+    @property
+    def webhook_rules(self) -> AddressRules:
+        """Where webhooks may go."""
+        return AddressRules(parse_networks(self.webhook_allowed_networks), "SERVICES_WEBHOOK_ALLOWED_NETWORKS")
 
     @property
     def private_redis(self) -> bool:
@@ -233,6 +268,7 @@ def get_settings() -> Settings:
         for problem in error.errors(include_url=False):
             name = ".".join(map(str, problem["loc"])).removeprefix("services_").upper()
             variable = name if name in ("REDIS_URL", "BROKER_URL", "SERVICES") else f"SERVICES_{name}"
-            got = "" if name.endswith("_URL") else f", got {problem['input']!r}"  # a URL may hold a password
+            hidden = name.endswith(("_URL", "_SECRETS"))  # a URL may hold a password
+            got = "" if hidden else f", got {problem['input']!r}"
             print(f"Error: {variable}: {problem['msg'].removeprefix('Value error, ')}{got}", file=sys.stderr)
         sys.exit(EX_USAGE)

@@ -17,6 +17,7 @@ from redis.crc import key_slot
 from tests.integration.test_redis_security import use_files
 from tests.integration.test_worker import post, results
 from tests.rabbit import RabbitServer
+from tests.receiver import Receiver
 from tests.services import write_turning
 from tests.support import System, finished, free_port, poll, redis_binary, running_system
 
@@ -85,7 +86,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def clustered(tmp_path: Path, plugins: Path, cluster: Cluster, rabbit: RabbitServer) -> Iterator[System]:
     write_turning(tmp_path / "more")
     both = Path(f"{plugins}{os.pathsep}{tmp_path / 'more'}")
-    with running_system(tmp_path, both, REDIS_URL=cluster.url, BROKER_URL=rabbit.url) as made:
+    allowed = "127.0.0.1/32"
+    urls = {"REDIS_URL": cluster.url, "BROKER_URL": rabbit.url}
+    with running_system(tmp_path, both, SERVICES_WEBHOOK_ALLOWED_NETWORKS=allowed, **urls) as made:
         made.start_api()
         yield made
 
@@ -94,7 +97,7 @@ def test_services_share_a_cluster_each_in_a_slot_of_its_own(
     clustered: System, cluster: Cluster, rabbit: RabbitServer
 ) -> None:
     worker = clustered.start_worker("echo,turning")
-    clustered.start_worker("patient")
+    patient = clustered.start_worker("patient")
     with clustered.client() as client:
         ids = post(clustered, *({"n": n} for n in range(50)))
         assert [job["output"]["n"] for job in results(clustered, ids)] == list(range(50))
@@ -116,18 +119,28 @@ def test_services_share_a_cluster_each_in_a_slot_of_its_own(
         assert finished(client, sent.id)["output"]["n"] == 7
 
         use_files(client)
+        # its end is told, out of another slot
+        receiver = Receiver().start()
+        clustered.start_worker("webhooks")
+        (told,) = post(clustered, {"n": 2}, webhook=receiver.url("/"))
+        assert [request.event["data"]["id"] for request in receiver.await_at("/")] == [told]
+        log = f"/jobs/{told}/deliveries"
+        (delivery,) = poll(lambda: client.get(log).json()["deliveries"], what="it is in the log")
+        assert client.post(f"{log}/{delivery['id']}/retry").status_code == 202
+        receiver.await_at("/", 2)
+        receiver.stop()
 
         # its worker dies in the midst, and another one finishes
         (running,) = post(clustered, {"n": 1, "sleep_s": 1.5}, service="patient")
         poll(lambda: client.get(f"/jobs/{running}").json()["status"] == "running")
-        clustered.processes[-1].send_signal(signal.SIGKILL)
+        patient.send_signal(signal.SIGKILL)
         clustered.start_worker("patient")
         assert finished(client, running)["status"] == "succeeded"
         assert worker.exit_code is None
     for keys in cluster.contents():
         of_services = {key for key in keys if key.startswith(("{", "echo", "patient", "turning"))}
         slots = {key_slot(key.encode()) for key in of_services}
-        assert len(slots) <= 4 and not any("celery" in key for key in keys)
+        assert len(slots) <= 5 and not any("celery" in key for key in keys)
     assert sum(bool(keys) for keys in cluster.contents()) >= 2
 
 

@@ -18,7 +18,7 @@ import redis
 from tests.services import write_echo, write_turning
 from tests.support import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
 
-USERS = ("api", "worker", "flower")
+USERS = ("api", "worker", "flower", "webhooks")
 PRODUCER = """
 from worker.celery import app
 result = app.send_task("echo.predict", args=[{"n": 7}], queue="echo")
@@ -90,12 +90,23 @@ def start_with_users(folder: Path) -> tuple[Server, redis.Redis]:
     return server, server.await_ready(username="admin", password="-")
 
 
+def tried(client: httpx.Client, links: dict[str, str]) -> list[dict[str, Any]]:
+    """The deliveries of a job once each of them was tried."""
+    answer = client.get(links["deliveries"])
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["deliveries"]
+    return found if all(delivery["attempts"] for delivery in found) else []
+
+
 def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[System, list[Server]]) -> None:
     system, servers = stack
     server, admin = start_with_users(system.folder)
     servers.append(server)
     urls = {user: f"redis://{user}:{user}@127.0.0.1:{server.port}/0" for user in USERS}
+    allowed = {"SERVICES_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.1/32", "SERVICES_WEBHOOK_BACKOFF_S": "60"}
+    system.env |= allowed
     system.start_api(REDIS_URL=urls["api"])
+    webhooks = system.start_worker("webhooks", REDIS_URL=urls["webhooks"])
     worker = system.start_worker("echo,turning", REDIS_URL=urls["worker"])
     port = free_port()
     flower = system.start("celery", "-A", "worker", "flower", f"--port={port}", REDIS_URL=urls["flower"])
@@ -109,9 +120,16 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
         assert client.delete(f"/jobs/{late['id']}").status_code == 202
         assert client.post(f"/jobs/{late['id']}/retry").status_code == 202
         assert client.delete(f"/jobs/{late['id']}").status_code == 202
-        assert len(client.get("/jobs").json()["jobs"]) == 2
+        nobody = f"http://127.0.0.1:{free_port()}"
+        told = client.post("/jobs", json={"service": "echo", "input": {"n": 1}, "webhook": nobody}).json()
+        links = told["links"]
+        (first,) = poll(lambda: tried(client, links), what="the webhook is tried")
+        assert client.post(f"{links['deliveries']}/{first['id']}/retry").status_code == 202
+        poll(lambda: [d["status"] for d in tried(client, links)] == ["pending", "cancelled"], what="it is sent again")
+        assert len(client.get("/jobs").json()["jobs"]) == 3
         assert client.get("/services/echo").json()["state"] == "ready"
         use_files(client)
+    assert webhooks.stop() == 0
     sent = system.start("tests.run_code", PRODUCER, REDIS_URL=urls["worker"])
     assert sent.wait(60) == 0, sent.output
     assert sent.output == "7 SUCCESS\n[['echo.predict', 'turning.predict']]\n"

@@ -126,7 +126,7 @@ def test_check_passes_what_keeps_the_contract(twice: System) -> None:
 
 
 def test_run_starts_a_killed_worker_again_and_stops_all(twice: System) -> None:
-    process = start_services(twice, "run", SERVICES="twice")
+    process = start_services(twice, "run", "twice")
     poll(lambda: process.output.count("service ready") == 1, what="the worker is ready")
     (killed,) = process.children
     subprocess.run(["kill", "-9", str(killed)], check=True)
@@ -138,9 +138,10 @@ def test_run_starts_a_killed_worker_again_and_stops_all(twice: System) -> None:
 
 
 def test_workers_end_with_a_killed_supervisor(twice: System) -> None:
-    process = start_services(twice, "run")
-    poll(lambda: "service ready" in process.output, what="the worker is ready")
+    process = start_services(twice, "run", SERVICES="twice")
+    poll(lambda: process.output.count("service ready") == 2, what="its worker and that of webhooks are ready")
     workers = process.children
+    assert len(workers) == 2
     assert process.stop(signal.SIGKILL) == -signal.SIGKILL
     poll(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="no worker is left")
 

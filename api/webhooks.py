@@ -1,0 +1,118 @@
+"""Webhooks: whether a receiver may be asked for, and the log of what was sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from api.requests import check_query, read_nothing
+from worker.addresses import AddressRules, parse_url, resolve
+from worker.deliveries import LoggedDelivery, deliver_again, read_deliveries
+from worker.errors import AddressRefused, InvalidInput
+from worker.settings import Settings
+from worker.webhooks import Kind
+
+log = logging.getLogger("services.api")
+router = APIRouter()
+
+#: Longest that an answer is held for a name server. What it did not answer is checked when the webhook is sent.
+RESOLVE_S = 1.0
+#: A URL that was found good is not looked at again for this long: it is checked again at each sending anyway.
+GOOD_FOR_S = 60.0
+MAX_GOOD = 10_000
+#: Names that are looked up at a time; a URL that finds no turn in time is checked when the webhook is sent.
+LOOKUPS = 4
+
+
+class Receivers:
+    """Which URLs may be webhooks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._rules: AddressRules = settings.webhook_rules
+        self._good: dict[str, float] = {}  # url -> until when, the oldest first
+        self._turns = asyncio.Semaphore(LOOKUPS)
+
+    async def check(self, url: str) -> None:
+        """Raise ``InvalidInput`` for a URL that may not be a webhook."""
+        if self._good.get(url, 0) > time.monotonic():
+            return
+        try:
+            await self._look(url)
+        except AddressRefused as error:
+            field = {"loc": ["body", "webhook"], "msg": error.message, "type": error.code}
+            raise InvalidInput(f"webhook: {error.message}", errors=[field]) from error
+        self._good.pop(url, None)
+        self._good[url] = time.monotonic() + GOOD_FOR_S
+        if len(self._good) > MAX_GOOD:
+            del self._good[next(iter(self._good))]
+
+    async def _look(self, url: str) -> None:
+        target = parse_url(url)
+        try:
+            async with asyncio.timeout(RESOLVE_S), self._turns:
+                addresses = await resolve(target, RESOLVE_S)
+        except TimeoutError:
+            log.warning(
+                "the address of the webhook %s is not known in time; it is checked when it is sent", target.host
+            )
+            return
+        for address in addresses:
+            self._rules.check(target.scheme, address, target.port)
+
+
+@router.get("/jobs/{job_id}/deliveries")
+async def list_job_deliveries(request: Request, job_id: str) -> Response:
+    """What was sent of a job's ends, newest first."""
+    check_query(request, set())
+    await request.app.state.ledger.get(job_id)
+    return await _listed(request, "job", job_id)
+
+
+@router.get("/batches/{batch_id}/deliveries")
+async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
+    """What was sent of a batch's end, newest first."""
+    check_query(request, set())
+    await request.app.state.ledger.get_batch(batch_id)
+    return await _listed(request, "batch", batch_id)
+
+
+@router.post("/jobs/{job_id}/deliveries/{delivery_id}/retry")
+async def retry_job_delivery(request: Request, job_id: str, delivery_id: str) -> Response:
+    """Send an event of a job again."""
+    await _check_empty(request)
+    await request.app.state.ledger.get(job_id)
+    return await _again(request, "job", job_id, delivery_id)
+
+
+@router.post("/batches/{batch_id}/deliveries/{delivery_id}/retry")
+async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Response:
+    """Send the event of a batch again."""
+    await _check_empty(request)
+    await request.app.state.ledger.get_batch(batch_id)
+    return await _again(request, "batch", batch_id, delivery_id)
+
+
+async def _check_empty(request: Request) -> None:
+    check_query(request, set())
+    await read_nothing(request)
+
+
+async def _listed(request: Request, kind: Kind, id: str) -> Response:
+    found = await read_deliveries(request.app.state.ledger, kind, id)
+    return _json({"deliveries": [delivery.describe() for delivery in found]})
+
+
+async def _again(request: Request, kind: Kind, id: str, delivery_id: str) -> Response:
+    new: LoggedDelivery = await deliver_again(request.app.state.ledger, kind, id, delivery_id)
+    log.info("webhook queued again id=%s of=%s:%s", new.job.id, kind, id)
+    return _json(new.describe(), 202)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")

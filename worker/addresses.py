@@ -1,0 +1,145 @@
+"""Where requests that a client asked for may go: to the public internet, and wherever the settings allow.
+
+A URL that comes with a job could point back into the network of the one who runs this (a metadata service, a database's
+HTTP port). So it is looked at twice. ``parse_url`` and ``resolve`` with ``AddressRules.check`` refuse it as it arrives;
+and since a name may mean another address by the time that it is used, ``AddressRules.open_socket`` checks once more the
+very address that is about to be connected to. Whoever connects must follow no redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.errors import AddressRefused
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MAX_URL = 2048
+PORTS = {"http": 80, "https": 443}
+#: Below it, ports belong to mail, shells, databases, ...: of these, only the web's own are used.
+FIRST_FREE_PORT = 1024
+
+#: All IPv6 addresses that are given out for use on the internet.
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+#: IPv6 addresses that hold an IPv4 address in their last 32 bits: mapped, and NAT64.
+HOLDS_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+#: What older Pythons' ``is_global`` takes for public: protocols' own addresses, tunnels (6to4, Teredo), documentation.
+SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that may be used, as far as it can be told without its addresses."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def origin(self) -> str:
+        """What its server is known by."""
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRules:
+    """What may be connected to. In an ``allowed`` network: everything. Elsewhere: public addresses, by https."""
+
+    allowed: tuple[Network, ...]
+    setting: str  #: the variable to name where something is refused
+
+    def check(self, scheme: str, address: str, port: int) -> None:
+        """Raise ``AddressRefused`` unless a connection to this address may be made."""
+        found = ipaddress.ip_address(address.partition("%")[0])
+        if any(found in network or unwrap(found) in network for network in self.allowed):
+            return
+        hint = f"unless {self.setting} names it, such as {found}/{found.max_prefixlen}"
+        if not is_public(found):
+            raise AddressRefused(f"{found} is not a public address, so it is refused {hint}")
+        if scheme != "https":
+            raise AddressRefused(f"expected https; http to {found} is refused {hint}")
+        if port < FIRST_FREE_PORT and port not in PORTS.values():
+            raise AddressRefused(f"port {port} of {found} is refused {hint}; use 443, 80 or one above 1023")
+
+    def open_socket(self, scheme: str, address: Sequence[Any]) -> socket.socket:
+        """A socket for this entry of ``getaddrinfo``. Raises ``PermissionError`` where it may not be connected to."""
+        family, kind, protocol, _, place = address
+        try:
+            self.check(scheme, place[0], place[1])
+        except AddressRefused as error:
+            raise PermissionError(errno.EACCES, error.message) from error
+        return socket.socket(family, kind, protocol)
+
+
+def parse_url(text: str) -> Target:
+    """Take a URL apart. Raises ``AddressRefused`` for one that is never used, whatever its address is."""
+    if len(text) > MAX_URL or re.search(r"[^\x21-\x7e]|\\", text):
+        raise AddressRefused(f"expected a URL of at most {MAX_URL} visible ASCII characters")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise AddressRefused(f"expected a URL: {error}") from error
+    if parts.scheme not in PORTS or not host:
+        raise AddressRefused("expected https://<host>/<path>")
+    if "@" in parts.netloc:
+        raise AddressRefused("expected a URL without user and password")
+    if "#" in text:
+        raise AddressRefused("expected a URL without a fragment (#)")
+    if port == 0:
+        raise AddressRefused("expected a port from 1 to 65535")
+    return Target(text, parts.scheme, host, port or PORTS[parts.scheme])
+
+
+async def resolve(target: Target, timeout_s: float) -> list[str]:
+    """The addresses of a target; none where the resolver fails for now. Raises ``AddressRefused`` for no such name."""
+    loop = asyncio.get_running_loop()
+    try:
+        asked = loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        found = await asyncio.wait_for(asked, timeout_s)
+    except TimeoutError:
+        return []
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            return []
+        raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error.strerror}") from error
+    except (UnicodeError, OSError) as error:  # a label of a name that is empty or too long
+        raise AddressRefused(f"the host {target.host[:100]!r} is no name: {error}") from error
+    return [str(place[0]) for *_, place in found]
+
+
+def unwrap(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address stands for; else the address itself."""
+    if isinstance(address, ipaddress.IPv6Address) and any(address in network for network in HOLDS_IPV4):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to a host on the internet, and to none of this machine, its network or its cloud."""
+    plain = unwrap(address)
+    if any(plain in network for network in SPECIAL):
+        return False
+    if isinstance(plain, ipaddress.IPv6Address) and plain not in GLOBAL_UNICAST:
+        return False
+    return plain.is_global and not plain.is_multicast and not plain.is_reserved
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Comma-separated networks, as the settings have them. Raises ``ValueError`` that says what is wrong."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())

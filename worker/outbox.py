@@ -1,0 +1,86 @@
+"""Make deliveries of the events in the services' outboxes.
+
+A thread of each worker of ``webhooks``. It may stop anywhere and others may do the same at the same time: a delivery's
+id follows from its event, so an event that is read twice becomes one delivery, and leaves its outbox after that.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import redis
+
+from worker.dispatch import WEBHOOKS
+from worker.ledger import SERVICES_KEY, Ledger
+from worker.webhooks import Event, index_key, outbox_key
+
+log = logging.getLogger("services.worker")
+
+#: Seconds between two looks into all outboxes, in one round trip: so late is an event at most.
+LOOK_S = 0.2
+#: Events of one service that are moved together.
+MOST = 100
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class Mover(threading.Thread):
+    """Looks into every outbox until it is stopped."""
+
+    def __init__(self, ledger: Ledger, stopping: threading.Event) -> None:
+        super().__init__(name="outbox", daemon=True)
+        self._ledger = ledger
+        self._stopping = stopping
+
+    def run(self) -> None:
+        """Look, move, and pause where there is nothing. Redis being away is a matter of waiting."""
+        while not self._stopping.is_set():
+            try:
+                moved = move_all(self._ledger)
+            except redis.RedisError as error:
+                log.debug("outboxes not read: %s", error)  # the keeper says that Redis is away
+                moved = 0
+            except Exception:
+                log.exception("the outboxes could not be emptied; trying again")
+                moved = 0
+            if not moved:
+                self._stopping.wait(LOOK_S)
+
+
+def move_all(ledger: Ledger) -> int:
+    """Move up to ``MOST`` events of each service; how many there were."""
+    names: Any = ledger.redis.smembers(SERVICES_KEY)
+    services = sorted(name.decode() for name in names)
+    pipe = ledger.redis.pipeline(transaction=False)
+    for service in services:
+        pipe.xrange(outbox_key(service), count=MOST)
+    moved = 0
+    for service, entries in zip(services, pipe.execute(), strict=True):
+        if entries:
+            _move(ledger, service, entries)
+            moved += len(entries)
+    return moved
+
+
+def _move(ledger: Ledger, service: str, entries: list[Entry]) -> None:
+    events = [event for entry in entries if (event := _read(service, entry))]
+    pipe = ledger.redis.pipeline(transaction=False)
+    for event in events:
+        key = index_key(event.kind, event.id)
+        pipe.zadd(key, {event.delivery_id: int(event.record[b"finished"])})
+        # As long as the job may be asked for, and again from each further end of it.
+        pipe.pexpire(key, max(1, int(event.record[b"keep"]) // 1000))
+    pipe.execute()
+    ledger.adopt(WEBHOOKS, [event.to_delivery() for event in events], [b""] * len(events))
+    ledger.ring(WEBHOOKS)
+    ledger.redis.xdel(outbox_key(service), *[entry_id for entry_id, _ in entries])
+
+
+def _read(service: str, entry: Entry) -> Event | None:
+    try:
+        return Event.from_entry(entry[1])
+    except (KeyError, ValueError, TypeError, AttributeError) as problem:
+        log.error("dropped an entry of the outbox of %s: %s: %s", service, type(problem).__name__, problem)
+        return None

@@ -1,0 +1,122 @@
+"""The pool of a worker of ``webhooks``: threads that claim deliveries and one event loop that sends them.
+
+It stands where other workers have ``pool.ServicePool``. A delivery waits on the network and computes nothing, so a loop
+sends hundreds at once and no pool process is needed; claims, leases and completion are those of any job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import socket
+import threading
+import uuid
+from functools import partial
+from typing import Any
+
+from celery.concurrency.base import BasePool
+
+from worker.dispatch import WEBHOOKS
+from worker.events import Reporter
+from worker.feeder import Batch, Feeder
+from worker.keeper import Keeper
+from worker.ledger import Ledger
+from worker.outbox import Mover
+from worker.pool import take_queues
+from worker.sender import MAX_HELD, Sender
+from worker.service import Service
+from worker.settings import Settings, get_settings
+
+log = logging.getLogger("services.worker")
+
+#: Deliveries of one claim.
+CLAIM = 50
+#: Attempts are bounded by time (``SERVICES_WEBHOOK_GIVE_UP_S``), not by their number.
+MAX_ATTEMPTS = 1_000_000
+
+
+class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
+    """What ``celery worker -Q webhooks`` takes for its pool."""
+
+    def on_start(self) -> None:
+        """Start all threads. Nothing here waits for Redis."""
+        self.app.services_pool = self  # for the signal handlers of consumer.py
+        self.settings: Settings = get_settings()
+        self.names = take_queues(self.app)
+        self.stopping = threading.Event()
+        self.ledger = Ledger(self.settings)
+        self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
+        hostname = getattr(self.app, "services_hostname", socket.gethostname())
+        cancel = partial(self.ledger.cancel_in, WEBHOOKS)
+        self.reporter = Reporter(self._dispatcher, hostname, cancel)
+        self.sender = Sender(self.settings, self.ledger, self.reporter)
+        self.loop = asyncio.new_event_loop()
+        self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
+        self.keeper.ready(self.about)
+        self.feeder = Feeder(
+            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.keeper.worker, self.about, lambda: None
+        )
+        self.feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
+        self.sending = threading.Thread(target=self._run_loop, name="sender", daemon=True)
+        mover = Mover(Ledger(self.settings), self.stopping)
+        for thread in (self.keeper, self.reporter, self.sending, mover):
+            thread.start()
+
+    def stop_claiming(self) -> None:
+        """Take no further delivery; safe in a signal handler."""
+        if hasattr(self, "feeder"):
+            self.stopping.set()
+            self.feeder.stop()
+
+    def on_stop(self) -> None:
+        """A warm shutdown: let what is being sent end, then give back the rest."""
+        self.stop_claiming()
+        self.sending.join()
+        self.keeper.leave()
+
+    def on_terminate(self) -> None:
+        """A cold shutdown: give back what is being sent too; it is sent again elsewhere."""
+        self.stop_claiming()
+        self.loop.call_soon_threadsafe(self.sender.abandon)
+        self.on_stop()
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._send_until_stopped())
+        self.loop.close()
+
+    async def _send_until_stopped(self) -> None:
+        await self.sender.start()
+        self.feeding.start()
+        log.info("service ready name=%s", WEBHOOKS)
+        await asyncio.to_thread(self.feeding.join)
+        await self.sender.finish()
+
+    def _feed(self) -> None:
+        """Claim deliveries as long as there is room for them."""
+        while not self.stopping.is_set():
+            if self.sender.held >= MAX_HELD:
+                self.stopping.wait(0.05)
+            elif batch := self.feeder.next_batch():
+                self._hand_over(batch)
+
+    def _hand_over(self, batch: Batch) -> None:
+        """Wait until the sender has taken the batch, or the worker stops."""
+        taken = asyncio.run_coroutine_threadsafe(self.sender.take(batch), self.loop)
+        while not self.stopping.is_set():
+            concurrent.futures.wait([taken], timeout=0.5)
+            if taken.done():
+                break
+        if taken.done() and (error := taken.exception()):
+            log.error("batch %s was not taken; it is sent when this worker ends", batch.token, exc_info=error)
+
+    def _on_cancel(self, ids: list[str]) -> None:
+        self.loop.call_soon_threadsafe(self.sender.abandon, ids)
+
+    def _on_lease_lost(self) -> None:
+        self.loop.call_soon_threadsafe(self.sender.abandon)
+
+    def _dispatcher(self) -> Any:
+        consumer = getattr(self.app, "services_consumer", None)
+        return getattr(consumer, "event_dispatcher", None)

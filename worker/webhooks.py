@@ -1,0 +1,127 @@
+"""Webhooks: what is told of a job's end, to whom, and with which secrets.
+
+The end of a job and its *event* are written in one step of ``ledger.lua``, into the service's outbox. The worker of the
+queue ``webhooks`` makes of each event a *delivery*: a job of a service of its own, ``webhooks``, with the event as its
+input, so that what holds for jobs (leases, recovery, pauses before a retry, the history of attempts) holds for it.
+
+Keys of this module, beside those of the ledger (W is "{webhooks}"):
+  S:outbox             stream events that are no deliveries yet; written by ``ledger.lua``, emptied by ``outbox.py``
+  W:of:<kind>:<id>     zset   the deliveries of one job or batch by the time of their making
+  W:secret             list   secrets that were made here, newest first: two at most
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import redis
+from pydantic_core import to_json
+
+from worker.bulk import Bulk
+from worker.dispatch import WEBHOOKS
+from worker.jobs import TERMINAL, Job, NewJob, rfc3339
+from worker.settings import Settings
+from worker.signing import make_secret
+
+SECRET_KEY = f"{{{WEBHOOKS}}}:secret"
+#: Secrets with which is signed while one takes over from the other.
+LIVE_SECRETS = 2
+
+JOB_EVENTS = tuple(sorted(f"job.{status}" for status in TERMINAL))
+BATCH_EVENTS = ("batch.finished",)
+
+Kind = Literal["job", "batch"]
+
+#: So that an event that is read twice becomes the same delivery.
+NAMESPACE = uuid.UUID("5c0a3b0e-51e5-4d2c-9f0e-1f1c1f7f6f0e")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The end of a job or batch, as the outbox holds it."""
+
+    kind: Kind
+    id: str  #: the job's or batch's
+    type: str  #: "job.succeeded", ...
+    record: dict[bytes, bytes]  #: as it ended; an output or error of more than 256 KiB is left out
+
+    @classmethod
+    def from_entry(cls, fields: dict[bytes, bytes]) -> Event:
+        """Read an entry of the outbox."""
+        flat = [text.encode() for text in json.loads(fields[b"record"])]
+        kind: Kind = "batch" if fields[b"kind"] == b"batch" else "job"
+        record = dict(zip(flat[0::2], flat[1::2], strict=True))
+        return cls(kind, fields[b"id"].decode(), fields[b"type"].decode(), record)
+
+    @property
+    def delivery_id(self) -> str:
+        """The same for the same end."""
+        return str(uuid.uuid5(NAMESPACE, f"{self.id} {self.record[b'finished'].decode()}"))
+
+    def payload(self) -> bytes:
+        """The body of the webhook: ``{"type", "timestamp", "data"}``, the data as ``GET`` shows it."""
+        head = to_json({"type": self.type, "timestamp": rfc3339(int(self.record[b"finished"]))})
+        return head[:-1] + b',"data":' + self._data() + b"}"
+
+    def to_delivery(self) -> NewJob:
+        """The delivery, as a job of ``webhooks``."""
+        url = json.loads(self.record[b"webhook"])["url"]
+        message = {"webhook_id": self.delivery_id, "url": url, "type": self.type, "of": f"{self.kind}:{self.id}"}
+        keep_for_s = int(self.record[b"keep"]) / 1e6
+        return NewJob(WEBHOOKS, self.payload(), self.delivery_id, metadata=to_json(message), keep_for_s=keep_for_s)
+
+    def _data(self) -> bytes:
+        if self.kind == "batch":
+            return Bulk.from_record(self.id, self.record).to_json()
+        job = Job.from_record(self.id, self.record)
+        told = job.to_json()
+        left_out = {"succeeded": job.output, "failed": job.error}.get(job.status, b"") is None
+        return told[:-1] + b',"left_out":true}' if left_out else told
+
+
+def index_key(kind: Kind, id: str) -> str:
+    """The zset of the deliveries of one job or batch."""
+    return f"{{{WEBHOOKS}}}:of:{kind}:{id}"
+
+
+def outbox_key(service: str) -> str:
+    """The stream of a service's events."""
+    return f"{{{service}}}:outbox"
+
+
+def dump_webhook(url: str, events: Sequence[str]) -> bytes:
+    """What ``ledger.lua`` keeps of a webhook. No event: all."""
+    return to_json({"url": url, "events": list(events)} if events else {"url": url})
+
+
+def read_secrets(client: redis.Redis, settings: Settings) -> list[str]:
+    """The secrets to sign with, newest first; makes one where there is none."""
+    if settings.webhook_secrets:
+        return list(settings.webhook_secrets)
+    if not client.exists(SECRET_KEY):
+        _add_secret(client, only_first=True)
+    found: Any = client.lrange(SECRET_KEY, 0, -1)
+    return [secret.decode() for secret in found]
+
+
+def rotate_secrets(client: redis.Redis, settings: Settings) -> list[str]:
+    """Add a new secret; the one before goes on to sign beside it, until the next rotation."""
+    read_secrets(client, settings)
+    _add_secret(client, only_first=False)
+    return read_secrets(client, settings)
+
+
+#: Two that come at once for the first secret must get the same.
+_ADD = """
+if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then return end
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[3] - 1)
+"""
+
+
+def _add_secret(client: redis.Redis, only_first: bool) -> None:
+    client.eval(_ADD, 1, SECRET_KEY, make_secret(), int(only_first), LIVE_SECRETS)
