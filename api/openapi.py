@@ -6,12 +6,11 @@ bodies depend on what is installed.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic.json_schema import JsonSchemaMode
 
-from api.catalog import Catalog, Entry
+from api.catalog import Catalog, Entry, own_version
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
@@ -52,7 +51,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
+        "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
         "paths": {path: _tagged(path, operations) for path, operations in _paths(entries).items()},
         "components": {"schemas": schemas},
     }
@@ -62,13 +61,6 @@ def _tagged(path: str, operations: Schema) -> Schema:
     """The operations under the heading, in ``/docs``, of their path's first word."""
     word = path.split("/")[1]
     return {method: {"tags": [HEADINGS.get(word, word)], **operation} for method, operation in operations.items()}
-
-
-def _own_version() -> str:
-    try:
-        return version("libs-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
 
 
 # -- what depends on the installed services ---------------------------------------------------------------------------
