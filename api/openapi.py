@@ -11,6 +11,8 @@ from typing import Any
 from pydantic.json_schema import JsonSchemaMode
 
 from api.catalog import Catalog, Entry, own_version
+from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
+from api.open_inference_document import open_inference_paths
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
@@ -48,7 +50,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     for entry in entries:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE}
+    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, **OPEN_INFERENCE}
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
@@ -349,6 +351,7 @@ def _paths(entries: list[Entry]) -> Schema:
         },
         **_batch_paths(entries),
         **_file_paths(),
+        **open_inference_paths(entries),
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},
         "/healthz": {"get": _operation("health", "Liveness", alive)},
