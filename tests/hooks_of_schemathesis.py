@@ -16,6 +16,6 @@ def write_lines(ctx: Any, value: Any) -> bytes:
 
 @schemathesis.check
 def no_server_error(ctx: Any, response: Any, case: Any) -> None:
-    """As schemathesis's own, but for ``/v2`` without a worker: there a model is not ready, or too late, as documented."""
+    """As schemathesis has it, but for models without a worker: they are not ready, or too late, as documented."""
     waits_in_vain = case.path.startswith("/v2/models/") and response.status_code in (503, 504)
     assert response.status_code < 500 or waits_in_vain, f"{response.status_code}: {response.content[:500]!r}"
