@@ -19,6 +19,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import from_json, to_json
 
 from api.requests import dump_strictly
@@ -84,7 +85,10 @@ WHOLE = {
 @lru_cache(maxsize=1024)
 def list_columns(model: type[BaseModel] | None, mode: Mode) -> tuple[Column, ...]:
     """A model's columns; the whole row alone where there is no model, or none with fields."""
-    schema = model.model_json_schema(mode=mode) if model else {}
+    try:
+        schema = model.model_json_schema(mode=mode) if model else {}
+    except PydanticInvalidForJsonSchema:  # for some types that pydantic validates it has no JSON Schema
+        schema = {}
     definitions = schema.get("$defs", {})
     schema = _resolve(schema, definitions)
     required = schema.get("required", ()) if mode == "validation" else schema.get("properties", ())

@@ -16,6 +16,7 @@ from api.problems import InferFailed, PayloadTooLarge
 from api.requests import MAX_DEADLINE_S, read_body
 from api.tensors import InferRequest, RequestedOutput, read_infer
 from worker.errors import InvalidInput
+from worker.files import File, Where
 from worker.jobs import NewJob, Priority
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -46,13 +47,14 @@ class Plan:
         self.wait_s = min(self.timeout_s or WAIT_S, settings.max_wait_s)
         self.outputs = _read_outputs(entry, self.asked)
         inputs = to_inputs(entry.plugin.name, tensors, list_columns(entry.input, "validation"))
+        self.files: dict[str, list[tuple[Where, File]]] = {}  # by the ids of the jobs that name them
         self.jobs = self._make_jobs(inputs, _read_priority(parameters), settings)
 
     def _make_jobs(self, inputs: Sequence[bytes], priority: Priority, settings: Any) -> list[NewJob]:
         rows = len(inputs)
         jobs = []
         for i, text in enumerate(inputs):
-            _validate(self.entry, text, i, rows, settings.max_body_bytes)
+            files = _validate(self.entry, text, i, rows, settings.max_body_bytes)
             about = {"id": self.asked.id, "row": i, "rows": rows}
             jobs.append(
                 NewJob(
@@ -65,6 +67,8 @@ class Plan:
                     metadata=to_json({"infer": about}),
                 )
             )
+            if files:
+                self.files[jobs[-1].id] = files
         return jobs
 
 
@@ -173,12 +177,13 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
     return bool((output.parameters or {}).get("binary_data", default))
 
 
-def _validate(entry: Entry, text: bytes, row: int, rows: int, limit: int) -> None:
+def _validate(entry: Entry, text: bytes, row: int, rows: int, limit: int) -> list[tuple[Where, File]]:
+    """Check a row's input; the files that it names."""
     where = f"row {row}: " if rows > 1 else ""
     if len(text) > limit:
         raise PayloadTooLarge(f"{where}as JSON, its input is larger than {limit} bytes (SERVICES_MAX_BODY_BYTES)")
     try:
-        entry.validate(text)
+        return entry.validate(text)
     except InvalidInput as error:
         raise InvalidInput(f"{where}{error.message.replace('body.input', 'input', 1)}") from error
 

@@ -115,6 +115,8 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
 
 async def _run(state: Any, plan: Plan) -> list[Job]:
     """The jobs as they succeeded. Raises what became of the first that did not."""
+    for job_id, files in plan.files.items():
+        await state.files.hold(plan.entry.plugin.name, job_id, files)
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
         await _store(state, plan.jobs)
