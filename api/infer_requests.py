@@ -185,7 +185,13 @@ def _validate(entry: Entry, text: bytes, row: int, rows: int, limit: int) -> lis
     try:
         return entry.validate(text)
     except InvalidInput as error:
-        raise InvalidInput(f"{where}{error.message.replace('body.input', 'input', 1)}") from error
+        raise name_row(error, row, rows) from error
+
+
+def name_row(error: InvalidInput, row: int, rows: int) -> InvalidInput:
+    """What is wrong with a row's input, with its row where there are several."""
+    where = f"row {row}: " if rows > 1 else ""
+    return InvalidInput(f"{where}{error.message.replace('body.input', 'input', 1)}")
 
 
 async def aside(size: int, make: Callable[[], Made]) -> Made:

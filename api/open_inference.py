@@ -18,10 +18,10 @@ from pydantic_core import from_json, to_json
 
 from api.catalog import Entry, own_version
 from api.columns import list_columns, to_tensor
-from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, read_encoded, read_index, read_length
+from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.problems import InferFailed
 from api.tensors import to_binary, to_values
-from worker.errors import JobNotFound, QueueFull, ServicesError
+from worker.errors import InvalidInput, JobNotFound, QueueFull, ServicesError
 from worker.jobs import Job, NewJob, Status
 from worker.ledger_async import Repeated
 
@@ -115,8 +115,7 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
 
 async def _run(state: Any, plan: Plan) -> list[Job]:
     """The jobs as they succeeded. Raises what became of the first that did not."""
-    for job_id, files in plan.files.items():
-        await state.files.hold(plan.entry.plugin.name, job_id, files)
+    await _hold_files(state, plan)
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
         await _store(state, plan.jobs)
@@ -133,6 +132,16 @@ async def _run(state: Any, plan: Plan) -> list[Job]:
     if waiting := [job for job in jobs if not job.ended]:
         raise _late(waiting, len(jobs), plan)
     return jobs
+
+
+async def _hold_files(state: Any, plan: Plan) -> None:
+    """The files that the rows name stay until their jobs have ended."""
+    for row, new in enumerate(plan.jobs):
+        if files := plan.files.get(new.id):
+            try:
+                await state.files.hold(new.service, new.id, files)
+            except InvalidInput as error:
+                raise name_row(error, row, len(plan.jobs)) from error
 
 
 async def _store(state: Any, jobs: Sequence[NewJob]) -> None:
