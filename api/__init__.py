@@ -8,6 +8,8 @@ The map, in the order in which a request passes through it:
 * ``catalog``: the installed services and their schemas
 * ``writer``: jobs that arrive together, stored together
 * ``waiter``: clients that wait for a job's end, on one subscription
+* ``open_inference``: ``/v2``; ``infer_requests`` reads its requests, ``tensors`` knows their form on the wire, and
+  ``columns`` maps them to a plugin's models
 * ``problems``: every error as a problem document
 * ``openapi``: the OpenAPI document
 """

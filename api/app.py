@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, files, problems, routes, webhooks
+from api import batches, files, open_inference, problems, routes, webhooks
 from api.catalog import Catalog
 from api.openapi import build_document
 from api.waiter import Waiter
@@ -48,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(batches.router)
     app.include_router(files.router)
     app.include_router(webhooks.router)
+    app.include_router(open_inference.router)
     problems.install(app)
     _add_docs(app)
     return app

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from api.columns import list_columns
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
 from worker.errors import ServiceFailed, UnknownService
@@ -49,7 +51,7 @@ class Entry:
 
     def describe(self, overview: Overview) -> dict[str, Any]:
         """The service as ``GET /services`` shows it."""
-        state, reason = self._state(overview)
+        state, reason = self.state(overview)
         return {
             "name": self.plugin.name,
             "version": self.plugin.version,
@@ -65,7 +67,8 @@ class Entry:
             "oldest_age_s": overview.oldest_age_s,
         }
 
-    def _state(self, overview: Overview) -> tuple[str, str | None]:
+    def state(self, overview: Overview) -> tuple[str, str | None]:
+        """``ready``, ``loading``, ``failed`` with the reason, or ``no_workers``."""
         states = {worker.get("state") for worker in overview.workers}
         if self.failure:
             return "failed", self.failure
@@ -97,6 +100,8 @@ def _load(plugin: Plugin) -> Entry:
         module = load_schema(plugin)
         model = module.Input if module else None
         output = getattr(module, "Output", None)
+        list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
+        list_columns(output, "serialization")
         return Entry(plugin, model, output, None, _example(model) if model else None)
     except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
         reason = (
@@ -116,3 +121,11 @@ def _example(model: type[BaseModel]) -> Any:
         else:
             return example
     return None
+
+
+def own_version() -> str:
+    """The framework's version."""
+    try:
+        return version("libs-service")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

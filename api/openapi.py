@@ -6,12 +6,13 @@ bodies depend on what is installed.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic.json_schema import JsonSchemaMode
 
-from api.catalog import Catalog, Entry
+from api.catalog import Catalog, Entry, own_version
+from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
+from api.open_inference_document import open_inference_paths
 from api.problems import TITLES
 from api.requests import MAX_DEADLINE_S
 from api.routes import DEFAULT_PAGE, MAX_PAGE
@@ -63,10 +64,10 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     for entry in entries:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Delivery": DELIVERY}
+    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Delivery": DELIVERY, **OPEN_INFERENCE}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "libs-service", "version": _own_version(), "description": DESCRIPTION},
+        "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
         "paths": {path: _tagged(path, operations) for path, operations in _paths(entries).items()},
         "components": {"schemas": schemas},
     }
@@ -76,13 +77,6 @@ def _tagged(path: str, operations: Schema) -> Schema:
     """The operations under the heading, in ``/docs``, of their path's first word."""
     word = path.split("/")[1]
     return {method: {"tags": [HEADINGS.get(word, word)], **operation} for method, operation in operations.items()}
-
-
-def _own_version() -> str:
-    try:
-        return version("libs-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
 
 
 # -- what depends on the installed services ---------------------------------------------------------------------------
@@ -390,6 +384,7 @@ def _paths(entries: list[Entry]) -> Schema:
         **_batch_paths(entries),
         **_file_paths(),
         **_delivery_paths(),
+        **open_inference_paths(entries),
         "/services": {"get": _operation("list_services", "List the services", every)},
         "/services/{name}": {"get": _operation("get_service", "Read a service", one, [_path("name")])},
         "/healthz": {"get": _operation("health", "Liveness", alive)},

@@ -86,6 +86,21 @@ class LinkInvalid(errors.ServicesError):
 STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416, LinkInvalid: 403}
 
 
+class InferFailed(errors.ServicesError):
+    """A request by the Open Inference Protocol did not get its answer."""
+
+    code = "infer_failed"
+
+    def __init__(self, message: str, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+
+
+#: Where the Open Inference Protocol, whose clients know but one status for a bad request, differs from ``STATUS``.
+OPEN_INFERENCE_STATUS: dict[type[errors.ServicesError], int] = {errors.InvalidInput: 400}
+
+
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """A problem document; ``more`` are further members of it."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
@@ -104,6 +119,8 @@ def install(app: FastAPI) -> None:
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
     status = STATUS.get(type(error), 500)
+    if _is_open_inference(request):
+        return _plain_error(OPEN_INFERENCE_STATUS.get(type(error), status), error)
     known = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else None
     if isinstance(error, RangeNotSatisfiable):
@@ -115,9 +132,28 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    if _is_open_inference(request):
+        return _plain_error(error.status_code, InferFailed(detail, error.status_code, dict(error.headers or {})))
     return problem(error.status_code, code, detail, dict(error.headers or {}))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     log.error("uncaught error in %s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "internal_error", "An error of the server's own; its log has the traceback.")
+    detail = "An error of the server's own; its log has the traceback."
+    if _is_open_inference(request):
+        return _plain_error(500, InferFailed(detail, 500))
+    return problem(500, "internal_error", detail)
+
+
+def _is_open_inference(request: Request) -> bool:
+    """Whether the answer goes to a client of the Open Inference Protocol, to which an error is but a text."""
+    return request.url.path == "/v2" or request.url.path.startswith("/v2/")
+
+
+def _plain_error(status: int, error: errors.ServicesError) -> Response:
+    headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    if isinstance(error, errors.QueueFull):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, InferFailed):
+        status, headers = error.status, {**headers, **error.headers}
+    return Response(to_json({"error": error.message}), status, headers, "application/json")

@@ -190,9 +190,12 @@ class Process:
 
 
 def write_plugin(
-    folder: Path, name: str, schema: str | None, service: str, init: str = "", version: str = "1.0"
+    folder: Path, name: str, schema: str | None, service: str, init: str = "", version: str = "1.0", known_as: str = ""
 ) -> Path:
-    """An installed plugin without pip: modules and metadata in a folder that goes on PYTHONPATH."""
+    """An installed plugin without pip: modules and metadata in a folder that goes on PYTHONPATH.
+
+    The service has the package's name, unless it is ``known_as`` one that no package can have.
+    """
     package, metadata = folder / name, folder / f"{name}-{version}.dist-info"
     package.mkdir(parents=True)
     metadata.mkdir()
@@ -203,7 +206,7 @@ def write_plugin(
     (metadata / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: A test's {name}\n"
     )
-    (metadata / "entry_points.txt").write_text(f"[libs_service.services]\n{name} = {name}.service:Plugin\n")
+    (metadata / "entry_points.txt").write_text(f"[libs_service.services]\n{known_as or name} = {name}.service:Plugin\n")
     return folder
 
 

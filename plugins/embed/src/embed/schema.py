@@ -22,7 +22,10 @@ class Input(BaseModel):
 class Output(BaseModel):
     """Its embedding. Texts alike in meaning have a large dot product (at most 1)."""
 
-    embedding: list[float] = Field(description=f"{DIMENSIONS} numbers, of length 1 together (L2)")
+    embedding: list[float] = Field(
+        description=f"{DIMENSIONS} numbers, of length 1 together (L2)",
+        json_schema_extra={"datatype": "FP32"},  # by the Open Inference Protocol; the model computes no finer
+    )
     tokens: int = Field(description="Tokens of the text that were read, with the two that mark its begin and end")
     truncated: bool = Field(description="Whether the text was longer and its end was cut off")
     model_version: str

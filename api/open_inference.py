@@ -1,0 +1,237 @@
+"""``/v2``: the Open Inference Protocol (KServe v2) over the same queue; ``docs/open-inference.md`` has its rules.
+
+Each row of a request's tensors becomes a job. All are stored together and awaited, and the answer joins their outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import from_json, to_json
+
+from api.catalog import Entry, own_version
+from api.columns import list_columns, to_tensor
+from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
+from api.problems import InferFailed
+from api.tensors import to_binary, to_values
+from worker.errors import InvalidInput, JobNotFound, QueueFull, ServicesError
+from worker.jobs import Job, NewJob, Status
+from worker.ledger_async import Repeated
+
+log = logging.getLogger("services.api")
+router = APIRouter()
+
+PLATFORM = "libs-service_plugin"
+EXTENSIONS = ["binary_tensor_data", "schedule_policy", "parameters"]
+
+#: An answer below this size is not worth compressing.
+MIN_COMPRESSED = 1024
+
+#: The status of a request one of whose jobs failed, by the job's error code; else 500.
+FAILED = {"invalid_input": 400, "timed_out": 504, "service_failed": 503}
+
+
+@router.get("/v2")
+async def get_server(request: Request) -> Response:
+    """The server's metadata."""
+    return _json({"name": "libs-service", "version": own_version(), "extensions": EXTENSIONS})
+
+
+@router.get("/v2/health/live")
+async def live(request: Request) -> Response:
+    """The process lives."""
+    return _json({"live": True})
+
+
+@router.get("/v2/health/ready")
+async def ready(request: Request) -> Response:
+    """The server can take requests: Redis answers. Whether a model has a worker, its own readiness tells."""
+    await request.app.state.ledger.ping()
+    return _json({"ready": True, "live": True})
+
+
+@router.get("/v2/models/{name}")
+@router.get("/v2/models/{name}/versions/{version}")
+async def get_model(request: Request, name: str, version: str = "") -> Response:
+    """A model's metadata: its columns."""
+    entry = find_entry(request, name, version)
+    inputs, outputs = list_columns(entry.input, "validation"), list_columns(entry.output, "serialization")
+    return _json(
+        {
+            "name": name,
+            "versions": [entry.plugin.version],
+            "platform": PLATFORM,
+            "inputs": [column.to_metadata() for column in inputs],
+            "outputs": [column.to_metadata() for column in outputs],
+        }
+    )
+
+
+@router.get("/v2/models/{name}/ready")
+@router.get("/v2/models/{name}/versions/{version}/ready")
+async def model_ready(request: Request, name: str, version: str = "") -> Response:
+    """Whether a worker of the model is ready."""
+    entry = find_entry(request, name, version)
+    state, reason = entry.state(await request.app.state.ledger.overview(name))
+    if state != "ready":
+        raise InferFailed(f"model {name!r} is not ready: {state}{f': {reason}' if reason else ''}", 503)
+    return _json({"name": name, "ready": True})
+
+
+@router.post("/v2/repository/index")
+async def index(request: Request) -> Response:
+    """Every model and its state, as Triton's model repository extension lists them."""
+    state = request.app.state
+    only_ready = await read_index(request)
+    entries = list(state.catalog.entries.values())
+    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    listed = [_index_row(entry, *entry.state(overview)) for entry, overview in zip(entries, overviews, strict=True)]
+    return _json([row for row in listed if row["state"] == "READY" or not only_ready])
+
+
+@router.post("/v2/models/{name}/infer")
+@router.post("/v2/models/{name}/versions/{version}/infer")
+async def infer(request: Request, name: str, version: str = "") -> Response:
+    """Run the model on the rows of the request's tensors."""
+    state = request.app.state
+    entry = find_entry(request, name, version)
+    body = await read_encoded(request, state.settings.max_body_bytes)
+    length = read_length(request)
+    plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings))
+    jobs = await _run(state, plan)
+    size = sum(len(job.output or b"") for job in jobs)
+    return await aside(size, lambda: _answer(request, plan, jobs))
+
+
+# -- the jobs ---------------------------------------------------------------------------------------------------------
+
+
+async def _run(state: Any, plan: Plan) -> list[Job]:
+    """The jobs as they succeeded. Raises what became of the first that did not."""
+    await _hold_files(state, plan)
+    with ExitStack() as stack:
+        ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
+        await _store(state, plan.jobs)
+        done, pending = await asyncio.wait(ends, timeout=plan.wait_s)
+        ended = {job.id: job for job in (end.result() for end in done)}
+    missing = [new.id for new in plan.jobs if new.id not in ended]
+    ended |= {job.id: job for job in await state.ledger.get_many(missing) if job is not None} if pending else {}
+    jobs = [ended[new.id] for new in plan.jobs if new.id in ended]
+    if len(jobs) < len(plan.jobs):
+        raise JobNotFound("a job of this request was dropped before it could be read: its keep_for_s is short")
+    for row, job in enumerate(jobs):
+        if job.ended and job.status != Status.SUCCEEDED:
+            raise _failed(job, row, len(jobs))
+    if waiting := [job for job in jobs if not job.ended]:
+        raise _late(waiting, len(jobs), plan)
+    return jobs
+
+
+async def _hold_files(state: Any, plan: Plan) -> None:
+    """The files that the rows name stay until their jobs have ended."""
+    for row, new in enumerate(plan.jobs):
+        if files := plan.files.get(new.id):
+            try:
+                await state.files.hold(new.service, new.id, files)
+            except InvalidInput as error:
+                raise name_row(error, row, len(plan.jobs)) from error
+
+
+async def _store(state: Any, jobs: Sequence[NewJob]) -> None:
+    """Store all jobs; where the queue has no room for all, none of them is run."""
+    stored = await asyncio.gather(*(state.writer.store(job) for job in jobs), return_exceptions=True)
+    for job in stored:
+        if isinstance(job, Job):
+            log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
+    refused = [error for error in stored if isinstance(error, BaseException)]
+    assert not any(isinstance(job, Repeated) for job in stored)  # no idempotency key was given
+    if any(isinstance(error, QueueFull) for error in refused):
+        await asyncio.gather(*(_cancel(state.ledger, job.id) for job in stored if isinstance(job, Job)))
+    if refused:
+        raise refused[0]
+
+
+async def _cancel(ledger: Any, job_id: str) -> None:
+    with suppress(ServicesError):  # it has ended, or Redis is away: then it runs for nobody
+        await ledger.cancel(job_id)
+
+
+def _failed(job: Job, row: int, rows: int) -> InferFailed:
+    """What to say of a job that did not succeed."""
+    error = from_json(job.error) if job.error else {"code": job.status, "message": f"the job is {job.status}"}
+    where = f"row {row}: " if rows > 1 else ""
+    status = 504 if job.status == Status.EXPIRED else FAILED.get(error["code"], 500)
+    return InferFailed(
+        f"{where}{error['code']}: {error['message']} (job {job.id})", status, {"Location": f"/jobs/{job.id}"}
+    )
+
+
+def _late(waiting: Sequence[Job], rows: int, plan: Plan) -> InferFailed:
+    """What to say when the wait is over before the jobs."""
+    first = waiting[0]
+    of = f"{len(waiting)} of {rows} rows have" if rows > 1 else "the job has"
+    then = "it ends at the request's timeout" if plan.timeout_s else "it goes on"
+    text = f"{of} not ended within {plan.wait_s:g} s: job {first.id} is {first.status}, {then}; GET /jobs/{first.id}"
+    return InferFailed(text, 504, {"Location": f"/jobs/{first.id}"})
+
+
+# -- the answer -------------------------------------------------------------------------------------------------------
+
+
+def _answer(request: Request, plan: Plan, jobs: Sequence[Job]) -> Response:
+    """The jobs' outputs, joined; the binary ones follow the JSON."""
+    rows = [from_json(job.output or b"null") for job in jobs]
+    told: list[dict[str, Any]] = []
+    pieces: list[bytes] = []
+    for column, binary in plan.outputs:
+        tensor = to_tensor(rows, column, binary)
+        output = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if binary:
+            pieces.append(to_binary(tensor))
+            told.append({**output, "parameters": {"binary_data_size": len(pieces[-1])}})
+        else:
+            told.append({**output, "data": to_values(tensor)})
+    head: dict[str, Any] = {"model_name": plan.entry.plugin.name, "model_version": jobs[0].version}
+    if plan.asked.id is not None:
+        head["id"] = plan.asked.id
+    if len(jobs) == 1:
+        head["parameters"] = {"job_id": jobs[0].id}
+    text = to_json({**head, "outputs": told})
+    headers = {JSON_LENGTH: str(len(text))} if pieces else {}
+    media_type = "application/octet-stream" if pieces else "application/json"
+    return _compressed(request, b"".join([text, *pieces]), headers, media_type)
+
+
+def _compressed(request: Request, body: bytes, headers: dict[str, str], media_type: str) -> Response:
+    """Compressed where one coding alone is asked for, as tritonclient does on its user's word.
+
+    Most clients list what they can read whether or not they want it, and numbers cost more to compress than to send.
+    """
+    coding = request.headers.get("accept-encoding", "").strip().lower()
+    if coding in ("gzip", "deflate") and len(body) >= MIN_COMPRESSED:
+        packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | (16 if coding == "gzip" else 0))
+        body = packer.compress(body) + packer.flush()
+        headers = {**headers, "Content-Encoding": coding}
+    return Response(body, 200, {**headers, "Vary": "Accept-Encoding"}, media_type)
+
+
+def _index_row(entry: Entry, state: str, reason: str | None) -> dict[str, Any]:
+    states = {"ready": "READY", "loading": "LOADING"}
+    told = reason or ("" if state == "ready" else state)
+    return {
+        "name": entry.plugin.name,
+        "version": entry.plugin.version,
+        "state": states.get(state, "UNAVAILABLE"),
+        "reason": told,
+    }
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")

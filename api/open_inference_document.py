@@ -1,0 +1,173 @@
+"""The part of the OpenAPI document that describes ``/v2``."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from api.catalog import Entry
+from api.infer_requests import JSON_LENGTH, WAIT_S
+from api.schemas import Schema, make_object, make_ref
+from api.tensors import MAX_DIMENSIONS, MAX_ID, Datatype
+
+OCTETS = "application/octet-stream"
+
+DATATYPE: Schema = {"enum": list(get_args(Datatype))}
+PARAMETERS: Schema = {"type": ["object", "null"], "description": "by name: a text, a number or a truth value"}
+DATA: Schema = {"type": "array", "description": "in row-major order, flat or nested"}
+SHAPE: Schema = {"type": "array", "items": {"type": "integer"}}
+
+TENSOR = make_object(
+    {
+        "name": {"type": "string"},
+        "shape": {**SHAPE, "items": {"type": "integer", "minimum": 1}, "maxItems": MAX_DIMENSIONS},
+        "datatype": DATATYPE,
+        "parameters": {**PARAMETERS, "description": "`binary_data_size`: bytes of it behind the JSON"},
+        "data": DATA,
+    },
+    ["name", "shape", "datatype"],
+)
+REQUESTED = make_object(
+    {"name": {"type": "string"}, "parameters": {**PARAMETERS, "description": "`binary_data`: whether in binary"}},
+    ["name"],
+)
+ASKED = (
+    "`priority` (1 high, 2 normal, 3 and more low), `timeout` (microseconds; then the jobs end as `timed_out`; "
+    f"without it the answer is awaited for {WAIT_S:g} s), `binary_data_output`; others are left alone"
+)
+
+#: Components by their names.
+SCHEMAS: dict[str, Schema] = {
+    "InferRequest": make_object(
+        {
+            "id": {"type": ["string", "null"], "maxLength": MAX_ID, "description": "given back"},
+            "parameters": {**PARAMETERS, "description": ASKED},
+            "inputs": {"type": "array", "items": TENSOR, "minItems": 1},
+            "outputs": {"type": ["array", "null"], "items": REQUESTED, "description": "left out: all"},
+        },
+        ["inputs"],
+    ),
+    "InferResponse": make_object(
+        {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "parameters": make_object({"job_id": {"type": "string"}}),
+            "outputs": {
+                "type": "array",
+                "items": make_object(
+                    {
+                        "name": {"type": "string"},
+                        "datatype": DATATYPE,
+                        "shape": SHAPE,
+                        "parameters": make_object({"binary_data_size": {"type": "integer"}}),
+                        "data": DATA,
+                    },
+                    ["name", "datatype", "shape"],
+                ),
+            },
+        },
+        ["model_name", "model_version", "outputs"],
+    ),
+    "InferError": make_object({"error": {"type": "string"}}),
+}
+
+MEANINGS = {
+    400: "The request does not fit the model, or the model's worker refused a row",
+    404: "No such model or version",
+    413: "The body is too large",
+    415: "The body's Content-Encoding is neither gzip nor deflate",
+    429: "The queue is full; none of the rows is run",
+    500: "A row failed: its error, as its job has it",
+    503: "Redis is away, the model's schema is broken, or the model is not ready",
+    504: "The rows have not ended within the wait or the timeout; `Location` is the first one's job",
+}
+
+
+def open_inference_paths(entries: list[Entry]) -> Schema:
+    """The paths below ``/v2``, each with and without a version."""
+    server = make_object({"name": _text(), "version": _text(), "extensions": _list(_text())})
+    live, ready = make_object({"live": _truth()}), make_object({"ready": _truth(), "live": _truth()})
+    row = make_object({"name": _text(), "version": _text(), "state": _text(), "reason": _text()})
+    only = {"schema": make_object({"ready": {**_truth(), "description": "only what is ready"}}, [])}
+    asked: Schema = {"required": False, "content": {"application/json": only}}
+    paths: Schema = {
+        "/v2": {"get": _operation("v2_server", "The server's metadata", _json(server))},
+        "/v2/health/live": {"get": _operation("v2_live", "Liveness", _json(live))},
+        "/v2/health/ready": {"get": _operation("v2_ready", "Readiness: Redis answers", _json(ready), 503)},
+        "/v2/repository/index": {
+            "post": _operation("v2_index", "The models' states", _json(_list(row)), 400, 413, 503, requestBody=asked)
+        },
+    }
+    for versioned in (False, True):
+        path, end = ("/v2/models/{name}/versions/{version}", "_version") if versioned else ("/v2/models/{name}", "")
+        paths |= _model_paths(path, end, _path_parameters(entries, versioned))
+    return paths
+
+
+def _model_paths(path: str, end: str, parameters: list[Schema]) -> Schema:
+    column = make_object({"name": _text(), "datatype": DATATYPE, "shape": SHAPE}, ["name", "datatype", "shape"])
+    model = make_object(
+        {
+            "name": _text(),
+            "versions": _list(_text()),
+            "platform": _text(),
+            "inputs": _list(column),
+            "outputs": _list(column),
+        }
+    )
+    ready = make_object({"name": _text(), "ready": _truth()})
+    length = {"name": JSON_LENGTH, "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,11}$"}}
+    length["description"] = "bytes of JSON before the binary tensors; left out where all is JSON"
+    told = {**_json(make_ref("InferResponse")), "headers": {JSON_LENGTH: {"schema": {"type": "string"}}}}
+    told["content"][OCTETS] = {"schema": {"type": "string", "contentMediaType": OCTETS}}
+    # Where no type is given, as by tritonclient, it makes no difference.
+    body: Schema = {"required": True, "content": {"application/json": {"schema": make_ref("InferRequest")}}}
+    statuses = (400, 404, 413, 415, 429, 500, 503, 504)
+    return {
+        path: {"get": _operation(f"v2_model{end}", "A model's inputs and outputs", _json(model), 404, at=parameters)},
+        f"{path}/ready": {
+            "get": _operation(f"v2_model_ready{end}", "A model's readiness", _json(ready), 404, 503, at=parameters)
+        },
+        f"{path}/infer": {
+            "post": _operation(
+                f"v2_infer{end}",
+                "Run a model: each row of the tensors is a job",
+                told,
+                *statuses,
+                at=[*parameters, length],
+                requestBody=body,
+            )
+        },
+    }
+
+
+def _path_parameters(entries: list[Entry], versioned: bool) -> list[Schema]:
+    names: Schema = {"enum": [entry.plugin.name for entry in entries]} if entries else _text()
+    versions: Schema = {"enum": sorted({entry.plugin.version for entry in entries})} if entries else _text()
+    name: Schema = {"name": "name", "in": "path", "required": True, "schema": names}
+    version: Schema = {"name": "version", "in": "path", "required": True, "schema": versions}
+    return [name, version] if versioned else [name]
+
+
+def _operation(
+    name: str, summary: str, answer: Schema, *errors: int, at: list[Schema] | None = None, **more: Any
+) -> Schema:
+    failed = {str(status): {**_json(make_ref("InferError")), "description": MEANINGS[status]} for status in errors}
+    answers = {"200": {"description": "The answer", **answer}, **failed}
+    return {"operationId": name, "summary": summary, "parameters": at or [], **more, "responses": answers}
+
+
+def _json(schema: Schema) -> Schema:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _text() -> Schema:
+    return {"type": "string"}
+
+
+def _truth() -> Schema:
+    return {"type": "boolean"}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
