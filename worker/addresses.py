@@ -3,7 +3,8 @@
 A URL that comes with a job could point back into the network of the one who runs this (a metadata service, a database's
 HTTP port). So it is looked at twice. ``parse_url`` and ``resolve`` with ``AddressRules.check`` refuse it as it arrives;
 and since a name may mean another address by the time that it is used, ``AddressRules.open_socket`` checks once more the
-very address that is about to be connected to. Whoever connects must follow no redirect.
+very address that is about to be connected to. Whoever connects follows no redirect (webhooks), or takes each new URL
+through the same (``fetch.py``, for files that are named by their URLs).
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ class AddressRules:
         return socket.socket(family, kind, protocol)
 
 
-def parse_url(text: str) -> Target:
+def parse_url(text: str, longest: int = MAX_URL) -> Target:
     """Take a URL apart. Raises ``AddressRefused`` for one that is never used, whatever its address is."""
-    if len(text) > MAX_URL or re.search(r"[^\x21-\x7e]|\\", text):
-        raise AddressRefused(f"expected a URL of at most {MAX_URL} visible ASCII characters")
+    if len(text) > longest or re.search(r"[^\x21-\x7e]|\\", text):
+        raise AddressRefused(f"expected a URL of at most {longest} visible ASCII characters")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port

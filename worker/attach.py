@@ -206,7 +206,7 @@ class BatchFiles:
         settings, partial = self._all.settings, self._folder / f"{name}.part"
         with partial.open("wb") as target:
             most = min(settings.max_file_bytes, (file.rules and file.rules.max_bytes) or settings.max_file_bytes)
-            declared = fetch(file.url, target, most, settings.fetch_timeout_s, settings.allow_private_addresses)
+            declared = fetch(file.url, target, most, settings.fetch_timeout_s, settings.fetch_rules)
         with partial.open("rb") as source:
             kind = tell_type("" if declared == UNKNOWN_TYPE else declared, source.read(HEAD_BYTES))
         here = File(url=file.url, content_type=kind, path=self._path(name, kind))

@@ -6,18 +6,18 @@ and connected to, so that a name which changes its mind (DNS rebinding) leads no
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import BinaryIO
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from worker.errors import InvalidInput
+from worker.addresses import AddressRules, Target, parse_url
+from worker.errors import AddressRefused, InvalidInput
+from worker.files import MAX_URL
 
-PORTS = {"http": 80, "https": 443}
 #: Redirects that are followed; each is checked as the first URL was.
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -26,63 +26,60 @@ STEP_S = 10.0
 PIECE_BYTES = 256 * 1024
 
 
-def check_address(host: str, allow_private: bool) -> list[str]:
-    """The addresses of a host to connect to. Raises ``InvalidInput`` where one of them is not public."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise InvalidInput(f"the host {host} is not known") from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    for address in addresses:
-        if not allow_private and not _is_public(address):
-            must = "private, loopback and link-local addresses are refused (SERVICES_ALLOW_PRIVATE_ADDRESSES)"
-            raise InvalidInput(f"the host {host} has the address {address}; {must}")
-    return addresses
+def check_url(url: str, rules: AddressRules) -> None:
+    """For the API, which may not see the host's network: raise ``AddressRefused`` for what needs no look at it."""
+    if _parse(url).scheme != "https" and not rules.allowed:
+        raise AddressRefused(f"expected https://; http is refused unless {rules.setting} names the host's network")
 
 
-def _is_public(text: str) -> bool:
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour
-        if address in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind NAT64
-            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        address = inside or address
-    return address.is_global and not address.is_multicast
-
-
-def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, allow_private: bool) -> str:
+def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: AddressRules) -> str:
     """Write what is at a URL into a file, and give its content type. Raises ``InvalidInput`` that says why not."""
     deadline = time.monotonic() + timeout_s
     try:
+        target = _parse(url)
         for _ in range(MAX_REDIRECTS + 1):
-            connection = _connect(urlsplit(url), deadline, allow_private)
+            connection = _connect(target, deadline, rules)
             try:
-                response = _ask(connection, urlsplit(url))
+                response = _ask(connection, target)
                 if response.status not in REDIRECTS:
                     return _read(response, file, max_bytes, deadline)
-                url = _next(url, response.headers.get("Location") or "")
+                target = _next(target, response.headers.get("Location") or "")
             finally:
                 connection.close()
+    except AddressRefused as error:
+        raise InvalidInput(error.message) from error
     except (OSError, HTTPException, ValueError) as error:
         raise InvalidInput(f"the URL cannot be fetched: {type(error).__name__}: {error}") from error
     raise InvalidInput(f"the URL is redirected more than {MAX_REDIRECTS} times")
 
 
-def check_scheme(url: str, allow_private: bool) -> None:
-    """Refuse plain HTTP, except where what it is for, a server nearby, is allowed."""
-    if urlsplit(url).scheme.lower() != "https" and not allow_private:
-        raise InvalidInput("expected an https:// URL")
-
-
-def _connect(parts: SplitResult, deadline: float, allow_private: bool) -> HTTPConnection:
-    check_scheme(parts.geturl(), allow_private)
-    host, port = parts.hostname or "", parts.port or PORTS[parts.scheme.lower()]
-    plain = _first_that_answers(check_address(host, allow_private), port, deadline)
-    connection = HTTPConnection(host, port)
-    connection.sock = plain
-    if parts.scheme.lower() == "https":
+def find_addresses(target: Target, rules: AddressRules) -> list[str]:
+    """The addresses of a target's host. Raises ``AddressRefused`` where one of them may not be connected to."""
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error}") from error
+    addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
+    for address in addresses:
         try:
-            connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+            rules.check(target.scheme, address, target.port)
+        except AddressRefused as error:
+            raise AddressRefused(f"the host {target.host[:100]!r}: {error.message}") from error
+    return addresses
+
+
+def _parse(url: str) -> Target:
+    """A URL without its fragment, which no server is told."""
+    return parse_url(url.partition("#")[0], MAX_URL)
+
+
+def _connect(target: Target, deadline: float, rules: AddressRules) -> HTTPConnection:
+    plain = _first_that_answers(find_addresses(target, rules), target.port, deadline)
+    connection = HTTPConnection(target.host, target.port)
+    connection.sock = plain
+    if target.scheme == "https":
+        try:
+            connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=target.host)
         except BaseException:
             plain.close()
             raise
@@ -99,10 +96,11 @@ def _first_that_answers(addresses: list[str], port: int, deadline: float) -> soc
     raise error or OSError("no address")
 
 
-def _ask(connection: HTTPConnection, parts: SplitResult) -> HTTPResponse:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+def _ask(connection: HTTPConnection, target: Target) -> HTTPResponse:
+    parts = urlsplit(target.url)
+    place = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc, "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "libs-service"}
-    connection.request("GET", target, headers=headers)
+    connection.request("GET", place, headers=headers)
     return connection.getresponse()
 
 
@@ -124,9 +122,12 @@ def _read(response: HTTPResponse, file: BinaryIO, max_bytes: int, deadline: floa
     return response.headers.get_content_type()
 
 
-def _next(url: str, location: str) -> str:
-    following = urljoin(url, location)
-    if not location or (url.lower().startswith("https:") and not following.lower().startswith("https:")):
+def _next(target: Target, location: str) -> Target:
+    try:
+        following = _parse(urljoin(target.url, location))
+    except AddressRefused as error:
+        raise AddressRefused(f"the URL is redirected to what is none: {error.message}") from error
+    if not location or (target.scheme == "https" and following.scheme != "https"):
         raise InvalidInput("the URL is redirected to what is not https://")
     return following
 

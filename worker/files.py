@@ -39,6 +39,8 @@ CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 
 #: Marks a file in a JSON Schema, for the console and for ``holds_files``.
 MARK = "x-services-file"
+#: Longest URL of a file; one that is signed for a bucket may well have 2000 characters.
+MAX_URL = 8000
 EXPECTED = 'expected {"file": "<id>"} of POST /files, a data: URL, or an https:// URL'
 
 Where = tuple[str | int, ...]
@@ -242,6 +244,6 @@ def _check_url(value: str) -> str:
         fine = bool(parts.hostname) and parts.port != 0 and parts.username is None and value.isascii()
     except ValueError:
         fine = False
-    if not fine or any(c <= " " or c == "\x7f" for c in value) or len(value) > 8000:
+    if not fine or any(c <= " " or c == "\x7f" for c in value) or len(value) > MAX_URL:
         raise PydanticCustomError("file_url", "expected a URL such as https://host/path, in ASCII, without credentials")
     return value

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from worker.errors import (
+    AddressRefused,
     FileInUse,
     FileMissing,
     InvalidInput,
@@ -22,7 +23,7 @@ from worker.errors import (
     StoreUnavailable,
     UploadTooLate,
 )
-from worker.fetch import check_scheme
+from worker.fetch import check_url
 from worker.files import ID, File, Where
 from worker.jobs import TERMINAL, Status
 from worker.ledger import record_key
@@ -272,8 +273,8 @@ class AsyncFiles:
             return (problem, "file_rules") if problem else None
         if file.url:
             try:
-                check_scheme(file.url, self._settings.allow_private_addresses)
-            except InvalidInput as error:
+                check_url(file.url, self._settings.fetch_rules)
+            except AddressRefused as error:
                 return error.message, "file_url"
         return None
 

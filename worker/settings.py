@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     fetch_timeout_s: float = Field(30, gt=0)
     """Longest time that a worker takes to fetch a file of an input by its URL."""
 
-    allow_private_addresses: bool = False
-    """Whether workers fetch URLs at private, loopback and link-local addresses too, and by `http://`."""
+    fetch_allowed_networks: str = ""
+    """Networks that files may be fetched from beside public https, comma-separated: `10.0.0.0/8,127.0.0.1/32`."""
 
     webhook_secrets: Annotated[tuple[str, ...], NoDecode] = ()
     """Secrets that sign webhooks, `whsec_…`, newest first, comma-separated. Empty: see `services webhooks secret`."""
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
             parse_secret(secret)
         return value
 
-    @field_validator("webhook_allowed_networks")
+    @field_validator("fetch_allowed_networks", "webhook_allowed_networks")
     @classmethod
     def _check_networks(cls, value: str) -> str:
         parse_networks(value)
@@ -180,6 +180,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
+
+    @property
+    def fetch_rules(self) -> AddressRules:
+        """Where files may be fetched from."""
+        return AddressRules(parse_networks(self.fetch_allowed_networks), "SERVICES_FETCH_ALLOWED_NETWORKS")
 
     @property
     def webhook_rules(self) -> AddressRules:

@@ -209,7 +209,7 @@ def test_a_bad_reference_is_refused_with_its_field(client: httpx.Client) -> None
         ({"document": unknown}, ["document"], "no file has this id"),
         ({"document": {"file": "../etc"}}, ["document"], "64 hexadecimal digits"),
         ({"document": 7}, ["document"], "expected"),
-        ({"document": "http://127.0.0.1/x"}, ["document"], "https://"),
+        ({"document": "http://127.0.0.1/x"}, ["document"], "SERVICES_FETCH_ALLOWED_NETWORKS"),
         ({"document": "data:text/plain;base64,?"}, ["document"], "data: URL"),
         ({"document": "data:,x", "pictures": [picture, {"file": text["id"]}]}, ["pictures", 1], "image/*"),
         ({"document": "data:,x", "pictures": ["data:image/png," + "x" * 1001]}, ["pictures"], "at most 1000"),
@@ -248,13 +248,25 @@ def test_rows_of_a_batch_have_files_too(client: httpx.Client) -> None:
     assert "invalid_input" in lines[1]
 
 
+#: Where the server nearby redirects to; {} is its port.
+MOVED = {
+    "/moved": "/document#part",
+    "/twice": "/moved",
+    "/thrice": "/twice",
+    "/often": "/thrice",
+    "/out": "http://127.0.0.2:{}/document",
+    "/file": "file:///etc/passwd",
+    "/user": "http://user@127.0.0.1:{}/document",
+}
+
+
 class Place(BaseHTTPRequestHandler):
     """A server nearby."""
 
     def do_GET(self) -> None:
-        if self.path == "/moved":
+        if moved := MOVED.get(self.path):
             self.send_response(302)
-            self.send_header("Location", "/document")
+            self.send_header("Location", moved.format(self.headers["Host"].rpartition(":")[2]))
             self.end_headers()
             return
         body = b"x" * 3_000_001 if self.path == "/large" else b"fetched"
@@ -284,18 +296,22 @@ def test_a_url_is_fetched_by_the_worker_nearby_only_where_that_is_allowed(
     client: httpx.Client, folder: Path, nearby: str
 ) -> None:
     refused = run(client, document=f"{nearby}/document".replace("http:", "https:"))["error"]
-    assert refused["code"] == "invalid_input" and "address 127.0.0.1" in refused["message"]
+    assert refused["code"] == "invalid_input" and refused["errors"][0]["loc"] == ["document"]
+    assert "127.0.0.1 is not a public address" in refused["message"]
+    assert "SERVICES_FETCH_ALLOWED_NETWORKS" in refused["message"]
     own = folder / "nearby"
     own.mkdir()
-    allowing = {"SERVICES_DATA_DIR": str(own), "SERVICES_ALLOW_PRIVATE_ADDRESSES": "true"}
+    allowing = {"SERVICES_DATA_DIR": str(own), "SERVICES_FETCH_ALLOWED_NETWORKS": "127.0.0.1/32"}
     with running_system(own, folder / "plugins", SERVICES_MAX_FILE_BYTES="3000000", **allowing) as system:
         system.start_api()
         system.start_worker("turning")
         with system.client() as client:
-            for path in ("/document", "/moved"):
+            for path in ("/document", "/document#part", "/thrice"):
                 output = run(client, document=nearby + path)["output"]
                 assert client.get(output["reversed"]["url"]).content == b"dehctef"
-            for path, said in {"/none": "404", "/large": "larger than", "/cut": "broke off"}.items():
+            wrong = {"/none": "404", "/large": "larger than", "/cut": "broke off", "/often": "more than 3 times"}
+            wrong |= {"/out": "127.0.0.2 is not a public", "/file": "expected https://", "/user": "without user"}
+            for path, said in wrong.items():
                 error = run(client, document=nearby + path)["error"]
                 assert error["code"] == "invalid_input" and said in error["message"], error
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from worker.addresses import AddressRules, parse_networks, parse_url
 from worker.attach import Scratch
-from worker.errors import InvalidInput
-from worker.fetch import check_address
+from worker.errors import AddressRefused, InvalidInput
+from worker.fetch import check_url, find_addresses
 from worker.files import File, FileRules, find_files, holds_files
 from worker.service import Service
 from worker.testing import run_inline
@@ -101,20 +102,32 @@ def test_a_service_with_files_runs_inline() -> None:
 
 
 @pytest.mark.parametrize(
-    "host",
+    ("url", "said"),
     [
-        "127.0.0.1", "localhost", "10.1.2.3", "192.168.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "fd00::1",
-        "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "100.64.0.1", "2130706433", "0x7f.1",
+        ("https://127.0.0.1/", "127.0.0.1 is not a public address"),
+        ("https://localhost:8443/", "the host 'localhost'"),
+        ("https://2130706433/", "127.0.0.1 is not"),
+        ("https://[::ffff:10.0.0.1]/", "is not a public address"),
+        ("http://93.184.215.14/", "expected https"),
+        ("https://93.184.215.14:22/", "port 22"),
     ],
-)  # fmt: skip
-def test_addresses_that_are_not_public_are_refused(host: str) -> None:
-    with pytest.raises(InvalidInput):
-        check_address(host, allow_private=False)
+)
+def test_files_come_from_public_addresses_by_https_and_from_networks_that_are_allowed(url: str, said: str) -> None:
+    with pytest.raises(AddressRefused, match=said) as caught:
+        find_addresses(parse_url(url), AddressRules((), "SETTING"))
+    assert "SETTING" in caught.value.message
+    assert find_addresses(parse_url(url), AddressRules(parse_networks("0.0.0.0/0,::/0"), "SETTING"))
+    assert find_addresses(parse_url("https://93.184.215.14/"), AddressRules((), "SETTING")) == ["93.184.215.14"]
 
 
-def test_public_addresses_are_not() -> None:
-    assert check_address("93.184.215.14", allow_private=False) == ["93.184.215.14"]
-    assert check_address("127.0.0.1", allow_private=True) == ["127.0.0.1"]
+def test_the_api_refuses_what_no_look_at_the_host_is_needed_for() -> None:
+    none, some = AddressRules((), "SETTING"), AddressRules(parse_networks("10.0.0.0/8"), "SETTING")
+    check_url("https://host/signed?" + "x" * 5000 + "#page=2", none)
+    check_url("http://host/", some)
+    wrong = {"http://host/": "https://.*SETTING", "https://u:p@host/": "user", "https://host\\@other/": "ASCII"}
+    for url, said in wrong.items():
+        with pytest.raises(AddressRefused, match=said):
+            check_url(url, none)
 
 
 def test_what_a_dead_process_left_is_removed_and_what_the_living_have_is_not(tmp_path: Path) -> None:
