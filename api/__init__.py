@@ -11,7 +11,7 @@ The map, in the order in which a request passes through it:
 * ``open_inference``: ``/v2``; ``infer_requests`` reads its requests, ``tensors`` knows their form on the wire, and
   ``columns`` maps them to a plugin's models
 * ``problems``: every error as a problem document
-* ``openapi``: the OpenAPI document
+* ``openapi``: the OpenAPI document, of ``openapi_paths``, ``openapi_parts`` and ``schemas``
 """
 
 from api.app import create_app
