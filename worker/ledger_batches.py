@@ -1,0 +1,77 @@
+"""The API's side of batches in the ledger: chunks as they arrive, the batch, its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.bulk import STAGED_S, Bulk, Chunk, NewBulk
+from worker.dispatch import build_bell
+from worker.errors import JobExpired, JobFinished, JobNotFound, StoreUnavailable
+from worker.ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key
+from worker.ledger_client import LedgerClient
+from worker.replies import conflict
+
+
+class BatchLedger(LedgerClient):
+    """What may be asked of batches; part of ``AsyncLedger``."""
+
+    async def stage(self, service: str, chunk: Chunk) -> None:
+        """Store a chunk of a batch that is still on its way; it vanishes by itself unless the batch is sealed."""
+        arguments: list[Any] = [chunk.id, chunk.group, chunk.first, len(chunk.rows)]
+        arguments += [b"\n".join(chunk.rows), round(STAGED_S * 1e6)]
+        await self._call(service, [*head("stage", self._settings), *arguments])
+
+    async def discard(self, service: str, group: str, chunks: int) -> None:
+        """Forget the chunks of a batch that will not come."""
+        await self._call(service, [*head("discard", self._settings), group, chunks])
+
+    async def seal(self, batch: NewBulk) -> str:
+        """Accept a batch whose chunks are all there; the id of the batch that answers the request.
+
+        Raises ``QueueFull``, ``IdempotencyConflict``, or ``StoreUnavailable`` where chunks are gone already.
+        """
+        await self._announce(batch.service)
+        offset_us = round(Priorities[batch.priority] * self._settings.priority_step_s * 1e6)
+        key = hash_promise(batch.idempotency_key)
+        arguments: list[Any] = [batch.id, batch.version, batch.priority.value, offset_us, round(batch.keep_for_s * 1e6)]
+        arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key]
+        arguments += [batch.body_hash, batch.webhook]
+        state, detail = await self._call(batch.service, [*head("seal", self._settings), *arguments])
+        if state == b"queued":
+            self._remember(f"batch:{batch.id}", batch.service)
+            return batch.id
+        if state == b"same":
+            return str(detail.decode())
+        if state == b"full":
+            raise queue_full(batch.service, int(detail))
+        if state == b"conflict":
+            raise conflict(detail.decode())
+        raise StoreUnavailable(f"the batch took longer than {STAGED_S:g} s to arrive; send it again")
+
+    async def get_batch(self, batch_id: str) -> Bulk:
+        """One batch. Raises ``JobNotFound``, or ``JobExpired`` where it was dropped."""
+        (service,) = await self._find([f"batch:{batch_id}"])
+        if not service:
+            raise JobNotFound(f"no batch has the id {batch_id[:100]!r}")
+        async with self.guard():
+            record: Any = await self.redis.hgetall(bulk_key(service, batch_id))
+        if not record:
+            raise JobExpired(f"batch {batch_id[:100]} ended and was dropped when its keep_for_s was over")
+        return Bulk.from_record(batch_id, record)
+
+    async def get_chunk(self, batch: Bulk, number: int) -> tuple[bytes, bytes, bytes, int, int]:
+        """Status, output, error (b"" for none), number of the first row and number of rows of one chunk."""
+        async with self.guard():
+            fields = ("status", "output", "error", "first", "rows")
+            found: Any = await self.redis.hmget(record_key(batch.service, f"{batch.id}.{number}"), *fields)
+        status, output, error, first, rows = found
+        if status is None:
+            raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
+        return status, output or b"", error or b"", int(first), int(rows)
+
+    async def cancel_batch(self, batch_id: str) -> Bulk:
+        """Cancel what has not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
+        batch = await self.get_batch(batch_id)
+        if not await self._call(batch.service, [*head("cancel_batch", self._settings), batch_id]):
+            raise JobFinished(f"batch {batch_id} has already ended")
+        return await self.get_batch(batch_id)

@@ -1,0 +1,107 @@
+"""How the API's side of the ledger calls Redis, and how it knows in which service's slot a job is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+
+from worker.dispatch import WEBHOOKS
+from worker.errors import StoreUnavailable
+from worker.ledger import LUA, SERVICES_KEY, record_key, seen_key
+from worker.settings import Settings
+from worker.store import make_async_client
+
+#: Connections of one API process, at most.
+MAX_CONNECTIONS = 16
+#: Jobs whose service a process remembers, so that it need not look for them again.
+MAX_PLACES = 100_000
+
+
+class LedgerClient:
+    """Connections to the ledger, for one asyncio process; ``AsyncLedger`` says what may be asked by them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # No retry: a client that waits is told at once, and an answer that was lost is the client's to ask for again.
+        # No timeout of redis-py's: `guard` bounds all, and redis-py's own goes through `asyncio.wait_for`, which
+        # before Python 3.12 may swallow the cancellation by which `guard` ends a call (and costs a task a command).
+        self.redis = make_async_client(
+            settings.url,
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            retry=AsyncRetry(NoBackoff(), 1),
+        )
+        # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._script = self.redis.register_script(LUA)
+        self._places: dict[str, str] = {}  # job id -> service, the oldest first
+        self._services: set[str] = set()  # those of which SERVICES_KEY knows
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose(close_connection_pool=True)
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` unless Redis answers."""
+        async with self.guard():
+            await self.redis.execute_command("PING")
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[Any]:
+        """Commands in one round trip, under the same limits as every call."""
+        async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+            yield pipe
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Around whatever is asked of Redis: an answer in time, or ``StoreUnavailable``."""
+        try:
+            # Over all of it: the wait for a turn, the call, and its one repetition.
+            async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
+                yield
+        except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+            hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
+            raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+
+    async def _call(self, service: str, arguments: list[Any]) -> Any:
+        async with self.guard():
+            return await self._script(keys=[service], args=arguments)
+
+    async def _announce(self, service: str) -> None:
+        """Let SERVICES_KEY know of a service before its first job."""
+        if service not in self._services:
+            async with self.guard():
+                await self.redis.sadd(SERVICES_KEY, service)
+            self._services.add(service)
+
+    async def _find(self, job_ids: Sequence[str]) -> list[str]:
+        """The service of each job; "" for an unknown one. Two round trips for those not met before, else none."""
+        unknown = [job_id for job_id in job_ids if job_id not in self._places]
+        if unknown:
+            async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+                services = await self._all_services()
+                for job_id in unknown:
+                    for service in services:
+                        pipe.exists(record_key(service, job_id), seen_key(service, job_id))
+                found = iter(await pipe.execute())
+            for job_id in unknown:
+                for service in services:
+                    if next(found):
+                        self._remember(job_id, service)
+        return [self._places.get(job_id, "") for job_id in job_ids]
+
+    async def _all_services(self) -> list[str]:
+        """Within a guard: every service that may have jobs of clients."""
+        known = {name.decode() for name in await self.redis.smembers(SERVICES_KEY)}
+        return sorted((known | self._services) - {WEBHOOKS})
+
+    def _remember(self, job_id: str, service: str) -> None:
+        self._places[job_id] = service
+        if len(self._places) > MAX_PLACES:
+            del self._places[next(iter(self._places))]

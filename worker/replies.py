@@ -1,0 +1,61 @@
+"""What became of jobs that were to be stored: the replies of ``create`` in ``ledger.lua``, read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.errors import IdempotencyConflict, QueueFull
+from worker.jobs import Job, NewJob, Status
+from worker.ledger import queue_full
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A request that was sent before: its idempotency key and body belong to this job."""
+
+    job_id: str
+
+
+#: What may become of a job that is to be stored.
+Outcome = Job | Repeated | QueueFull | IdempotencyConflict
+
+
+def as_stored(job: NewJob, state: bytes, created: bytes, position: int) -> Outcome:
+    """One job's part of what ``create`` in ``ledger.lua`` answers."""
+    if state == b"full":
+        return queue_full(job.service, int(created))
+    if state == b"same":
+        return Repeated(created.decode())
+    if state == b"conflict":
+        return conflict(created.decode())
+    return _as_created(job, int(created), int(position))
+
+
+def conflict(job_id: str) -> IdempotencyConflict:
+    """The error for an idempotency key that is used with another body."""
+    return IdempotencyConflict(
+        f"this Idempotency-Key belongs to job {job_id}, which was sent with another body; "
+        "send the same body to get that job again, or a new key to make another"
+    )
+
+
+def _as_created(job: NewJob, created_us: int, position: int) -> Job:
+    return Job(
+        id=job.id,
+        service=job.service,
+        status=Status.QUEUED,
+        version=job.version,
+        priority=job.priority,
+        attempt=0,
+        batch_size=None,
+        created_us=created_us,
+        started_us=0,
+        finished_us=0,
+        expires_us=0,
+        output=None,
+        error=None,
+        timings=None,
+        metadata=job.metadata,
+        position=position if position >= 0 else None,
+        webhook=job.webhook,
+    )
