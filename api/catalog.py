@@ -30,6 +30,8 @@ class Entry:
     output: type[BaseModel] | None
     failure: str | None  #: why its schema.py cannot be imported
     example: Any  #: the first valid example of its Input
+    input_schema: dict[str, Any] | None = None  #: written once: pydantic takes milliseconds to write a large one
+    output_schema: dict[str, Any] | None = None
 
     def validate(self, text: bytes) -> list[tuple[Where, File]]:
         """Check an input (JSON), and give the files that it names, each with its place.
@@ -56,8 +58,8 @@ class Entry:
             "name": self.plugin.name,
             "version": self.plugin.version,
             "description": self.plugin.description,
-            "input_schema": self.input.model_json_schema() if self.input else None,
-            "output_schema": self.output.model_json_schema(mode="serialization") if self.output else None,
+            "input_schema": self.input_schema,
+            "output_schema": self.output_schema,
             "example": self.example,
             "knobs": overview.knobs,
             "state": state,
@@ -102,7 +104,10 @@ def _load(plugin: Plugin) -> Entry:
         output = getattr(module, "Output", None)
         list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
         list_columns(output, "serialization")
-        return Entry(plugin, model, output, None, _example(model) if model else None)
+        input_schema = model.model_json_schema() if model else None
+        output_schema = output.model_json_schema(mode="serialization") if output else None
+        example = _example(model, input_schema) if model and input_schema else None
+        return Entry(plugin, model, output, None, example, input_schema, output_schema)
     except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
         reason = (
             error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
@@ -111,9 +116,9 @@ def _load(plugin: Plugin) -> Entry:
         return Entry(plugin, None, None, reason, None)
 
 
-def _example(model: type[BaseModel]) -> Any:
+def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
     """The first example that the model's JSON Schema holds and the model accepts."""
-    for example in model.model_json_schema().get("examples", ()):
+    for example in schema.get("examples", ()):
         try:
             model.model_validate_json(to_json(example))
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import logging
@@ -127,7 +126,7 @@ async def list_services(request: Request) -> Response:
     check_query(request, set())
     state = request.app.state
     entries = state.catalog.entries.values()
-    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    overviews = await state.ledger.overviews([entry.plugin.name for entry in entries])
     return _json({"services": [e.describe(o) for e, o in zip(entries, overviews, strict=True)]})
 
 

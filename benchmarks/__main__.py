@@ -92,7 +92,14 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         lambda given: measures.events(given.rounds, given.seconds),
     ),
     "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
-    "idle": ("API, one worker and Redis with nothing to do.", lambda _: measures.idle(10)),
+    "idle": (
+        "API, one worker and Redis with nothing to do. Memory is PSS, which counts what processes share once.",
+        lambda _: measures.idle(10),
+    ),
+    "services": (
+        "An API with few services installed, then with 50; no worker runs and nobody asks.",
+        lambda given: measures.services(2 * given.seconds, 50),
+    ),
     "limits": ("What the parts could do at most.", lambda given: measures.limits(given.seconds)),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -11,10 +12,13 @@ from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
+from redis import Redis
+
 from benchmarks.models import MODELS, Bulk
 from benchmarks.peer_stacks import PEER_MODELS, Peer, Peers
-from benchmarks.stacks import BATCH, Naive, Ours, Stack, example_of, idle_cpu
+from benchmarks.stacks import BATCH, Naive, Ours, Stack, cpu_s, example_of, idle_cpu, own_memory
 from tests.support import poll
+from worker.discovery import list_plugins
 
 Figures = dict[str, list[float]]
 _number = itertools.count()
@@ -89,15 +93,10 @@ def backlog(rounds: int, small: int, large: int) -> Figures:
     found: Figures = defaultdict(list)
     for _, waiting in itertools.product(range(rounds), (small, large)):
         with Ours(folder(), "noop", with_worker=False) as stack:
-            stack.fill(waiting)
+            stack.fill(waiting - small)
+            poll(lambda stack=stack: not _rewrites(stack), 600, "Redis has rewritten its file")  # type: ignore[misc]
             stack.start_worker()
-            name = f"{'small' if waiting == small else 'large'} backlog, jobs/s"
-            if waiting == small:
-                found[name].append(_refill(stack, waiting, 10))
-            else:
-                begun, before = time.perf_counter(), stack.waiting()
-                time.sleep(10)
-                found[name].append((before - stack.waiting()) / (time.perf_counter() - begun))
+            found[f"{'small' if waiting == small else 'large'} backlog, jobs/s"].append(_speed(stack, small, 10))
         say(found)
     return found
 
@@ -152,9 +151,43 @@ def memory(jobs: int) -> Figures:
 
 
 def idle(seconds: float) -> Figures:
-    """API, one worker and Redis with nothing to do."""
+    """API, one worker and Redis with nothing to do: processor and memory."""
     with Ours(folder(), "noop") as stack:
-        return {"idle, share of a core": [idle_cpu(stack, seconds)]}
+        found = {"idle, share of a core": [idle_cpu(stack, seconds)]}
+        held = [own_memory(pid) for pid in stack.pids()]
+        names = ("the API", "a worker's main process", "Redis", "its pool process, without a model")
+        for name, memory in zip(names, held, strict=True):
+            found[f"memory of {name}, MiB"] = [memory]
+        return found | {"memory of the whole stack, MiB": [sum(held)]}
+
+
+def services(seconds: float, many: int) -> Figures:
+    """What the API costs that has few services installed, and one that has many; no worker runs."""
+    found: Figures = defaultdict(list)
+    for count in (len(list_plugins()) + 1, many):
+        stack = Ours(folder(), "noop", with_worker=False)
+        stack.install(count - 1 - len(list_plugins()))
+        with stack:
+            api, redis = stack.processes[0].pid, stack.redis.client
+            time.sleep(2)
+            before = (cpu_s(api), cpu_s(stack.redis.pid), _reads(redis))
+            time.sleep(seconds)
+            after = (cpu_s(api), cpu_s(stack.redis.pid), _reads(redis))
+            spent = [(late - early) / seconds for early, late in zip(before, after, strict=True)]
+            about = f"{count} services,"
+            found[f"{about} idle API, share of a core"].append(spent[0])
+            found[f"{about} Redis beside it, share of a core"].append(spent[1])
+            found[f"{about} requests to Redis a second"].append(spent[2])
+            found[f"{about} memory of the API, MiB"].append(own_memory(api))
+            for path in ("/openapi.json", "/services"):
+                took, size = stack.time_get(path)
+                found[f"{about} GET {path}, ms"].append(took * 1000)
+                found[f"{about} GET {path}, bytes"].append(size)
+            begun = time.perf_counter()
+            stack.spawn("worker.cli", "list").wait(60)
+            found[f"{about} services list, s"].append(time.perf_counter() - begun)
+        say(found)
+    return found
 
 
 def events(rounds: int, seconds: float) -> Figures:
@@ -210,17 +243,29 @@ def _drain(stack: Stack, jobs: int) -> float:
         return float(before / (time.perf_counter() - begun))
 
 
-def _refill(stack: Ours, waiting: int, seconds: float) -> float:
-    """Keep about so many jobs waiting; how many are worked off a second, while nobody fills."""
+def _speed(stack: Ours, jobs: int, seconds: float) -> float:
+    """Put so many jobs into the queue, again and again: the median speed at which three quarters of them go."""
     rates = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        stack.fill(waiting)
+        stack.fill(jobs, at_once=jobs)
         begun, before = time.perf_counter(), stack.waiting()
-        while (left := stack.waiting()) > waiting / 4:
+        goal = before - jobs * 3 // 4
+        while (left := stack.waiting()) > max(goal, 0):
             time.sleep(0.002)
         rates.append((before - left) / (time.perf_counter() - begun))
-    return sorted(rates)[len(rates) // 2]
+    return statistics.median(rates)
+
+
+def _rewrites(stack: Stack) -> bool:
+    """Whether Redis makes its append-only file anew, which takes a core for a while."""
+    told = stack.redis.client.info("persistence")
+    return bool(told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"])
+
+
+def _reads(redis: Redis) -> float:
+    """Requests that Redis has read from its clients until now; what a script calls is none."""
+    return float(redis.info("stats")["total_reads_processed"])
 
 
 def _used(stack: Stack) -> int:

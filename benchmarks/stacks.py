@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -107,10 +108,14 @@ class Stack:
 
     def cpu_s(self) -> float:
         """Processor seconds of all its processes and their children, until now."""
+        return sum(map(cpu_s, self.pids()))
+
+    def pids(self) -> list[int]:
+        """All its processes and their children: the API, each worker, Redis, then the workers' pool processes."""
         pids = [process.pid for process in self.processes] + [self.redis.pid]
         for process in self.processes:
             pids += process.children
-        return sum(map(_cpu_s, pids))
+        return pids
 
 
 class Ours(Stack):
@@ -134,9 +139,9 @@ class Ours(Stack):
         """Waits for nothing."""
         self.spawn("celery", "-A", "worker", "worker", "-Q", self.model, "--concurrency", "1")
 
-    def fill(self, jobs: int) -> None:
+    def fill(self, jobs: int, at_once: int = FILL) -> None:
         """Put so many jobs into the queue, past the API."""
-        asyncio.run(self._fill(jobs))
+        asyncio.run(self._fill(jobs, at_once))
 
     def send_batch(self, rows: int) -> float:
         """Seconds from the first byte of a ``POST /batches`` to the last of its results."""
@@ -152,15 +157,31 @@ class Ours(Stack):
                 raise RuntimeError(f"{got} results of {rows} rows")
             return time.perf_counter() - begun
 
+    def install(self, services: int) -> None:
+        """Before it starts: so many further plugins, each with a schema of its own."""
+        for number in range(services):
+            name = f"service{number:02}"
+            write_plugin(self.folder / "plugins", name, SCHEMA, SERVICE.format(name=name, batch=BATCH))
+
+    def time_get(self, path: str) -> tuple[float, int]:
+        """Seconds (median of some) and bytes of an answer of the API."""
+        times = []
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=60) as client:
+            for _ in range(7):
+                begun = time.perf_counter()
+                answer = client.get(path).raise_for_status()
+                times.append(time.perf_counter() - begun)
+        return statistics.median(times), len(answer.content)
+
     def waiting(self) -> int:
         """Jobs in the queue."""
         return int(self.redis.client.zcard(f"{{{self.model}}}:waiting"))
 
-    async def _fill(self, jobs: int) -> None:
+    async def _fill(self, jobs: int, at_once: int) -> None:
         ledger = AsyncLedger(Settings(redis_url=self.url))
         text = json.dumps(example_of(self.model)).encode()
-        for begin in range(0, jobs, FILL):
-            await ledger.create([NewJob(service=self.model, input=text) for _ in range(min(FILL, jobs - begin))])
+        for begin in range(0, jobs, at_once):
+            await ledger.create([NewJob(service=self.model, input=text) for _ in range(min(at_once, jobs - begin))])
         await ledger.close()
 
     def _ready(self) -> int:
@@ -206,12 +227,21 @@ def example_of(model: str) -> Any:
     return load_schema(plugin).Input.model_json_schema()["examples"][0]  # type: ignore[union-attr]
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds of one process, until now; 0 where it has gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_memory(pid: int) -> float:
+    """MiB of memory of one process, its part of what it shares with others included (PSS); Linux only."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"the kernel tells no PSS of process {pid}")
 
 
 def idle_cpu(stack: Stack, seconds: float) -> float:

@@ -33,6 +33,15 @@ class Overview:
     knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
     failure: dict[str, Any] | None  #: why the plugin cannot be loaded
 
+    @classmethod
+    def read(cls, reply: Any) -> Overview:
+        """From what ``overview`` in ``ledger.lua`` answers."""
+        depth, oldest, now, infos, about = reply
+        fields = dict(zip(about[0::2], about[1::2], strict=True))
+        age_s = round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0
+        knobs, failure = (json.loads(fields.get(name, b"null")) for name in (b"knobs", b"failure"))
+        return cls(depth, age_s, [json.loads(info) for info in infos], knobs, failure)
+
 
 class AsyncLedger(BatchLedger):
     """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full."""
@@ -99,7 +108,8 @@ class AsyncLedger(BatchLedger):
     async def sweep(self, services: Sequence[str]) -> list[str]:
         """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
         arguments = [*head("sweep", self._settings), round(self._settings.lease_s * 1e6)]
-        return [job_id.decode() for service in services for job_id in await self._call(service, arguments)]
+        replies = await self._call_each(services, arguments)
+        return [job_id.decode() for lost in replies for job_id in lost]
 
     async def page(
         self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
@@ -121,15 +131,11 @@ class AsyncLedger(BatchLedger):
 
     async def overview(self, service: str) -> Overview:
         """What the ledger knows of one service."""
-        depth, oldest, now, infos, about = await self._call(service, head("overview", self._settings))
-        fields = dict(zip(about[0::2], about[1::2], strict=True))
-        return Overview(
-            depth=depth,
-            oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
-            workers=[json.loads(info) for info in infos],
-            knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
-            failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
-        )
+        return Overview.read(await self._call(service, head("overview", self._settings)))
+
+    async def overviews(self, services: Sequence[str]) -> list[Overview]:
+        """The same of several."""
+        return list(map(Overview.read, await self._call_each(services, head("overview", self._settings))))
 
     async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
         """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""

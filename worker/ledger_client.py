@@ -73,6 +73,16 @@ class LedgerClient:
         async with self.guard():
             return await self._script(keys=[service], args=arguments)
 
+    async def _call_each(self, services: Sequence[str], arguments: list[Any]) -> list[Any]:
+        """One operation on each of these services, where they share a Redis in two round trips rather than one each."""
+        if self._settings.cluster:
+            return await asyncio.gather(*(self._call(service, arguments) for service in services))
+        async with self.pipeline() as pipe:
+            for service in services:
+                await self._script(keys=[service], args=arguments, client=pipe)
+            found: list[Any] = await pipe.execute()
+        return found
+
     async def _announce(self, service: str) -> None:
         """Let SERVICES_KEY know of a service before its first job."""
         if service not in self._services:

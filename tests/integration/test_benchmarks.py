@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import peer_stacks, report
+from benchmarks.calibrate import Line, measure_redis
 from benchmarks.client import STYLES, make_call
 from benchmarks.peer_stacks import KINDS, Peers
+from benchmarks.simulate import Plan, simulate
 from tests.support import ROOT, environment_without_ours
 from worker.load import connect
 
@@ -26,6 +29,16 @@ def test_a_small_run_measures_both_stacks() -> None:
     for stack in ("naive", "ours"):
         (speed,) = re.findall(rf"^no-op queue, {stack} jobs/s: \[([\d.]+)\]$", done.stdout, re.M)
         assert float(speed) > 0
+
+
+def test_the_simulation_is_bound_by_workers_first_and_by_redis_at_last() -> None:
+    costs = replace(measure_redis(jobs=256, rounds=1), api=100, worker=50)
+    assert min(costs.create.us(1), costs.claim.us(1), costs.complete.us(1), costs.read.us(1), costs.tick) > 0
+    sleeps = Line(100_000, 0)
+    one, two = (simulate(Plan(workers, 16 * workers, 8, sleeps), costs) for workers in (1, 2))
+    assert one.jobs_s == pytest.approx(80, rel=0.1) and two.jobs_s == pytest.approx(160, rel=0.15)
+    many = simulate(Plan(64, 64 * 128, 64, Line(1000, 0), apis=16), costs)
+    assert many.redis > 0.95 and many.jobs_s < 1.05e6 / (costs.create.job + costs.claim.job + costs.complete.job)
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:

@@ -187,6 +187,25 @@ def test_a_key_belongs_to_one_job_and_one_body_until_that_job_is_dropped(bench: 
     assert second.id != first.id
 
 
+def test_an_api_sweeps_all_services_in_two_round_trips(bench: Bench) -> None:
+    services = ["echo", *(f"service{i}" for i in range(20))]
+    for service in services:
+        bench.create(service=service)
+        bench.ledger.join(service, "gone", {})
+        bench.ledger.claim(service, "gone", f"token of {service}", KNOBS)
+        bench.redis.zadd(f"{{{service}}}:workers", {"gone": 0})
+        bench.redis.set(f"{{{service}}}:swept", int((time.time() - 0.45) * 1e6))
+
+    def requests() -> int:
+        return int(bench.redis.info("stats")["total_reads_processed"])
+
+    before = requests()
+    assert len(bench.api(lambda ledger: ledger.sweep(services))) == len(services)
+    assert requests() - before < len(services), "a new connection says hello, too"
+    overviews = bench.api(lambda ledger: ledger.overviews(services))
+    assert [overview.depth for overview in overviews] == [1] * len(services)
+
+
 def test_equal_requests_of_one_commit_make_one_job(bench: Bench) -> None:
     jobs = [NewJob(service="echo", input=b"{}", idempotency_key="key", body_hash="a") for _ in range(5)]
     first, *others = bench.api(lambda ledger: ledger.create(jobs))

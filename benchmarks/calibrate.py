@@ -1,0 +1,180 @@
+"""What one job costs each part, for ``benchmarks.simulate``: measured here and now, never assumed.
+
+Redis's costs are the processor time of its main thread for a call of the ledger with one job and with 64, through the
+ledger's own clients and its own Lua; between the two a call's cost is a line. Those of API and worker are their
+processor time under 64 clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from benchmarks.measures import folder
+from benchmarks.stacks import BATCH, Ours, Stack, cpu_s, example_of
+from tests.support import RedisServer
+from worker.jobs import NewJob, Status
+from worker.ledger import Ending, Ledger
+from worker.ledger_async import AsyncLedger
+from worker.service import Service
+from worker.settings import Settings
+
+#: Jobs of each measurement of Redis, and how often each is made: the lowest counts, as others' load can only add to it.
+JOBS = 6400
+ROUNDS = 3
+SERVICE = "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Microseconds of a call with so many jobs: ``call`` and, for each of them, ``job``."""
+
+    call: float
+    job: float
+
+    def us(self, jobs: float) -> float:
+        """Of one call."""
+        return self.call + self.job * jobs
+
+    @classmethod
+    def through(cls, one: float, many: float) -> Line:
+        """By what a call with one job costs, and one with ``BATCH``."""
+        job = max(0.0, (many - one) / (BATCH - 1))
+        return cls(max(0.0, one - job), job)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Microseconds of processor time."""
+
+    create: Line  #: Redis: the API stores jobs
+    claim: Line  #: Redis: a worker takes a batch
+    complete: Line  #: Redis: and tells how it ended
+    read: Line  #: Redis: the API reads ended jobs, for those who wait
+    tick: float  #: Redis: a worker renews its lease and sweeps
+    api: float = 0  #: an API process, for a job that is waited for
+    worker: float = 0  #: a pool process, for a job, beside its model
+
+    def redis_us(self, group: float, batch: float) -> float:
+        """Redis's microseconds for a job whose client waits, where so many are created, and run, together."""
+        lines = ((self.create, group), (self.claim, batch), (self.complete, batch), (self.read, batch))
+        return sum(line.us(jobs) / jobs for line, jobs in lines)
+
+
+def measure_redis(jobs: int = JOBS, rounds: int = ROUNDS) -> Costs:
+    """Of a Redis of its own, with an append-only file as in production."""
+    runs = [_measure_redis(jobs) for _ in range(rounds)]
+    steps = [
+        [min(costs) for costs in zip(*run, strict=True)] for run in zip(*(lines for lines, _ in runs), strict=True)
+    ]
+    create, claim, complete, read = (Line.through(one, many) for one, many in zip(*steps, strict=True))
+    return Costs(create, claim, complete, read, min(tick for _, tick in runs))
+
+
+def _measure_redis(jobs: int) -> tuple[list[list[float]], float]:
+    server = RedisServer()
+    try:
+        server.start()
+        return [_run(server, jobs, size) for size in (1, BATCH)], _tick(server)
+    finally:
+        server.remove()
+
+
+def add_processes(costs: Costs, seconds: float) -> tuple[Costs, float]:
+    """The costs of API and worker too, under 64 clients who wait for a service without a model; and Redis's then."""
+    with Ours(folder(), "noop") as stack:
+        stack.measure(seconds=1)  # what is done once is done
+        _, (api, worker, redis) = per_job(stack, 64, seconds)
+    return replace(costs, api=api, worker=worker), redis
+
+
+def per_job(stack: Ours, clients: int, seconds: float) -> tuple[dict[str, float], list[float]]:
+    """What so many clients measure, and meanwhile the microseconds a job of API, pool processes and Redis."""
+    before, done = spent(stack), ended(stack)
+    told = stack.measure(clients=clients, seconds=seconds)
+    jobs = ended(stack) - done
+    return told, [(late - early) / jobs * 1e6 for early, late in zip(before, spent(stack), strict=True)]
+
+
+def ended(stack: Ours) -> int:
+    """How many jobs have ended until now."""
+    return int(stack.redis.client.zcard(f"{{{stack.model}}}:expires"))
+
+
+def main_thread_s(server: RedisServer) -> float:
+    """Processor seconds of Redis's main thread, which runs all commands; the disk has others."""
+    told = server.client.info("cpu")
+    name = "used_cpu_{}_main_thread" if "used_cpu_user_main_thread" in told else "used_cpu_{}"
+    return float(told[name.format("user")]) + float(told[name.format("sys")])
+
+
+def _run(server: RedisServer, jobs: int, size: int) -> list[float]:
+    """Microseconds of a call for so many jobs at once: create, claim, complete, read."""
+    settings = Settings(redis_url=server.url)
+    ledger, text = Ledger(settings), json.dumps(example_of("tiny")).encode()
+    calls = range(max(1, jobs // size if size > 1 else jobs // 4))
+    groups = [[NewJob(service=SERVICE, input=text) for _ in range(size)] for _ in calls]
+    for number in calls:  # a worker for each batch: none holds more than it would
+        ledger.join(SERVICE, f"worker{number}", {})
+    knobs, claims = Service.knobs() | {"max_batch_size": size}, list[list[str]]()
+
+    def claim() -> None:
+        claims.extend(ledger.claim(SERVICE, f"worker{number}", f"process.{number}", knobs).ids for number in calls)
+
+    def complete() -> None:
+        for number, ids in enumerate(claims):
+            ledger.complete(SERVICE, f"process.{number}", [_ending(job_id, size) for job_id in ids])
+
+    found = [_cost(server, lambda: asyncio.run(_create(settings, groups)))]
+    found += [_cost(server, claim), _cost(server, complete)]
+    found += [_cost(server, lambda: asyncio.run(_read(settings, claims)))]
+    return [cost / len(calls) for cost in found]
+
+
+def _tick(server: RedisServer) -> float:
+    """Microseconds of what a worker does twice a second."""
+    ledger, ticks = Ledger(Settings(redis_url=server.url)), 500
+    ledger.join(SERVICE, "ticker", {})
+
+    def tick() -> None:
+        for _ in range(ticks):
+            ledger.renew(SERVICE, "ticker", {})
+            ledger.sweep(SERVICE)
+
+    return _cost(server, tick) / ticks
+
+
+def _cost(server: RedisServer, step: Callable[[], object]) -> float:
+    begun = main_thread_s(server)
+    step()
+    return (main_thread_s(server) - begun) * 1e6
+
+
+async def _create(settings: Settings, groups: list[list[NewJob]]) -> None:
+    ledger = AsyncLedger(settings)
+    for group in groups:
+        await ledger.create(group)
+    await ledger.close()
+
+
+async def _read(settings: Settings, claims: list[list[str]]) -> None:
+    ledger = AsyncLedger(settings)
+    for ids in claims:
+        for job_id in ids:
+            ledger._places[job_id] = SERVICE  # as in the process that created them
+        await ledger.get_ended(ids)
+    await ledger.close()
+
+
+def _ending(job_id: str, size: int) -> Ending:
+    timings = b'{"queued_ms":1.234,"preprocess_ms":0.123,"predict_ms":1.234,"postprocess_ms":0.123}'
+    return Ending(job_id, Status.SUCCEEDED, b'{"score":0.123456789}', timings, size)
+
+
+def spent(stack: Stack) -> list[float]:
+    """Processor seconds until now: of API, pool processes, Redis's main thread."""
+    api, *workers = stack.processes
+    children = [pid for worker in workers for pid in worker.children]
+    return [cpu_s(api.pid), sum(map(cpu_s, children)), main_thread_s(stack.redis)]
