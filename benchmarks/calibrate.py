@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.measures import folder
 from benchmarks.stacks import BATCH, Ours, Stack, cpu_s, example_of
@@ -24,6 +27,7 @@ from worker.settings import Settings
 #: Jobs of each measurement of Redis, and how often each is made: the lowest counts, as others' load can only add to it.
 JOBS = 6400
 ROUNDS = 3
+IDLE_S = 4.0
 SERVICE = "calibration"
 
 
@@ -54,6 +58,8 @@ class Costs:
     complete: Line  #: Redis: and tells how it ended
     read: Line  #: Redis: the API reads ended jobs, for those who wait
     tick: float  #: Redis: a worker renews its lease and sweeps
+    wait: float  #: Redis: a worker that found nothing waits for a message
+    idle: float = 0  #: Redis, a second: all that goes on beside an API and a worker with nothing to do, less its ticks
     api: float = 0  #: an API process, for a job that is waited for
     worker: float = 0  #: a pool process, for a job, beside its model
 
@@ -70,10 +76,11 @@ def measure_redis(jobs: int = JOBS, rounds: int = ROUNDS) -> Costs:
         [min(costs) for costs in zip(*run, strict=True)] for run in zip(*(lines for lines, _ in runs), strict=True)
     ]
     create, claim, complete, read = (Line.through(one, many) for one, many in zip(*steps, strict=True))
-    return Costs(create, claim, complete, read, min(tick for _, tick in runs))
+    tick, wait = (min(costs) for costs in zip(*(costs for _, costs in runs), strict=True))
+    return Costs(create, claim, complete, read, tick, wait)
 
 
-def _measure_redis(jobs: int) -> tuple[list[list[float]], float]:
+def _measure_redis(jobs: int) -> tuple[list[list[float]], tuple[float, float]]:
     server = RedisServer()
     try:
         server.start()
@@ -82,12 +89,17 @@ def _measure_redis(jobs: int) -> tuple[list[list[float]], float]:
         server.remove()
 
 
-def add_processes(costs: Costs, seconds: float) -> tuple[Costs, float]:
-    """The costs of API and worker too, under 64 clients who wait for a service without a model; and Redis's then."""
+def add_processes(costs: Costs, seconds: float) -> tuple[Costs, float, float]:
+    """The costs of API and worker too, under 64 clients who wait for a service without a model.
+
+    Also what Redis spent on a job then, and how many jobs a batch had.
+    """
     with Ours(folder(), "noop") as stack:
         stack.measure(seconds=1)  # what is done once is done
+        idle = _cost(stack.redis, lambda: time.sleep(IDLE_S)) / IDLE_S - 2 * costs.tick
         _, (api, worker, redis) = per_job(stack, 64, seconds)
-    return replace(costs, api=api, worker=worker), redis
+        batch = mean_batch(stack)
+    return replace(costs, idle=max(0.0, idle), api=api, worker=worker), redis, batch
 
 
 def per_job(stack: Ours, clients: int, seconds: float) -> tuple[dict[str, float], list[float]]:
@@ -96,6 +108,14 @@ def per_job(stack: Ours, clients: int, seconds: float) -> tuple[dict[str, float]
     told = stack.measure(clients=clients, seconds=seconds)
     jobs = ended(stack) - done
     return told, [(late - early) / jobs * 1e6 for early, late in zip(before, spent(stack), strict=True)]
+
+
+def mean_batch(stack: Ours) -> float:
+    """Jobs in a batch, by the newest jobs that have ended."""
+    key = f"{{{stack.model}}}"
+    ids: Any = stack.redis.client.zrevrange(f"{key}:expires", 0, 999)
+    sizes: Any = [stack.redis.client.hget(f"{key}:job:{job_id.decode()}", "batch_size") for job_id in ids]
+    return 1 / statistics.mean(1 / int(size) for size in sizes)
 
 
 def ended(stack: Ours) -> int:
@@ -133,17 +153,22 @@ def _run(server: RedisServer, jobs: int, size: int) -> list[float]:
     return [cost / len(calls) for cost in found]
 
 
-def _tick(server: RedisServer) -> float:
-    """Microseconds of what a worker does twice a second."""
-    ledger, ticks = Ledger(Settings(redis_url=server.url)), 500
+def _tick(server: RedisServer) -> tuple[float, float]:
+    """Microseconds of what a worker does twice a second, and of a wait for a message."""
+    ledger, times = Ledger(Settings(redis_url=server.url)), 500
     ledger.join(SERVICE, "ticker", {})
+    ledger.ring(SERVICE)
 
     def tick() -> None:
-        for _ in range(ticks):
+        for _ in range(times):
             ledger.renew(SERVICE, "ticker", {})
             ledger.sweep(SERVICE)
 
-    return _cost(server, tick) / ticks
+    def wait() -> None:
+        for _ in range(times):
+            ledger.wait(SERVICE, 1)
+
+    return _cost(server, tick) / times, _cost(server, wait) / times
 
 
 def _cost(server: RedisServer, step: Callable[[], object]) -> float:

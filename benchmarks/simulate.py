@@ -116,6 +116,12 @@ class World:
         for number in range(plan.clients):
             self.after(self.random.uniform(0, SPREAD_US), Job(self, self.apis[number % plan.apis]).send)
 
+        self._hum()
+
+    def _hum(self) -> None:
+        self.redis.ask(lambda: self.costs.idle / 10, lambda: None)
+        self.after(100_000, self._hum)
+
     def after(self, us: float, then: Callable[[], None]) -> None:
         """Go on then."""
         heapq.heappush(self._events, (self.now + us, next(self._number), then))
@@ -257,6 +263,7 @@ class Worker:
                 self.claim()
             else:
                 self._world.idle.add(self)  # it blocks on the queue, and wakes as jobs come
+                self._world.call(lambda: self._world.costs.wait, lambda: None)
 
         self._asked = True
         self._world.call(take, taken)
@@ -331,19 +338,23 @@ def main() -> int:
 
 
 def _measure(seconds: float) -> Costs:
-    costs, redis_us = add_processes(measure_redis(), seconds)
+    costs, redis_us, size = add_processes(measure_redis(), seconds)
     print("Measured, µs of processor time: a call of Redis, and more for each job in it")
     for name in ("create", "claim", "complete", "read"):
         line: Line = getattr(costs, name)
         print(f"  {name:8}  {line.call:5.1f} + {line.job:4.1f} a job")
-    print(f"  a worker's renewal and sweep, twice a second: {costs.tick:.0f}")
+    print(f"  a worker's renewal and sweep, twice a second: {costs.tick:.0f}; a wait for work: {costs.wait:.0f}")
+    print(f"  all else beside an idle API and worker, a second: {costs.idle:.0f}")
     print(f"  an API process, a job: {costs.api:.0f}; a pool process without a model, a job: {costs.worker:.0f}")
     for batch in (1, 8, BATCH):
         us = costs.redis_us(batch, batch)
         print(
             f"  Redis, a job that is created, run and read in batches of {batch}: {us:.0f}, so {1e6 / us:,.0f} jobs/s"
         )
-    print(f"  Redis, a job, as measured under 64 clients without a model: {redis_us:.0f}")
+    expected = simulate(Plan(1, 64, BATCH, Line(0, 0)), costs)
+    by_lines, simulated = costs.redis_us(size, size), expected.redis / expected.jobs_s * 1e6
+    told = f"measured {redis_us:.0f}, by the lines {by_lines:.0f}, simulated {simulated:.0f}"
+    print(f"  Redis, a job, under 64 clients without a model, in batches of {size:.1f}: {told}")
     return costs
 
 
