@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFo
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import LOOK_AT, check_retried, create_arguments, hash_promise, head, promise_key, record_key
 from worker.ledger_batches import BatchLedger
+from worker.overview import Overview
 from worker.replies import Outcome, as_stored, conflict
 from worker.replies import Repeated as Repeated
 
@@ -21,17 +21,6 @@ class Page:
 
     jobs: list[Job]
     next: tuple[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What the ledger knows of one service."""
-
-    depth: int  #: queued jobs
-    oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
-    workers: list[dict[str, Any]]  #: each live worker's host, pid and state
-    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
-    failure: dict[str, Any] | None  #: why the plugin cannot be loaded
 
 
 class AsyncLedger(BatchLedger):
@@ -121,15 +110,7 @@ class AsyncLedger(BatchLedger):
 
     async def overview(self, service: str) -> Overview:
         """What the ledger knows of one service."""
-        depth, oldest, now, infos, about = await self._call(service, head("overview", self._settings))
-        fields = dict(zip(about[0::2], about[1::2], strict=True))
-        return Overview(
-            depth=depth,
-            oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
-            workers=[json.loads(info) for info in infos],
-            knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
-            failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
-        )
+        return Overview.from_reply(await self._call(service, head("overview", self._settings)))
 
     async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
         """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""
