@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, files, metrics, open_inference, problems, routes, webhooks
+from api import batches, console, files, metrics, open_inference, problems, routes, webhooks
 from api.catalog import Catalog
 from api.meter import Meter, Metered
 from api.openapi import build_document
@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(webhooks.router)
     app.include_router(open_inference.router)
     app.include_router(metrics.router)
+    console.install(app)  # before the rest of /static
     problems.install(app)
     _add_docs(app)
     app.add_middleware(Metered, meter=app.state.meter)
