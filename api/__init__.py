@@ -12,6 +12,8 @@ The map, in the order in which a request passes through it:
   ``columns`` maps them to a plugin's models
 * ``problems``: every error as a problem document
 * ``openapi``: the OpenAPI document, of ``openapi_paths``, ``openapi_parts`` and ``schemas``
+* ``meter``, ``metrics``: requests counted; ``GET /metrics``
+* ``console``: the web page at ``/``, whose files are in ``static/``
 """
 
 from api.app import create_app

@@ -14,8 +14,9 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, files, open_inference, problems, routes, webhooks
+from api import batches, console, files, metrics, open_inference, problems, routes, webhooks
 from api.catalog import Catalog
+from api.meter import Meter, Metered
 from api.openapi import build_document
 from api.waiter import Waiter
 from api.writer import Writer
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.catalog = Catalog()
     app.state.receivers = webhooks.Receivers(settings)
+    app.state.meter = Meter()
     app.router.routes += [
         Route("/jobs", routes.Plain(routes.create_job), methods=["POST"]),
         Route("/jobs/{job_id}", routes.Plain(routes.get_job), methods=["GET"]),
@@ -49,8 +51,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(files.router)
     app.include_router(webhooks.router)
     app.include_router(open_inference.router)
+    app.include_router(metrics.router)
+    console.install(app)  # before the rest of /static
     problems.install(app)
     _add_docs(app)
+    app.add_middleware(Metered, meter=app.state.meter)
     return app
 
 

@@ -16,7 +16,7 @@ from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
 from worker.errors import ServiceFailed, UnknownService
 from worker.files import File, Where, find_files, holds_files
-from worker.ledger_async import Overview
+from worker.overview import Overview
 
 log = logging.getLogger("services.api")
 

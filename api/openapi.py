@@ -35,7 +35,7 @@ DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueu
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457)."""
 
 #: Paths that have another heading in ``/docs`` than their own first word.
-HEADINGS = {"healthz": "health", "readyz": "health"}
+HEADINGS = {"healthz": "health", "readyz": "health", "metrics": "health", "": "console"}
 
 MS: Schema = {"type": ["number", "null"], "description": "milliseconds"}
 

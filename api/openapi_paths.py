@@ -20,7 +20,7 @@ from api.openapi_parts import (
     make_operation,
     make_problems,
 )
-from api.schemas import Schema, make_object, make_ref, make_webhook
+from api.schemas import CONSOLE, METRICS, Schema, make_object, make_ref, make_webhook
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS
 
@@ -194,9 +194,12 @@ def _service_paths() -> Schema:
     every = {"200": make_answer(services, "Every installed service"), **make_problems(422, 503)}
     alive = {"200": make_answer(status, "The process lives")}
     ready = {"200": make_answer(status, "Redis answers"), **make_problems(503)}
+    metrics = {**METRICS, **make_problems(422)}
     return {
         "/services": {"get": make_operation("list_services", "List the services", every)},
         "/services/{name}": {"get": make_operation("get_service", "Read a service", one, [in_path("name")])},
         "/healthz": {"get": make_operation("health", "Liveness", alive)},
         "/readyz": {"get": make_operation("ready", "Readiness", ready)},
+        "/metrics": {"get": make_operation("read_metrics", "Metrics for Prometheus", metrics)},
+        "/": {"get": make_operation("console", "The console, a web page", CONSOLE)},
     }

@@ -215,13 +215,18 @@ def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
 
 
 def read_wait(request: Request, query: dict[str, str], max_wait_s: float) -> float:
-    """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all."""
+    """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all.
+
+    The scope notes a wait, for ``meter``.
+    """
     if "wait" in query:
-        return min(read_seconds("wait", query["wait"], ["query", "wait"]), max_wait_s)
-    found = WAIT.search(",".join(request.headers.getlist("prefer")))
-    if not found:
+        seconds = read_seconds("wait", query["wait"], ["query", "wait"])
+    elif found := WAIT.search(",".join(request.headers.getlist("prefer"))):
+        seconds = read_seconds("wait", found.group(1).strip('"'), ["header", "prefer"])
+    else:
         return 0
-    return min(read_seconds("wait", found.group(1).strip('"'), ["header", "prefer"]), max_wait_s)
+    request.scope["wait"] = min(seconds, max_wait_s)
+    return min(seconds, max_wait_s)
 
 
 def read_int(query: dict[str, str], name: str, default: int, most: int) -> int:

@@ -165,3 +165,11 @@ FILE = make_object(
         "links": make_object({name: {"type": "string"} for name in ("self", "content", "download")}),
     }
 )
+
+
+def _text(description: str, *types: str) -> Schema:
+    return {"200": {"description": description, "content": {kind: {"schema": {"type": "string"}} for kind in types}}}
+
+
+METRICS = _text("Also while Redis is away", "text/plain", "application/openmetrics-text")
+CONSOLE = _text("The page", "text/html")

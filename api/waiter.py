@@ -127,7 +127,17 @@ class Waiter:
                     future.set_result(job)
 
 
+class Held:
+    """How many requests of this process are held until a job ends."""
+
+    now = 0
+
+
 async def ended_within(future: asyncio.Future[Job], seconds: float) -> Job | None:
     """The job, if it ends within so many seconds."""
-    done, _ = await asyncio.wait([future], timeout=seconds)
+    Held.now += 1
+    try:
+        done, _ = await asyncio.wait([future], timeout=seconds)
+    finally:
+        Held.now -= 1
     return future.result() if done else None

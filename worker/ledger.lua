@@ -23,7 +23,9 @@
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
---                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at
+--                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at;
+--                               and since ever: ended:<status> (jobs), inputs:<status> (of batches),
+--                               requeued:<why> (attempts after which a job was queued again)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
@@ -72,6 +74,7 @@ local RATE_S = 10
 
 local ended = {}
 local bytes_change = 0  -- of the inputs that wait
+local counted = {}  -- fields of ABOUT -> what this call adds: one command each, however many jobs
 
 -- Entries that the jobs of one call add to, or take out of, the same key: sent as one command for all of them. A command
 -- of its own for each costs a claim and a completion of 64 jobs a third of their time (measured).
@@ -97,6 +100,8 @@ local function gather(command, key, first, second)
   call[#call + 1] = first
   if second then call[#call + 1] = second end
 end
+
+local function tally(field, number) counted[field] = (counted[field] or 0) + number end
 
 local function clock()
   local t = redis.call('TIME')
@@ -202,8 +207,12 @@ local function end_chunk(status, group, rows, failed)
   if status == 'succeeded' then
     count(group, 'succeeded', rows - failed)
     count(group, 'failed', failed)
+    tally('inputs:succeeded', rows - failed)
+    if failed > 0 then tally('inputs:failed', failed) end
   else
-    count(group, status == 'failed' and 'failed' or 'cancelled', rows)
+    local each = status == 'failed' and 'failed' or 'cancelled'
+    count(group, each, rows)
+    tally('inputs:' .. each, rows)
   end
   local key = batch_of(group)
   if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
@@ -250,6 +259,7 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
     redis.call('HDEL', key, 'input', 'partial')
     return end_chunk(status, job[5], tonumber(job[6]), failed or 0)
   end
+  tally('ended:' .. status, 1)
   redis.call('PEXPIRE', key, life[2])
   redis.call('SET', seen(id), '1', 'PX', life[3])
   if job[4] then redis.call('PEXPIRE', promised(job[4]), life[2]) end
@@ -280,6 +290,7 @@ local function put_back(id, outcome, charged, alone, pause, problem)
     redis.call('HSET', key, 'why', outcome)
   end
   weigh(id, 1)
+  if outcome then tally('requeued:' .. outcome, 1) end
   gather('HDEL', S .. 'running:' .. job[2], id)
   redis.call('HSET', key, 'status', 'queued', 'alone', alone and 1 or 0)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size')
@@ -864,7 +875,8 @@ function operations.list()
   end
 end
 
--- Gives {depth, created of the oldest of the ten jobs that are next (0: none), now, {info of a live worker, ...}, about}
+-- Gives {depth, created of the oldest of the ten jobs that are next (0: none), now, {info of a live worker, ...}, about,
+-- how many jobs (and chunks of batches) run}
 function operations.overview()
   local oldest = 0
   for _, id in ipairs(redis.call('ZRANGE', WAITING, 0, 9)) do
@@ -872,10 +884,13 @@ function operations.overview()
     if oldest == 0 or created < oldest then oldest = created end
   end
   local live = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. string.format('%.0f', now), '+inf')
-  local infos = {}
-  for _, worker in ipairs(live) do infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}' end
+  local infos, running = {}, 0
+  for _, worker in ipairs(live) do
+    infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}'
+    running = running + #redis.call('HKEYS', S .. 'running:' .. worker)
+  end
   return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
-    redis.call('HGETALL', ABOUT)}
+    redis.call('HGETALL', ABOUT), running}
 end
 
 -- A full Redis (maxmemory) refuses to store new jobs, but must never refuse to end those that it has: after one write
@@ -884,7 +899,8 @@ if operation ~= 'create' and operation ~= 'list' and operation ~= 'overview' the
 
 local reply = operations[operation]()
 flush()
-if bytes_change ~= 0 then redis.call('HINCRBY', ABOUT, 'waiting_bytes', bytes_change) end
+if bytes_change ~= 0 then tally('waiting_bytes', bytes_change) end
+for field, number in pairs(counted) do redis.call('HINCRBY', ABOUT, field, number) end
 if #ended > 0 then
   redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended))
   if operation == 'complete' then redis.call('HSET', ABOUT, 'rate', rate() + #ended / RATE_S, 'rate_at', now) end

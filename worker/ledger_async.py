@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFo
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import LOOK_AT, check_retried, create_arguments, hash_promise, head, promise_key, record_key
 from worker.ledger_batches import BatchLedger
+from worker.overview import Overview
 from worker.replies import Outcome, as_stored, conflict
 from worker.replies import Repeated as Repeated
 
@@ -21,26 +21,6 @@ class Page:
 
     jobs: list[Job]
     next: tuple[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What the ledger knows of one service."""
-
-    depth: int  #: queued jobs
-    oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
-    workers: list[dict[str, Any]]  #: each live worker's host, pid and state
-    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
-    failure: dict[str, Any] | None  #: why the plugin cannot be loaded
-
-    @classmethod
-    def read(cls, reply: Any) -> Overview:
-        """From what ``overview`` in ``ledger.lua`` answers."""
-        depth, oldest, now, infos, about = reply
-        fields = dict(zip(about[0::2], about[1::2], strict=True))
-        age_s = round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0
-        knobs, failure = (json.loads(fields.get(name, b"null")) for name in (b"knobs", b"failure"))
-        return cls(depth, age_s, [json.loads(info) for info in infos], knobs, failure)
 
 
 class AsyncLedger(BatchLedger):
@@ -131,11 +111,11 @@ class AsyncLedger(BatchLedger):
 
     async def overview(self, service: str) -> Overview:
         """What the ledger knows of one service."""
-        return Overview.read(await self._call(service, head("overview", self._settings)))
+        return Overview.from_reply(await self._call(service, head("overview", self._settings)))
 
     async def overviews(self, services: Sequence[str]) -> list[Overview]:
         """The same of several."""
-        return list(map(Overview.read, await self._call_each(services, head("overview", self._settings))))
+        return list(map(Overview.from_reply, await self._call_each(services, head("overview", self._settings))))
 
     async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
         """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""

@@ -364,6 +364,20 @@ def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"0"
 
 
+def test_what_ends_and_what_is_queued_again_is_counted_once(bench: Bench) -> None:
+    first, second = bench.create(2)
+    bench.claim("t1")
+    bench.ledger.give_up("echo", "w1", "t1", "lost")
+    bench.claim("t2")
+    for _ in range(2):  # the answer was lost
+        bench.complete("t2", first)
+    bench.ledger.cancel(second)
+    overview = bench.api(lambda ledger: ledger.overview("echo"))
+    counts = {name: count for name, count in overview.counts.items() if ":" in name}
+    assert counts == {"requeued:lost": 2, "ended:succeeded": 1, "ended:cancelled": 1}
+    assert overview.running == 0 and overview.rate > 0
+
+
 def test_retry_after_follows_the_measured_rate(bench: Bench) -> None:
     bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 1000})
 

@@ -1,0 +1,181 @@
+"""The console in a real browser, before one running stack: every test takes it as the one before has left it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
+
+from tests.services import write_echo
+from tests.support import System, finished, poll, running_system
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The API and a worker of ``echo``; ``idle`` has no worker."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "heavy_model_library.py").write_text("")
+    write_echo(folder, "echo", "time_limit_s = 30")
+    write_echo(folder, "idle")
+    with running_system(tmp_path_factory.mktemp("browser"), folder) as made:
+        made.start_api()
+        made.start_worker("echo")
+        yield made
+
+
+class Console:
+    """The page as its user sees it."""
+
+    def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
+        self.driver = driver
+        self._folder = folder
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return str(self.driver.execute_script("return document.querySelector(arguments[0])?.innerText || ''", selector))
+
+    def sees(self, selector: str, *texts: str) -> None:
+        """Wait until an element has all these texts."""
+        poll(lambda: all(text in self.text(selector) for text in texts), 10, f"{selector} shows {texts}")
+
+    def choose(self, selector: str, text: str) -> None:
+        Select(self.one(selector)).select_by_visible_text(text)
+
+    def submit(self, input: str, service: str = "echo") -> None:
+        self.choose("#try-service", service)
+        area = self.one("#try-input")
+        area.clear()
+        area.send_keys(input)
+        self.one("#try-submit").click()
+
+    def job_id(self) -> str:
+        """The id of the job that was submitted last."""
+        return self.one("#try-result .id").text
+
+    def rows(self) -> list[str]:
+        """The list's jobs."""
+        script = "return [...document.querySelectorAll('#jobs tbody tr')].map((row) => row.innerText)"
+        return list(self.driver.execute_script(script))
+
+    def shoot(self, name: str) -> None:
+        self.driver.save_screenshot(str(self._folder / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def console(stack: System) -> Iterator[Console]:
+    options = webdriver.ChromeOptions()
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+        options.add_argument(option)
+    options.add_argument("--window-size=1280,1400")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # Named, or selenium asks the internet for one.
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.get(f"{stack.url}/")
+        yield Console(driver, stack.folder)
+    finally:
+        driver.quit()
+
+
+def test_it_shows_the_services_and_runs_the_example(stack: System, console: Console) -> None:
+    console.sees("[data-key=echo]", "ready", "1", "Knobs")
+    console.sees("[data-key=idle]", "no workers")
+    poll(lambda: console.one("#try-input").get_property("value") == '{\n  "n": 1\n}', what="the example is in the form")
+
+    console.one("#try-submit").click()
+
+    console.sees("#try-result", "queued\nrunning\nsucceeded", "Output", '"n": 1', "predict")
+    poll(lambda: any(console.job_id() in row and "succeeded" in row for row in console.rows()), what="it is listed")
+
+
+def test_a_job_is_seen_to_run_is_cancelled_and_run_again(stack: System, console: Console) -> None:
+    console.submit('{"n": 2, "sleep_s": 2}')
+    poll(lambda: console.text("#try-result .now") == "running", what="it is seen to run")
+    console.one("#try-result .cancel").click()
+    console.sees("#try-result .now", "cancelled")
+    console.one("#try-result .retry").click()
+    console.sees("#try-result .steps", "queued")
+    console.one("#try-result .cancel").click()
+    console.sees("#try-result .now", "cancelled")
+
+
+def test_what_is_wrong_is_told_where_it_is_wrong(console: Console) -> None:
+    console.submit("{oops")
+    console.sees("#try-errors", "This is no JSON")
+    console.submit('{"n": "many"}')
+    console.sees("#try-errors", "input.n", "valid integer")
+    assert console.one("#try-input").get_attribute("aria-invalid") == "true"
+
+
+def test_the_list_is_filtered_and_a_failed_job_is_opened(stack: System, console: Console) -> None:
+    # A number that JavaScript cannot hold, and a text that would be markup.
+    console.submit('{"n": 12345678901234567890, "do": "raise", "device": null}')
+    console.sees("#try-result", "failed", "predict_failed", "bad one")
+    job_id = console.job_id()
+
+    console.choose("#filter-status", "failed")
+    poll(lambda: len(console.rows()) == 1 and job_id in console.rows()[0], what="only the failed one is listed")
+    console.choose("#filter-service", "idle")
+    console.sees("#jobs-none", "No job.")
+    console.choose("#filter-service", "all")
+    poll(lambda: len(console.rows()) == 1, what="it is listed again")
+
+    console.one("#jobs tbody button").click()
+    console.sees("#job[open]", job_id, "12345678901234567890", "Attempts", "ValueError: bad one", "predict_failed")
+    console.shoot("job")
+    console.one("#job-close").click()
+    assert not console.all("#job[open]")
+
+
+def test_pages_go_back_in_time_and_forth(stack: System, console: Console) -> None:
+    with stack.client() as client:
+        body = {"service": "idle", "input": {"n": 1}}
+        for _ in range(25):
+            client.post("/jobs", json=body).raise_for_status()
+    console.choose("#filter-status", "all")
+    console.choose("#filter-service", "idle")
+    poll(lambda: len(console.rows()) == 20, what="a whole page")
+    newest = console.rows()
+    console.one("#older").click()
+    poll(lambda: len(console.rows()) == 5, what="the older ones")
+    assert not set(newest) & set(console.rows())
+    console.one("#newest").click()
+    poll(lambda: console.rows() == newest, what="the newest again")
+    console.sees("[data-key=idle]", "25")
+
+
+def test_markup_in_a_job_is_a_text(stack: System, console: Console) -> None:
+    evil = "<img src=x onerror=document.title='hacked'>"
+    with stack.client() as client:
+        sent = client.post("/jobs", json={"service": "echo", "input": {"n": 1}, "metadata": {"name": evil}}).json()
+        finished(client, sent["id"])
+    console.driver.get(f"{stack.url}/#jobs/{sent['id']}")
+    console.sees("#job[open]", evil)
+    assert console.driver.title == "libs-service"
+    assert not console.all("main img, dialog img")
+    console.one("#job-close").click()
+
+
+def test_a_key_is_sent_and_the_page_has_broken_no_rule(console: Console) -> None:
+    console.one("#key-button").click()
+    console.one("#key").send_keys("secret-1")
+    console.one("#key-form .main").click()
+    sent = "return sessionStorage.getItem('services-api-key')"
+    assert console.driver.execute_script(sent) == "secret-1"
+    console.sees("#key-button", "API key: set")
+    # 422 of the test above aside; the Content-Security-Policy would be told of here.
+    severe = [line["message"] for line in console.driver.get_log("browser") if line["level"] == "SEVERE"]
+    assert [line for line in severe if "422" not in line] == []

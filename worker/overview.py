@@ -1,0 +1,49 @@
+"""What the ledger knows of one service as a whole: its queue, its workers, its counts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+#: The rate of ended jobs is averaged over this time, as in ``ledger.lua``.
+RATE_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One service at one moment."""
+
+    depth: int  #: queued jobs
+    oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
+    workers: list[dict[str, Any]]  #: each live worker's host, pid and state
+    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
+    failure: dict[str, Any] | None  #: why the plugin cannot be loaded
+    running: int  #: jobs, and chunks of batches, that a live worker has claimed
+    rate: float  #: jobs ended a second, averaged over the last seconds
+    counts: dict[str, int]  #: what ``ledger.lua`` counts: waiting_bytes, "ended:<status>", "requeued:<why>", ...
+
+    @classmethod
+    def from_reply(cls, reply: Any) -> Overview:
+        """Read what ``overview`` in ``ledger.lua`` answers."""
+        depth, oldest, now, infos, about, running = reply
+        fields = dict(zip(about[0::2], about[1::2], strict=True))
+        counted = [name for name in fields if b":" in name or name == b"waiting_bytes"]
+        return cls(
+            depth=depth,
+            oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
+            workers=[json.loads(info) for info in infos],
+            knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,
+            failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
+            running=running,
+            rate=_rate_now(fields.get(b"rate"), fields.get(b"rate_at"), int(now)),
+            counts={name.decode(): int(fields[name]) for name in counted},
+        )
+
+
+def _rate_now(rate: bytes | None, rate_at_us: bytes | None, now_us: int) -> float:
+    """Jobs ended a second as of now: the same as ``rate`` in ``ledger.lua``."""
+    if rate is None or rate_at_us is None:
+        return 0
+    return float(rate) * math.exp(-max(0, now_us - float(rate_at_us)) / (RATE_S * 1e6))
