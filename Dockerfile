@@ -41,4 +41,5 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin services && \
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
-CMD ["uvicorn", "api:app", "--host", "0.0.0.0", "--port", "8000", "--log-level", "warning", "--timeout-keep-alive", "75"]
+CMD ["uvicorn", "api:app", "--host", "0.0.0.0", "--port", "8000", "--log-level", "warning", "--timeout-keep-alive", "75", \
+     "--timeout-graceful-shutdown", "5"]

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
-from api import batches, console, files, metrics, open_inference, problems, routes, webhooks
+from api import batches, console, events, files, metrics, open_inference, problems, routes, webhooks
 from api.catalog import Catalog
 from api.meter import Meter, Metered
 from api.openapi import build_document
@@ -23,6 +23,7 @@ from api.writer import Writer
 from worker.dispatch import WEBHOOKS
 from worker.errors import StoreUnavailable
 from worker.files_async import AsyncFiles
+from worker.hearing import Hearing
 from worker.ledger_async import AsyncLedger
 from worker.logs import setup_logging
 from worker.settings import Settings, get_settings
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Route("/jobs/{job_id}", routes.Plain(routes.get_job), methods=["GET"]),
     ]
     app.include_router(routes.router)
+    app.include_router(events.router)
     app.include_router(batches.router)
     app.include_router(files.router)
     app.include_router(webhooks.router)
@@ -66,6 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.writer = Writer(state.ledger)
     state.waiter = Waiter(state.ledger, state.settings)
     state.files = AsyncFiles(state.ledger, state.settings)
+    state.hearing = Hearing(state.ledger, state.settings)
     tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_sweep(state.ledger, state.catalog))]
     tasks.append(asyncio.create_task(state.files.run()))
     yield

@@ -18,6 +18,7 @@ from api.schemas import (
     ATTEMPT,
     BATCH,
     DELIVERY,
+    EVENT,
     FILE,
     JOB_ERROR,
     PROBLEM,
@@ -47,7 +48,8 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     for entry in entries:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Delivery": DELIVERY, **OPEN_INFERENCE}
+    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Event": EVENT, "Delivery": DELIVERY}
+    schemas |= OPEN_INFERENCE
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
@@ -112,7 +114,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "output": {"anyOf": [*outputs, {"type": "null"}]},
         "error": {"anyOf": [make_ref("JobError"), {"type": "null"}]},
         "attempt": {"type": "integer", "minimum": 0},
-        "progress": {"type": "null"},
+        "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
         "created_at": {"type": "string", "format": "date-time"},
         "started_at": TIME,
@@ -124,7 +126,9 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "batch_size": {"type": ["integer", "null"], "minimum": 0},
         "priority": {"enum": list(Priority)},
         "metadata": {"type": "object"},
-        "links": make_object({"self": {"type": "string"}, "deliveries": {"type": "string"}}, ["self"]),
+        "links": make_object(
+            {name: {"type": "string"} for name in ("self", "events", "deliveries")}, required=["self", "events"]
+        ),
     }
     included = {
         "input": {"description": "as it was sent; with `?include=input`"},

@@ -20,7 +20,7 @@ from api.openapi_parts import (
     make_operation,
     make_problems,
 )
-from api.schemas import CONSOLE, METRICS, Schema, make_object, make_ref, make_webhook
+from api.schemas import CONSOLE, LAST_EVENT, METRICS, STREAM, Schema, make_object, make_ref, make_webhook
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS
 
@@ -53,6 +53,8 @@ def _job_paths(entries: list[Entry]) -> Schema:
         **make_problems(404, 409, 410, 413, 422, 429, 503),
     }
     listed = {"200": make_answer(page, "A page of jobs"), **make_problems(404, 422, 503)}
+    last = {"description": "The job has ended, and `Last-Event-ID` is its last event"}
+    followed = {"200": STREAM, "204": last, **make_problems(404, 410, 422, 503)}
     path = [in_path("job_id")]
     return {
         "/jobs": {
@@ -66,6 +68,7 @@ def _job_paths(entries: list[Entry]) -> Schema:
         "/jobs/{job_id}/retry": {
             "post": make_operation("retry_job", "Run a failed, cancelled or expired job again", again, path)
         },
+        "/jobs/{job_id}/events": {"get": make_operation("get_events", "Follow a job", followed, [*path, LAST_EVENT])},
     }
 
 

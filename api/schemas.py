@@ -154,6 +154,30 @@ DELIVERY = make_object(
     }
 )
 
+#: One server-sent event; OpenAPI 3.1 has no better way to say that a body is many of them.
+EVENT = make_object(
+    {
+        "event": {"enum": ["status", "progress", "log", "output"]},
+        "id": {"type": "string", "description": "for `Last-Event-ID`"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer", "description": "in the first, which bears nothing else: milliseconds"},
+    },
+    [],
+)
+
+_STREAM = """Server-sent events up to the job's end; a comment after 15 s without one. The data of each is JSON.
+`status`: the job, as `GET /jobs/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "message"}`, from
+0 to 1. `log`: `{"level", "message", "logger"?}`. `output`: `{"index", "output"}`, a partial output."""
+
+#: What ``GET /jobs/{id}/events`` answers, and what it may be asked.
+STREAM: Schema = {"description": _STREAM, "content": {"text/event-stream": {"schema": make_ref("Event")}}}
+LAST_EVENT: Schema = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "the `id` of the last event that was received: go on after it",
+    "schema": {"type": "string"},
+}
+
 FILE = make_object(
     {
         "id": {"type": "string", "pattern": "^[0-9a-f]{64}$"},

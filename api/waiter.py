@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 
 from worker.errors import StoreUnavailable
 from worker.jobs import Job
-from worker.ledger import ENDED_CHANNEL
+from worker.ledger import ENDED_CHANNEL, TOLD_CHANNEL
 from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
 from worker.store import make_async_client
@@ -76,7 +76,10 @@ class Waiter:
 
     @contextmanager
     def signal(self, id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when whatever has this id may have ended; look yourself, and clear it to wait again."""
+        """An event that is set when whatever has this id may have ended or told something.
+
+        Look yourself, and clear it to wait again.
+        """
         event = asyncio.Event()
         self._signals.setdefault(id, set()).add(event)
         try:
@@ -89,7 +92,7 @@ class Waiter:
 
     async def _listen(self) -> None:
         async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(ENDED_CHANNEL)
+            await pubsub.subscribe(ENDED_CHANNEL, TOLD_CHANNEL)
             await self._settle(list(self._futures))
             self._ring(list(self._signals))
             heard = time.monotonic()
@@ -106,9 +109,10 @@ class Waiter:
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
-            ended = json.loads(message["data"])
-            self._ring(ended)
-            await self._settle([job_id for job_id in ended if job_id in self._futures])
+            ids = json.loads(message["data"])
+            self._ring(ids)
+            if message["channel"] == ENDED_CHANNEL.encode():
+                await self._settle([job_id for job_id in ids if job_id in self._futures])
 
     def _ring(self, ids: list[str]) -> None:
         for id in ids:

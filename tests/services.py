@@ -122,6 +122,59 @@ class Plugin(Service[Input, Output]):
         return Output(size=len(content), folder=str(folder), batch=count, reversed=made, same=same)
 """
 
+TALKING_SCHEMA = """
+from pydantic import BaseModel, ConfigDict
+
+class Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"steps": 1}]})
+    steps: int = 0
+    step_s: float = 0
+    do: str = ""
+
+class Output(BaseModel):
+    parts: list[int]
+"""
+
+TALKING = """
+import logging, os, time
+from worker.service import Service
+from talking.schema import Input, Output
+
+log = logging.getLogger("talking")
+
+class Plugin(Service[Input, Output]):
+    def preprocess(self, input):
+        if input.do == "talk":
+            print("read", end="")
+            log.info("it has %d steps", input.steps)
+        return input
+
+    def predict(self, input):
+        if input.do == "talk":
+            print("predicting")
+        if input.do == "big":
+            for part in range(10):
+                yield "x" * 2**20
+        if input.do == "nan":
+            yield float("nan")
+        for step in range(input.steps):
+            self.progress((step + 1) / input.steps, f"step {step}")
+            time.sleep(input.step_s)
+            if input.do == "yield":
+                yield step
+            if input.do == "die_once" and not os.path.exists(os.environ["TEST_FOLDER"] + "/died"):
+                time.sleep(0.3)
+                open(os.environ["TEST_FOLDER"] + "/died", "w").close()
+                os._exit(3)
+        if input.do == "beyond":
+            self.progress(1.5)
+        if input.do != "yield":
+            return [input.steps]
+
+    def postprocess(self, raw):
+        return Output(parts=raw)
+"""
+
 #: Services whose worker cannot start, each with its source.
 BROKEN = {
     "bad_import": "import no_such_library",
@@ -170,6 +223,7 @@ def write_services(folder: Path) -> Path:
     write_echo(folder, "retrying", retries)
     write_echo(folder, "bounded", "memory_limit_mb = 200; time_limit_s = 30")
     write_echo(folder, "one_by_one", "max_batch_size = 1; time_limit_s = 60")
+    write_plugin(folder, "talking", TALKING_SCHEMA, TALKING)
     write_plugin(folder, "no_schema", None, ECHO.format(name="echo", knobs="pass"))
     write_plugin(folder, "bad_schema", "raise RuntimeError('broken schema')", "")
     for name, service in BROKEN.items():

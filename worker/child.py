@@ -44,6 +44,7 @@ from worker.sample import Sample
 from worker.service import Service
 from worker.settings import get_settings
 from worker.stages import PLUGIN_ERRORS
+from worker.telling import Teller, capture
 
 log = logging.getLogger("services.worker")
 
@@ -95,11 +96,13 @@ def main(fd: int, lease_fd: int, process: str, names: list[str]) -> None:
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
     ledger, sample = Ledger(settings), Sample(listener.event_rate())
     attachments = Attachments(settings, ledger)
+    teller = Teller(Ledger(settings, retries=0), settings.job_events)
+    capture(settings.log_level)
     while batch := feeder.next_batch():
         listener.begin(batch)
         feeder.look_ahead(batch)
         time_limit_s = about[batch.service][1]["time_limit_s"]
-        _run(services[batch.service], ledger, link, listener, sample, batch, time_limit_s, attachments)
+        _run(services[batch.service], ledger, link, listener, sample, batch, time_limit_s, attachments, teller)
         listener.end()
         if _is_too_large(about):
             break
@@ -115,6 +118,7 @@ def _run(
     batch: Batch,
     time_limit_s: float,
     attachments: Attachments,
+    teller: Teller,
 ) -> None:
     """Run one batch, telling the slot as it goes."""
     shown = {job.id for job in batch.jobs if sample.take()}
@@ -124,7 +128,7 @@ def _run(
         about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
         _send(link, {what: batch.token} | about)
 
-    ended = run_batch(service, ledger, batch, listener.cancelled, tell, attachments)
+    ended = run_batch(service, ledger, batch, listener.cancelled, tell, attachments, teller)
     told = [job.describe() for job in ended if job.item.job_id in shown]
     _send(link, {"ended": told, "failed": sum(job.item.error is not None for job in ended), "count": len(ended)})
 

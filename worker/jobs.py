@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -96,6 +96,7 @@ class Job:
     history: tuple[bytes, ...] = ()  #: attempts that did not succeed, oldest first: JSON texts by ``ledger.lua``
     worker: str = ""  #: id of the worker that runs or ran it last
     batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
+    progress: float | None = None  #: from 0 to 1, as the plugin told it last
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
@@ -127,6 +128,7 @@ class Job:
             history=tuple(record[b"history"].split(b"\n")) if b"history" in record else (),
             worker=record.get(b"worker", b"").decode(),
             batch=record.get(b"token", b"").decode(),
+            progress=float(record[b"progress"]) if b"progress" in record else None,
             position=position if record[b"status"] == b"queued" else None,
             webhook=record.get(b"webhook", b""),
         )
@@ -147,7 +149,7 @@ class Job:
             "version": self.version,
             "status": self.status,
             "attempt": self.attempt,
-            "progress": None,
+            "progress": self.progress,
             "position": self.position,
             "created_at": rfc3339(self.created_us),
             "started_at": rfc3339(self.started_us),
@@ -167,7 +169,15 @@ class Job:
 
     def _links(self) -> dict[str, str]:
         own = f"/jobs/{self.id}"
-        return {"self": own, "deliveries": f"{own}/deliveries"} if self.webhook else {"self": own}
+        links = {"self": own, "events": f"{own}/events"}
+        return {**links, "deliveries": f"{own}/deliveries"} if self.webhook else links
+
+    def as_it_was(self, status: Status, attempt: int, started_us: int) -> Job:
+        """The job before its end, or in an earlier run: without what is known only since."""
+        earlier = replace(self, status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
+        if status == Status.QUEUED:
+            earlier = replace(earlier, batch_size=None)
+        return replace(earlier, output=None, error=None, timings=None, progress=None, position=None)
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""

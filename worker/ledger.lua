@@ -12,6 +12,9 @@
 --   S:seen:<id>          string says that the job was, from its end on; lives remember_for longer than the record (410
 --                               rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
+--   S:said:<id>          stream what a job said in its runs: the last of its "progress" and "log" events, each under its number
+--   S:partial:<id>       stream its partial outputs, every one, numbered together with those. Both are there only where the
+--                               job said something; they live as long as its record, whose "events" is the last number
 --   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
@@ -31,6 +34,7 @@
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of the ids that have just ended.
+-- Channel jobs:told: the same of jobs that said something, and of jobs with "watched" that began to run or are queued again.
 --
 -- All times are microseconds by Redis's own clock, so that no host's clock matters.
 
@@ -73,6 +77,7 @@ local SWEEP_US = 400000
 local RATE_S = 10
 
 local ended = {}
+local told = {}
 local bytes_change = 0  -- of the inputs that wait
 local counted = {}  -- fields of ABOUT -> what this call adds: one command each, however many jobs
 
@@ -112,6 +117,8 @@ local now = clock()
 
 local function record(id) return S .. 'job:' .. id end
 local function seen(id) return S .. 'seen:' .. id end
+local function said(id) return S .. 'said:' .. id end
+local function partial(id) return S .. 'partial:' .. id end
 local function promised(hash) return S .. 'idempotency:' .. hash end
 
 local function int(number) return string.format('%.0f', number) end
@@ -230,7 +237,7 @@ end
 -- The only way into a terminal state. ``job``: the fields JOB of its record;
 -- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
 -- rows of a chunk that failed.
-local JOB = {'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook'}
+local JOB = {'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events'}
 
 local function finish_job(id, job, status, value, timings, batch_size, failed)
   local key = record(id)
@@ -264,6 +271,10 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
   redis.call('SET', seen(id), '1', 'PX', life[3])
   if job[4] then redis.call('PEXPIRE', promised(job[4]), life[2]) end
   if job[7] then gather('ZREM', DEADLINES, id) end
+  if job[9] then
+    redis.call('PEXPIRE', said(id), life[2])
+    redis.call('PEXPIRE', partial(id), life[2])
+  end
   gather('ZADD', EXPIRES, life[1], id)
   tell_celery(id, status, value, life[2])
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
@@ -280,7 +291,7 @@ end
 -- Back to the queue, with the place that its age gives it; at once, or after a pause. No outcome: it had not begun.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created', 'watched')
   must_go(id, job[1], 'queued')
   local score = tonumber(job[3])
   if tonumber(job[6]) > now then score = now + score - job[6] end  -- stored while the clock was ahead
@@ -293,7 +304,8 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   if outcome then tally('requeued:' .. outcome, 1) end
   gather('HDEL', S .. 'running:' .. job[2], id)
   redis.call('HSET', key, 'status', 'queued', 'alone', alone and 1 or 0)
-  redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size')
+  redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size', 'progress')
+  if job[7] then told[#told + 1] = id end
   if not charged then redis.call('HINCRBY', key, 'attempt', -1) end
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
@@ -450,6 +462,8 @@ end
 -- What the run of a claimed job needs, in this order; "first" is a chunk's.
 local RUN = {'attempt', 'input', 'first'}
 
+local TAKEN = {'attempt', 'input', 'first', 'watched'}
+
 local function append(list, id, attempt, input, first)
   local n = #list
   list[n + 1], list[n + 2], list[n + 3], list[n + 4] = id, attempt, input, first
@@ -458,7 +472,7 @@ end
 local function take(ids, worker, token, max_attempts, version)
   local batch = {}
   for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', unpack(RUN))
+    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', unpack(TAKEN))
     if not job[1] then
       gather('ZREM', WAITING, id)  -- its record was deleted by hand
     elseif not end_if_late(id, tonumber(job[2] or 0), tonumber(job[3] or 0), job[1]) then
@@ -481,6 +495,7 @@ local function take(ids, worker, token, max_attempts, version)
     redis.call('HSET', record(id), 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
       'max_attempts', group and int(max_attempts + 1) or max_attempts, 'version', version, 'batch_size', size)
     if job[2] then redis.call('HSET', record(id), 'start_by', '0') end  -- it has started in time, however often it runs
+    if job[10] then told[#told + 1] = id end
     append(reply, id, attempt, input, job[9] or '')
   end
   flush()
@@ -566,6 +581,65 @@ function operations.progress()
   return 1
 end
 
+-- token, most "progress" and "log" events to keep, then per job: id, how many events, and for each its number within this
+-- run of the job (from 1), its name, its data (JSON) and the progress that it tells (or empty). What is here already is
+-- passed over, and so is all of a job that is no longer this token's or has ended.
+function operations.say()
+  local token, most, i = ARGV[4], ARGV[5], 6
+  while i <= #ARGV do
+    local id, past = ARGV[i], i + 2 + 4 * ARGV[i + 1]
+    local key = record(id)
+    local job = redis.call('HMGET', key, 'token', 'status', 'started', 'attempt', 'events', 'said_by', 'said')
+    if job[1] == token and job[2] == 'running' then
+      local number, heard = tonumber(job[5] or 0), job[6] == token and tonumber(job[7]) or 0
+      for event = i + 2, past - 1, 4 do
+        if tonumber(ARGV[event]) > heard then
+          number, heard = number + 1, tonumber(ARGV[event])
+          local name, data, progress = ARGV[event + 1], ARGV[event + 2], ARGV[event + 3]
+          local entry = {int(number), 'name', name, 'run', job[3], 'attempt', job[4], 'data', data}
+          if name == 'output' then
+            redis.call('XADD', partial(id), unpack(entry))
+          else
+            redis.call('XADD', said(id), 'MAXLEN', most, unpack(entry))
+          end
+          if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
+        end
+      end
+      redis.call('HSET', key, 'events', int(number), 'said_by', token, 'said', int(heard))
+      told[#told + 1] = id
+    end
+    i = past
+  end
+end
+
+-- id, number of the last event that is known, most. Gives {status, started, finished, attempt, {number, name, run, attempt,
+-- data, ...}} with up to so many of the events that follow, or nothing for an unknown job; from now on, the job's changes
+-- are told on jobs:told. Reading both in one step, nothing that a job said can come to light after its end.
+function operations.hear()
+  local id, most = ARGV[4], tonumber(ARGV[6])
+  local job = redis.call('HMGET', record(id), 'status', 'started', 'finished', 'attempt', 'events', 'watched')
+  if not job[1] then return nil end
+  if not job[6] and (job[1] == 'queued' or job[1] == 'running') then redis.call('HSET', record(id), 'watched', 1) end
+  local found = {}
+  if tonumber(job[5] or 0) > tonumber(ARGV[5]) then
+    local lists, places = {}, {1, 1}
+    for i, key in ipairs({said(id), partial(id)}) do
+      lists[i] = redis.call('XRANGE', key, '(' .. ARGV[5], '+', 'COUNT', most)
+    end
+    while #found < 5 * most do
+      local one, other = lists[1][places[1]], lists[2][places[2]]
+      if not (one or other) then break end
+      local function number(entry) return entry and tonumber(entry[1]:match('^%d+')) or math.huge end
+      local from = number(one) < number(other) and 1 or 2
+      local entry = from == 1 and one or other
+      places[from] = places[from] + 1
+      found[#found + 1] = int(number(entry))
+      for field = 2, 8, 2 do found[#found + 1] = entry[2][field] end
+    end
+  end
+  return {job[1], job[2] or '0', job[3] or '0', job[4], found}
+end
+
 -- chunk's id, group, first, rows, lines, ttl_us: one chunk of a batch that is still on its way
 function operations.stage()
   local key = record(ARGV[4])
@@ -649,7 +723,7 @@ function operations.retry()
   local id = ARGV[4]
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
-    'stopping', 'idempotency')
+    'stopping', 'idempotency', 'events', 'watched')
   if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local again = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0),
@@ -661,8 +735,14 @@ function operations.retry()
   local score = now + job[2] - job[3]
   redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
     'start_by', start_by, 'finish_by', finish_by)
-  redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping')
+  redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
+    'progress')
   redis.call('PERSIST', key)
+  if job[9] then
+    redis.call('PERSIST', said(id))
+    redis.call('PERSIST', partial(id))
+  end
+  if job[10] then told[#told + 1] = id end
   redis.call('DEL', seen(id))
   if job[8] then redis.call('PERSIST', promised(job[8])) end
   if HAS_CELERYS_KEYS then redis.call('DEL', 'celery-task-meta-' .. id) end
@@ -905,4 +985,5 @@ if #ended > 0 then
   redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended))
   if operation == 'complete' then redis.call('HSET', ABOUT, 'rate', rate() + #ended / RATE_S, 'rate_at', now) end
 end
+if #told > 0 then redis.call('PUBLISH', 'jobs:told', cjson.encode(told)) end
 return reply

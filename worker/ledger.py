@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -31,6 +31,8 @@ LUA = files("worker").joinpath("ledger.lua").read_text()
 
 #: Channel on which the ids of ended jobs are published, as a JSON array.
 ENDED_CHANNEL = "jobs:ended"
+#: The same for jobs that said something, began to run or are queued again.
+TOLD_CHANNEL = "jobs:told"
 #: Set of the services that ever had a job or a worker.
 SERVICES_KEY = "services"
 
@@ -137,6 +139,16 @@ class Stored(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """One thing that a job said in a run."""
+
+    number: int  #: within the run, from 1
+    name: Literal["progress", "log", "output"]
+    data: bytes  #: JSON
+    progress: float | None = None  #: of a "progress": how far the job is
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How one job of a batch ended: its output or its error, as JSON."""
 
@@ -213,6 +225,16 @@ class Ledger:
     def progress(self, service: str, token: str, job_id: str, results: Sequence[bytes]) -> bool:
         """Keep what a chunk that is run row by row has come to; False where it is no longer this token's."""
         return bool(self._call(service, "progress", token, job_id, b"\n".join(results)))
+
+    def say(self, service: str, token: str, most: int, said: Mapping[str, Sequence[Said]]) -> None:
+        """Keep what jobs of a running batch said, by their ids; the last ``most`` of each, and every partial output."""
+        flat: list[Any] = []
+        for job_id, events in said.items():
+            flat += [job_id, len(events)]
+            for event in events:
+                progress = "" if event.progress is None else repr(event.progress)
+                flat += [event.number, event.name, event.data, progress]
+        self._call(service, "say", token, most, *flat)
 
     def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[Stored]:
         """Write how the jobs of a batch ended; what became of each."""

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Container
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
 from worker.service import Service
 from worker.stages import Item, Timings, may_hold_constants, refuse_constants, run_stages, say
+from worker.telling import Teller
 
 log = logging.getLogger("services.worker")
 
@@ -59,6 +61,7 @@ def run_batch(
     cancelled: Container[str] = (),
     tell: Callable[[str], None] = lambda _: None,
     attachments: Attachments | None = None,
+    teller: Teller | None = None,
 ) -> list[Ended]:
     """Run these jobs and write how they ended; those that are no longer this batch's are not in the answer.
 
@@ -71,8 +74,11 @@ def run_batch(
     items = [Item(job.id, job.input, job.attempt, cancelled=cancelled) for job in batch.jobs]
     tell("begun")
     files = attachments.of_batch(batch.service, tell, _persist) if attachments else None
-    timings = run_stages(service, items, files)
+    with teller.listening(batch.service, batch.token) if teller else nullcontext():
+        timings = run_stages(service, items, files)
     tell("computed")
+    if teller:
+        _persist(teller.flush)
     stored = complete(service, batch.service, ledger, batch.token, items, timings)
     seconds = time.perf_counter() - started
     ended = [Ended(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]

@@ -27,6 +27,8 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 
+from worker import telling
+
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
@@ -98,7 +100,11 @@ class Service(Generic[Input, Output]):
         return None
 
     def predict(self, features: Any) -> Any:
-        """Run the model on one item. Write this or ``predict_batch``."""
+        """Run the model on one item. Write this or ``predict_batch``.
+
+        It may ``yield``: each value is a partial output, which clients see at once. Then ``postprocess`` is given what
+        it returns at its end or, where that is nothing, the list of what it yielded.
+        """
         return self.predict_batch([features])[0]
 
     def predict_batch(self, batch: list[Any]) -> list[Any]:
@@ -109,6 +115,13 @@ class Service(Generic[Input, Output]):
         """Turn one raw result into the output. Default: ``Output`` validated from it."""
         output: Output = TypeAdapter(self.Output).validate_python(raw)
         return output
+
+    def progress(self, value: float, message: str | None = None) -> None:
+        """Tell how far the job is, from 0 to 1; in ``predict_batch``, how far all jobs of the call are.
+
+        Call it in a verb, as often as you like. ``GET /jobs/<id>`` shows the last value, its events show each.
+        """
+        telling.current().progress(value, message)
 
     @classmethod
     def knobs(cls) -> dict[str, Any]:

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
 
+    job_events: int = Field(2000, ge=0)
+    """Progress and log events that are kept of a job; the oldest go first. 0: none."""
+
     files_url: str = ""
     """Where files are kept: a folder, or fsspec's URL such as `s3://bucket/prefix`. Empty: `files` in the data dir."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Generator, Hashable, Sequence
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from pydantic_core import from_json, to_json
 from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
 from worker.files import holds_files
 from worker.service import Service, has_own
+from worker.telling import MAX_PARTIAL_BYTES, current
 
 log = logging.getLogger("services.worker")
 
@@ -138,7 +140,9 @@ def preprocess(service: Service[Any, Any], items: list[Item]) -> None:
     """Stage 2: each input becomes what the model takes."""
     if not has_own(type(service), "preprocess"):
         return
+    speech = current()
     for item in _alive(items):
+        speech.jobs = (item.job_id,)
         try:
             item.value = service.preprocess(item.value)
         except PLUGIN_ERRORS as error:
@@ -152,13 +156,36 @@ def predict(service: Service[Any, Any], items: list[Item]) -> None:
         for together in _buckets(service, alive):
             _predict_together(service, _alive(together))
         return
+    speech = current()
     for item in alive:
         if not item.alive:
             continue  # cancelled since
+        speech.jobs = (item.job_id,)
         try:
-            item.value = service.predict(item.value)
+            raw = service.predict(item.value)
+            item.value = _drain(raw, item) if isinstance(raw, GeneratorType) else raw
+        except InvalidOutput as error:
+            item.error = error
         except PLUGIN_ERRORS as error:
             item.error = _failed(error, "predict")
+
+
+def _drain(yielding: Generator[Any, Any, Any], item: Item) -> Any:
+    """Tell what a ``predict`` yields as it comes; what it returns or, where that is nothing, the list of all."""
+    speech, size = current(), 0
+    parts: list[Any] = []
+    try:
+        while item.alive:
+            part = next(yielding)
+            size += speech.output(item.job_id, len(parts), part)
+            if size > MAX_PARTIAL_BYTES:
+                raise InvalidOutput(f"what predict yields is over {MAX_PARTIAL_BYTES} bytes in all: yield less")
+            parts.append(part)
+    except StopIteration as end:
+        return parts if end.value is None else end.value
+    finally:
+        yielding.close()
+    return None  # cancelled since
 
 
 def _buckets(service: Service[Any, Any], items: list[Item]) -> list[list[Item]]:
@@ -166,7 +193,9 @@ def _buckets(service: Service[Any, Any], items: list[Item]) -> list[list[Item]]:
     if not has_own(type(service), "bucket"):
         return [items] if items else []
     found: dict[Hashable, list[Item]] = {}
+    speech = current()
     for item in items:
+        speech.jobs = (item.job_id,)
         try:
             found.setdefault(service.bucket(item.value), []).append(item)
         except PLUGIN_ERRORS as error:
@@ -185,7 +214,9 @@ def postprocess(service: Service[Any, Any], items: list[Item], files: Files | No
 
 
 def _convert(items: list[Item], step: Callable[[Any], Any]) -> None:
+    speech = current()
     for item in _alive(items):
+        speech.jobs = (item.job_id,)
         try:
             item.value = step(item.value)
         except ValidationError as error:
@@ -194,6 +225,7 @@ def _convert(items: list[Item], step: Callable[[Any], Any]) -> None:
             item.error = error
         except PLUGIN_ERRORS as error:
             item.error = _failed(error, "postprocess")
+    speech.jobs = ()
 
 
 def _predict_together(service: Service[Any, Any], items: list[Item], level: int = logging.WARNING) -> None:
@@ -201,6 +233,7 @@ def _predict_together(service: Service[Any, Any], items: list[Item], level: int 
     if not items:
         return  # all were cancelled since
     failure: ServicesError
+    current().jobs = [item.job_id for item in items]
     try:
         results = _one_each(service.predict_batch([item.value for item in items]), len(items))
     except InvalidOutput as error:

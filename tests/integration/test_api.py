@@ -47,7 +47,7 @@ def test_a_job_is_accepted_stored_and_read_back(serving: System) -> None:
         assert set(done) == JOB_FIELDS
         assert (done["status"], done["output"]["n"], done["error"], done["attempt"]) == ("succeeded", 1, None, 1)
         assert done["metadata"] == {"who": "me"} and done["version"] == "1.0" and done["position"] is None
-        assert done["links"] == {"self": f"/jobs/{job['id']}"}
+        assert done["links"] == {"self": f"/jobs/{job['id']}", "events": f"/jobs/{job['id']}/events"}
         times = [done[name] for name in ("created_at", "started_at", "finished_at", "expires_at")]
         assert times == sorted(times) and all(moment.endswith("Z") for moment in times)
         assert set(done["timings"]) == {"queued_ms", "preprocess_ms", "predict_ms", "postprocess_ms", "total_ms"}

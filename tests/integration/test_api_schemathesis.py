@@ -33,8 +33,8 @@ def run_schemathesis(system: System) -> None:
     command += ["--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
     checks = "no_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command += ["--checks", checks, "--suppress-health-check", "all", "--request-timeout", "30"]
-    # Results are open until their batch has ended, which here no worker sees to.
-    command += ["--exclude-path", "/batches/{batch_id}/results"]
+    # Results and events are open until their batch or job has ended, which here no worker sees to.
+    command += ["--exclude-path", "/batches/{batch_id}/results", "--exclude-path", "/jobs/{job_id}/events"]
     env = {**os.environ, "NO_COLOR": "1", "SCHEMATHESIS_HOOKS": "tests.hooks_of_schemathesis", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=system.folder, env=env, check=False)
     report = done.stdout + done.stderr

@@ -1,0 +1,195 @@
+"""``GET /jobs/<id>/events``: what happens to a job, as server-sent events.
+
+What a job said is stored, numbered, in the ledger; its states are not: they are told from its record. An event's id
+holds what was told up to it, the number of the last stored event and the last state, so that any API process can go on
+from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from api.requests import check_query
+from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
+from worker.hearing import Event, Heard
+from worker.jobs import TERMINAL, Job, Status
+
+log = logging.getLogger("services.api")
+router = APIRouter()
+
+#: Seconds without an event after which a comment is sent, which tells proxies and clients that the stream lives.
+HEARTBEAT_S = 15.0
+#: Seconds until Redis is asked again where it is away.
+AGAIN_S = 0.5
+#: Milliseconds after which a client should come again where its connection is cut.
+RETRY_MS = 1000
+#: Stored events that are read at once.
+MOST = 500
+
+#: Buffering proxies (nginx) must pass each event on.
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+LETTERS = {
+    Status.QUEUED: "q",
+    Status.RUNNING: "r",
+    Status.SUCCEEDED: "s",
+    Status.FAILED: "f",
+    Status.CANCELLED: "c",
+    Status.EXPIRED: "e",
+}
+_BY_LETTER = {letter: status for status, letter in LETTERS.items()}
+_ID = re.compile(r"([0-9]{1,15})/([a-z])([0-9]{1,17})")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client has been told: events up to a number, and a state, which has a time of its own.
+
+    Two runs of a job both read ``running``; the time tells them apart: when the run began, or when the job ended.
+    """
+
+    number: int = 0
+    status: Status | None = None
+    since: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.number}/{LETTERS[self.status]}{self.since}" if self.status else ""
+
+    @classmethod
+    def parse(cls, text: str) -> Told:
+        """What ``Last-Event-ID`` says. Raises ``InvalidInput``."""
+        found = _ID.fullmatch(text)
+        if not text:
+            return cls()
+        if not found or found[2] not in _BY_LETTER:
+            must = "expected the id of an event of this job, or no such header to hear it from the beginning"
+            error = {"loc": ["header", "last-event-id"], "msg": must, "type": "event_id"}
+            raise InvalidInput(f"header.last-event-id: {must}", errors=[error])
+        return cls(int(found[1]), _BY_LETTER[found[2]], int(found[3]))
+
+    def knows(self, status: Status, since: int) -> bool:
+        """Whether it is the state that was told last."""
+        return self.status == status and self.since == since
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state that is to be told."""
+
+    status: Status
+    since: int
+    attempt: int
+    run: int  #: when the run began, if any
+
+
+def states_between(told: Told, run: int, attempt: int) -> Iterator[State]:
+    """Up to this run: that the job was queued, and that it runs."""
+    if told.knows(Status.RUNNING, run):
+        return
+    if told.status != Status.QUEUED:
+        yield State(Status.QUEUED, 0, max(attempt - 1, 0), 0)
+    yield State(Status.RUNNING, run, attempt, run)
+
+
+def states_up_to(told: Told, heard: Heard) -> Iterator[State]:
+    """From what was told to where the job stands. What passed unheard, such as a run that was lost, may be left out."""
+    now = heard.finished if heard.status in TERMINAL else heard.run
+    if told.knows(heard.status, now):
+        return
+    if heard.run:
+        yield from states_between(told, heard.run, heard.attempt)
+    elif told.status is None or heard.status == Status.QUEUED:
+        yield State(Status.QUEUED, 0, heard.attempt, 0)
+    if heard.status in TERMINAL:
+        yield State(heard.status, heard.finished, heard.attempt, heard.run)
+
+
+@router.get("/jobs/{job_id}/events")
+async def get_events(request: Request, job_id: str) -> Response:
+    """What happens to a job, from its beginning or from the event after ``Last-Event-ID``, up to its end."""
+    check_query(request, set())
+    told = Told.parse(request.headers.get("last-event-id", ""))
+    state = request.app.state
+    job = await state.ledger.get(job_id)
+    if job.ended and told.knows(job.status, job.finished_us):
+        return Response(status_code=204)  # upon which a browser's EventSource does not come again
+    return EventSourceResponse(_stream(state, job, told), headers=HEADERS)
+
+
+async def _stream(state: Any, job: Job, told: Told) -> AsyncIterator[bytes]:
+    """The bytes of the answer. It has begun, so it can carry no error any more: while Redis is away, it waits."""
+    yield format_sse_event(retry=RETRY_MS)
+    with state.waiter.signal(job.id) as news:
+        spoke = time.monotonic()
+        while True:
+            news.clear()
+            try:
+                texts, told, more = await _next(state, job, told)
+            except StoreUnavailable as error:
+                log.warning("the events of job %s wait: %s", job.id, error.message)
+                texts, more = [], False
+                await asyncio.sleep(AGAIN_S)
+                news.set()
+            except (JobExpired, JobNotFound):
+                return
+            for text in texts:
+                yield text
+            if told.status in TERMINAL and not more:
+                return
+            spoke = time.monotonic() if texts else spoke
+            if time.monotonic() - spoke >= HEARTBEAT_S:
+                spoke = time.monotonic()
+                yield KEEPALIVE_COMMENT
+            if not more:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), max(0.01, HEARTBEAT_S - (time.monotonic() - spoke)))
+
+
+async def _next(state: Any, job: Job, told: Told) -> tuple[list[bytes], Told, bool]:
+    """Events that have not been told, what has been told with them, and whether there are more at once."""
+    heard = await state.hearing.hear(job, told.number, MOST)
+    if heard is None:
+        raise JobExpired
+    whole = len(heard.events) < MOST
+    steps = list(_steps(told, heard, whole))
+    texts: list[bytes] = []
+    if any(isinstance(step, State) for step in steps):
+        job = await state.ledger.get(job.id)
+    for step in steps:
+        if isinstance(step, Event):
+            told = replace(told, number=step.number)
+            texts.append(format_sse_event(data_str=step.data, event=step.name, id=str(told)))
+            continue
+        if step.status in TERMINAL and (job.status, job.finished_us) != (step.status, step.since):
+            return texts, told, True  # it was retried in this moment
+        told = Told(told.number, step.status, step.since)
+        texts.append(format_sse_event(data_str=_as_of(job, step), event="status", id=str(told)))
+    return texts, told, not whole
+
+
+def _steps(told: Told, heard: Heard, whole: bool) -> Iterator[Event | State]:
+    """In order: what the job said in each run, after the state in which it did, and where it stands now."""
+    for event in heard.events:
+        for state in states_between(told, event.run, event.attempt):
+            told = Told(event.number, state.status, state.since)
+            yield state
+        yield event
+    if whole:
+        yield from states_up_to(told, heard)
+
+
+def _as_of(job: Job, step: State) -> str:
+    is_now = job.status == step.status and (job.ended or job.started_us == step.run)
+    shown = job if is_now else job.as_it_was(step.status, step.attempt, step.run)
+    return shown.to_json().decode()

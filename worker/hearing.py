@@ -1,0 +1,56 @@
+"""What jobs said, for the API: the other end of ``telling.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.jobs import Job, Status
+from worker.ledger import LUA, head
+from worker.ledger_async import AsyncLedger
+from worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that a job said."""
+
+    number: int  #: counted over all runs of the job, from 1
+    name: str
+    run: int  #: when the run began in which it was said: of which there is one
+    attempt: int
+    data: str  #: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Where a job stands, and what it said since."""
+
+    status: Status
+    run: int  #: when it was started; 0: not yet
+    finished: int  #: when it ended; 0: not yet
+    attempt: int
+    events: list[Event]
+
+
+class Hearing:
+    """Reads it from the ledger. Raises ``StoreUnavailable`` where Redis is away."""
+
+    def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._script = ledger.redis.register_script(LUA)
+
+    async def hear(self, job: Job, after: int, most: int) -> Heard | None:
+        """Where a job stands, and up to ``most`` of its events after that number; None where it has been dropped.
+
+        From then on ``TOLD_CHANNEL`` tells of it.
+        """
+        arguments = [*head("hear", self._settings), job.id, after, most]
+        async with self._ledger.guard():
+            reply = await self._script(keys=[job.service], args=arguments)
+        if reply is None:
+            return None
+        status, run, finished, attempt, flat = reply
+        fives = zip(*(flat[i::5] for i in range(5)), strict=True)
+        events = [Event(int(n), name.decode(), int(of), int(a), data.decode()) for n, name, of, a, data in fives]
+        return Heard(Status(status.decode()), int(run), int(finished), int(attempt), events)
