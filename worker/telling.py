@@ -66,14 +66,16 @@ class Speech:
         if not 0 <= done <= 1:
             raise ValueError(f"progress({value!r}): expected a number from 0 to 1")
         text = None if message is None else _cut(str(message))
+        self.end_line()
         self._say(self.jobs, "progress", to_json({"progress": done, "message": text}), done)
 
     def line(self, level: str, message: str, logger: str | None = None) -> None:
         """A line of the log."""
+        self.end_line()
         self._log(self.jobs, level, message, logger)
 
     def printed(self, text: str) -> None:
-        """A piece of what was printed; a line is told when it ends, or when another job's verb runs."""
+        """A piece of what was printed; a line is told when it ends, or before whatever is told next."""
         with self._printing:
             jobs, rest = self._unfinished
             if jobs is not self.jobs:
@@ -96,6 +98,7 @@ class Speech:
     def output(self, job_id: str, index: int, value: Any) -> int:
         """A job's partial output of that number; its bytes. Raises ``InvalidOutput`` where it is not JSON."""
         text = _as_json(value)
+        self.end_line()
         self._say([job_id], "output", b'{"index":%d,"output":%b}' % (index, text))
         return len(text)
 

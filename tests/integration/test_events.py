@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, finished, poll, running_system
+from tests.support import System, finished, free_port, make_http, poll, running_system, status_of
 from worker.ledger import Ledger, Said
 from worker.settings import Settings
 
@@ -56,12 +56,11 @@ def test_a_job_is_followed_from_its_beginning_to_its_end(talking: System) -> Non
         job = client.get(f"/jobs/{job_id}").json()
 
         assert tell(events) == [
-            ("status", "queued"), ("status", "running"), ("log", "it has 2 steps"), ("log", "read"),
+            ("status", "queued"), ("status", "running"), ("log", "read"), ("log", "it has 2 steps"),
             ("log", "predicting"), ("progress", 0.5), ("progress", 1.0), ("status", "succeeded"),
         ]  # fmt: skip
-        assert [data for name, data, _ in events if name != "status"][:1] == [
-            {"level": "INFO", "message": "it has 2 steps", "logger": "talking"}
-        ]
+        assert events[2][1] == {"level": "INFO", "message": "read"}
+        assert events[3][1] == {"level": "INFO", "message": "it has 2 steps", "logger": "talking"}
         assert events[5][1] == {"progress": 0.5, "message": "step 0"}
         assert events[-1][1] == job and job["progress"] == 1.0 and job["links"]["events"] == f"/jobs/{job_id}/events"
         assert all(data["output"] is None and data["finished_at"] is None for _, data, _ in events[:2])
@@ -77,13 +76,16 @@ def test_a_job_is_followed_from_its_beginning_to_its_end(talking: System) -> Non
 
 
 def test_a_thousand_events_cut_twenty_times_come_once_and_in_order(talking: System) -> None:
-    cuts = random.Random(5)
-    with talking.client() as client:
+    # by two API processes in turn
+    cuts, port = random.Random(5), free_port()
+    talking.start("uvicorn", "api:app", "--port", str(port), "--log-level", "warning", name="api")
+    poll(lambda: status_of(f"http://127.0.0.1:{port}/healthz") == 200, what="another API is up")
+    with talking.client() as client, make_http(f"http://127.0.0.1:{port}", 30) as other:
         job_id = submit(client, steps=1000, step_s=0.002)
         heard: list[tuple[str, Any, str]] = []
         for cut in range(21):
             most = cuts.randrange(20, 60) if cut < 20 else 10_000
-            for event in listen(client, job_id, heard[-1][2] if heard else ""):
+            for event in listen((client, other)[cut % 2], job_id, heard[-1][2] if heard else ""):
                 heard.append(event)
                 most -= 1
                 if not most:
@@ -101,6 +103,12 @@ def test_partial_outputs_come_as_they_are_yielded(talking: System) -> None:
         assert [data for data, _ in outputs] == [{"index": i, "output": i} for i in range(3)]
         assert outputs[0][1] < times[-1][2] - 0.3, "the first is told long before the end"
         assert times[-1][1]["output"] == {"parts": [0, 1, 2]}
+
+        # the rows of a batch have no events, and their outputs all the same
+        rows = [{"steps": 2, "do": "yield"}, {"steps": 2}]
+        batch = client.post("/batches", json={"service": "talking", "inputs": rows}).json()
+        lines = client.get(batch["links"]["results"]).text.splitlines()
+        assert [json.loads(line)["output"]["parts"] for line in lines] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""What a plugin says belongs to the job whose verb runs, and to no other."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from worker.service import Service
+from worker.stages import Item, run_stages
+from worker.telling import Logged, Printed, Speech, _speech
+
+
+class Input(BaseModel):
+    n: int
+
+
+class Output(BaseModel):
+    n: int
+
+
+@contextmanager
+def listening(most: int = 100) -> Iterator[Speech]:
+    speech = Speech("s", "t", most, lambda: None)
+    before, handler, logger = _speech.set(speech), Logged(), logging.getLogger("plugin")
+    logger.addHandler(handler)
+    try:
+        with redirect_stdout(Printed(io.StringIO())):
+            yield speech
+    finally:
+        logger.removeHandler(handler)
+        _speech.reset(before)
+
+
+def run(service: Service[Any, Any], *numbers: int) -> list[Item]:
+    items = [Item(f"job-{n}", b'{"n": %d}' % n) for n in numbers]
+    run_stages(service, items)
+    return items
+
+
+def texts(speech: Speech) -> dict[str, list[Any]]:
+    speech.end_line()
+    found = {}
+    for job_id, said in speech.next_group().items():
+        assert [one.number for one in said] == sorted(one.number for one in said)
+        data = [json.loads(one.data) for one in said]
+        found[job_id] = [one.get("message") or one.get("output") for one in data]
+    return found
+
+
+class Talking(Service[Input, Output]):
+    def preprocess(self, input: Input) -> Input:
+        print("read", input.n, end="")
+        return input
+
+    def bucket(self, features: Input) -> int:
+        logging.getLogger("plugin").warning("bucket of %d", features.n)
+        return features.n // 10
+
+    def predict_batch(self, batch: list[Input]) -> list[dict[str, int]]:
+        self.progress(0.5, f"{len(batch)} items")
+        return [{"n": item.n} for item in batch]
+
+    def postprocess(self, raw: Any) -> Output:
+        print(f"a\nb{raw['n']}")
+        return Output(**raw)
+
+
+def test_each_verb_speaks_for_its_own_job_and_predict_batch_for_all_of_its_call() -> None:
+    with listening() as speech:
+        run(Talking(), 1, 2, 10)
+        told = texts(speech)
+    assert told == {
+        "job-1": ["read 1", "bucket of 1", "2 items", "a", "b1"],
+        "job-2": ["read 2", "bucket of 2", "2 items", "a", "b2"],
+        "job-10": ["read 10", "bucket of 10", "1 items", "a", "b10"],
+    }
+    assert speech.jobs == ()
+
+
+def test_what_is_sent_is_forgotten_and_the_oldest_lines_go_first() -> None:
+    with listening(most=3) as speech:
+        speech.jobs = ["a"]
+        for n in range(5):
+            speech.line("INFO", str(n))
+        speech.output("a", 0, "part")
+        assert texts(speech) == {"a": ["2", "3", "4", "part"]}
+        group = speech.next_group()
+        speech.line("INFO", "later")
+        speech.sent(group)
+        assert texts(speech) == {"a": ["later"]}
+
+
+class Yielding(Service[Input, Output]):
+    closed = 0
+
+    def predict(self, features: Input) -> Generator[Any, None, Any]:
+        try:
+            for n in range(features.n):
+                yield {"part": n}
+            if features.n == 3:
+                return {"n": 33}
+            return None
+        finally:
+            self.closed += 1
+
+    def postprocess(self, raw: Any) -> Output:
+        return Output(n=len(raw)) if isinstance(raw, list) else Output(**raw)
+
+
+def test_a_predict_that_yields_gives_what_it_returns_or_else_the_list() -> None:
+    with listening() as speech:
+        items = run(Yielding(), 2, 3, 0)
+        assert [json.loads(item.value)["n"] for item in items] == [2, 33, 0]
+        assert texts(speech) == {"job-2": [{"part": 0}, {"part": 1}], "job-3": [{"part": n} for n in range(3)]}
+
+
+def test_a_cancelled_job_is_stopped_at_its_next_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: set[str] = set()
+    service = Yielding()
+    item = Item("job", b'{"n": 1000000}', cancelled=cancelled)
+
+    def output(self: Speech, job_id: str, index: int, value: Any) -> int:
+        cancelled.add(job_id) if index == 4 else None
+        return 0
+
+    monkeypatch.setattr(Speech, "output", output)
+    run_stages(service, [item])
+    assert item.error is not None and item.error.code == "cancelled" and service.closed == 1
