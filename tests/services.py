@@ -102,6 +102,7 @@ class Plugin(Service[Input, Output]):
 
     def preprocess(self, input):
         assert all(picture.path.suffix == ".png" for picture in input.pictures)
+        self.progress(0.5, "read")
         return input, input.document.path.read_bytes()
 
     def predict_batch(self, batch):

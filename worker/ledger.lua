@@ -599,7 +599,7 @@ function operations.say()
           local entry = {int(number), 'name', name, 'run', job[3], 'attempt', job[4], 'data', data}
           if name == 'output' then
             redis.call('XADD', partial(id), unpack(entry))
-          else
+          elseif most ~= '0' then
             redis.call('XADD', said(id), 'MAXLEN', most, unpack(entry))
           end
           if progress ~= '' then redis.call('HSET', key, 'progress', progress) end

@@ -8,6 +8,7 @@ the batch that holds the job, and the last of it is sent before the end of the b
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
@@ -53,7 +54,7 @@ class Speech:
         self.service, self.token = service, token
         self._most = most
         self._wake = wake
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # a destructor may log in the midst of it
         self._lines: dict[str, deque[Said]] = {}
         self._outputs: dict[str, deque[Said]] = {}
         self._number = 0
@@ -127,7 +128,7 @@ class Speech:
         self._say(jobs, "log", to_json({"level": level, "message": _cut(message), **about}))
 
     def _say(self, jobs: Sequence[str], name: Any, data: bytes, progress: float | None = None) -> None:
-        if not (self._wake and jobs) or (name != "output" and not self._most):
+        if not (self._wake and jobs) or (name == "log" and not self._most):
             return
         with self._turn:
             self._number += 1
@@ -136,7 +137,7 @@ class Speech:
                 if name == "output":
                     self._outputs.setdefault(job_id, deque()).append(said)
                 else:
-                    self._lines.setdefault(job_id, deque(maxlen=self._most)).append(said)
+                    self._lines.setdefault(job_id, deque(maxlen=max(1, self._most))).append(said)
         self._wake()
 
 
@@ -269,6 +270,12 @@ def capture(level: str) -> None:
         shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(shown)
     root.addHandler(Logged())
+    # A fork, as by a data loader, has no thread that would send anything, and may hold that thread's locks for ever.
+    os.register_at_fork(after_in_child=_fall_silent)
+
+
+def _fall_silent() -> None:
+    _speech.set(SILENT)
 
 
 def _cut(text: str) -> str:

@@ -153,11 +153,13 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
 
 
 def use_files(client: httpx.Client) -> None:
-    """Every call of Redis that files need: by the API, by a worker, and by the sweep."""
+    """Every call of Redis that files and events need: by the API, by a worker, and by the sweep."""
     stored = client.post("/files", content=b"abc").json()
     assert client.post("/files", content=b"abc").status_code == 200
     body = {"service": "turning", "input": {"document": {"file": stored["id"]}, "do": "same"}}
-    made = client.post("/jobs?wait=20", json=body).json()["output"]["reversed"]
+    job = client.post("/jobs?wait=20", json=body).json()
+    assert client.get(job["links"]["events"]).text.count("event: progress") == 1
+    made = job["output"]["reversed"]
     assert client.get(client.get(f"/files/{made['file']}").json()["links"]["download"]).content == b"cba"
     assert client.delete(f"/files/{stored['id']}").status_code == 204
     short = client.post("/files?keep_for_s=0.1", content=b"short").json()
