@@ -6,7 +6,6 @@ are names of services, states and routes, never ids, so their number is bounded.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ async def read_metrics(request: Request) -> Response:
     check_query(request, set())
     state = request.app.state
     try:
-        found = await asyncio.gather(*(state.ledger.overview(name) for name in state.catalog.entries))
+        found = await state.ledger.overviews(list(state.catalog.entries))
     except StoreUnavailable:
         seen = None
     else:

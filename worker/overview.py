@@ -9,6 +9,8 @@ from typing import Any
 
 #: The rate of ended jobs is averaged over this time, as in ``ledger.lua``.
 RATE_S = 10
+#: Fields of the ledger's hash that only grow begin with one of these.
+COUNTED = (b"ended:", b"inputs:", b"requeued:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Overview:
         """Read what ``overview`` in ``ledger.lua`` answers."""
         depth, oldest, now, infos, about, running = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
-        counted = [name for name in fields if b":" in name or name == b"waiting_bytes"]
+        counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]
         return cls(
             depth=depth,
             oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,

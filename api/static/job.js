@@ -5,7 +5,7 @@ import { duration, make, pretty, terms, time } from "./dom.js";
 
 const HELD_S = 20;
 const FIRST_LOOK_MS = 100;
-const LONGEST_PAUSE_MS = 3000;
+const LONGEST_PAUSE_MS = 2000;
 
 const STAGES = ["queued", "preprocess", "predict", "postprocess", "total"];
 
@@ -96,6 +96,9 @@ export class JobView {
     if (this.last !== job.id + job.status) this.changed();
     this.last = job.id + job.status;
     const parts = [this.head(job), steps(job), timings(job)];
+    if (job.status === "running" && job.progress !== null) {
+      parts.push(make("progress", { max: 1, value: job.progress, ariaLabel: "Progress" }));
+    }
     if (job.error) parts.push(...errorOf(job.error));
     if (job.status === "succeeded") parts.push(make("h3", {}, "Output"), pretty(job.output));
     if (this.full) parts.push(...this.more(job));

@@ -9,13 +9,28 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
 from tests.services import write_echo
-from tests.support import System, finished, poll, running_system
+from tests.support import System, finished, free_port, poll, running_system, status_of
 
 pytestmark = pytest.mark.timeout(60)
+
+
+#: The API behind a key, as a proxy may put it.
+GUARDED = """
+from api import app as api
+from api.problems import problem
+
+async def app(scope, receive, send):
+    given = dict(scope.get("headers", ())).get(b"authorization")
+    if scope["type"] == "http" and scope["path"] in ("/services", "/jobs") and given != b"Bearer good-key":
+        await problem(401, "unauthorized", "An API key is needed")(scope, receive, send)
+    else:
+        await api(scope, receive, send)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +172,23 @@ def test_pages_go_back_in_time_and_forth(stack: System, console: Console) -> Non
     console.sees("[data-key=idle]", "25")
 
 
+def test_where_a_key_is_needed_it_is_asked_for(stack: System, console: Console) -> None:
+    (stack.folder / "guarded.py").write_text(GUARDED)
+    port = free_port()
+    stack.start("uvicorn", "guarded:app", "--port", str(port), PYTHONPATH=f"{stack.folder}:{stack.env['PYTHONPATH']}")
+    poll(lambda: status_of(f"http://127.0.0.1:{port}/") == 200, what="the guarded API is up")
+    console.driver.get(f"http://127.0.0.1:{port}/")
+    console.sees("#problem", "An API key is needed")
+    poll(lambda: console.driver.switch_to.active_element.get_attribute("id") == "key", what="the field has the focus")
+    assert not console.all("#services li")
+
+    console.driver.switch_to.active_element.send_keys("good-key", Keys.ENTER)
+
+    console.sees("[data-key=echo]", "ready")
+    assert not console.one("#problem").is_displayed() and not console.one("#key-form").is_displayed()
+    console.driver.get(f"{stack.url}/")
+
+
 def test_markup_in_a_job_is_a_text(stack: System, console: Console) -> None:
     evil = "<img src=x onerror=document.title='hacked'>"
     with stack.client() as client:
@@ -176,6 +208,6 @@ def test_a_key_is_sent_and_the_page_has_broken_no_rule(console: Console) -> None
     sent = "return sessionStorage.getItem('services-api-key')"
     assert console.driver.execute_script(sent) == "secret-1"
     console.sees("#key-button", "API key: set")
-    # 422 of the test above aside; the Content-Security-Policy would be told of here.
+    # The refused requests of the tests above aside; the Content-Security-Policy would be told of here.
     severe = [line["message"] for line in console.driver.get_log("browser") if line["level"] == "SEVERE"]
-    assert [line for line in severe if "422" not in line] == []
+    assert [line for line in severe if "status of 422" not in line and "status of 401" not in line] == []
