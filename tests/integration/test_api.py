@@ -318,6 +318,7 @@ def test_a_query_that_cannot_be(serving: System, query: str, name: str) -> None:
 
 def test_services_show_what_is_installed(serving: System) -> None:
     with serving.client() as client:
+        poll(lambda: client.get("/services/echo").json()["state"] == "ready", what="the worker has told so")
         services = {service["name"]: service for service in client.get("/services").json()["services"]}
         echo = client.get("/services/echo").json()
     assert {"echo", "small", "no_schema", "bad_schema", "bad_load"} <= set(services)
