@@ -45,6 +45,8 @@ def test_it_tells_of_jobs_workers_and_requests(serving: System) -> None:
         client.get("/no/such/route")
         client.request("BREW", "/jobs")
 
+        ready = ("services_workers", "echo", "ready")
+        poll(lambda: scrape(client)[ready] == 1, what="the worker has told the ledger that it is ready")
         now = scrape(client)
 
         assert now["services_store_up",] == 1
@@ -57,7 +59,6 @@ def test_it_tells_of_jobs_workers_and_requests(serving: System) -> None:
         assert now["services_queue_depth", "small"] == 1
         assert now["services_queue_bytes", "small"] > 0
         assert now["services_queue_oldest_age_seconds", "small"] > 0
-        assert now["services_workers", "echo", "ready"] == 1
         assert now["services_workers", "small", "ready"] == 0
         assert now["services_failed", "bad_schema"] == 1
         assert 0 < now["services_jobs_ended_per_second", "echo"] < 100
