@@ -41,5 +41,6 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin services && \
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
+# Without an API key it answers no other machine: make one, or set SERVICES_ALLOW_UNAUTHENTICATED (docs/security.md).
 CMD ["uvicorn", "api:app", "--host", "0.0.0.0", "--port", "8000", "--log-level", "warning", "--timeout-keep-alive", "75", \
      "--timeout-graceful-shutdown", "5"]

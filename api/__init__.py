@@ -3,6 +3,7 @@
 The map, in the order in which a request passes through it:
 
 * ``app``: the application and its life
+* ``access``: who may send a request (API keys of ``keyring``), its headers, its time, the audit log
 * ``routes``: one thin handler a route
 * ``requests``: bodies, queries and ``Prefer`` read strictly
 * ``catalog``: the installed services and their schemas

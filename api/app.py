@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files as resources
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Route
 
 from api import batches, console, events, files, metrics, open_inference, problems, routes, webhooks
+from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.catalog import Catalog
+from api.keyring import Keyring
 from api.meter import Meter, Metered
 from api.openapi import build_document
 from api.waiter import Waiter
@@ -29,6 +34,13 @@ from worker.logs import setup_logging
 from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.api")
+
+#: What scripts of other origins may send and read, where any may at all.
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_headers": ["Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID"],
+    "expose_headers": ["Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"],
+}
 
 #: Seconds between two sweeps of all services.
 SWEEP_S = 1.0
@@ -56,6 +68,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(metrics.router)
     console.install(app)  # before the rest of /static
     problems.install(app)
+    app.add_middleware(Gate, settings=settings)
+    if settings.cors_origins:  # around the gate: a browser sends no key before it knows that it may
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     _add_docs(app)
     app.add_middleware(Metered, meter=app.state.meter)
     return app
@@ -69,8 +84,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.waiter = Waiter(state.ledger, state.settings)
     state.files = AsyncFiles(state.ledger, state.settings)
     state.hearing = Hearing(state.ledger, state.settings)
-    tasks = [asyncio.create_task(state.waiter.run()), asyncio.create_task(_sweep(state.ledger, state.catalog))]
-    tasks.append(asyncio.create_task(state.files.run()))
+    state.keyring = Keyring(state.ledger)
+    await _check_address(state.keyring, state.settings)
+    state.bodies = Bodies(state.settings.body_timeout_s)
+    running = (state.waiter.run(), state.keyring.run(), state.bodies.run(), state.files.run())
+    tasks = [asyncio.create_task(each) for each in (*running, _sweep(state.ledger, state.catalog))]
     yield
     for task in tasks:
         task.cancel()
@@ -79,6 +97,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.waiter.close()
     state.files.close()
     await state.ledger.close()
+
+
+async def _check_address(keyring: Keyring, settings: Settings) -> None:
+    """Refuse to start for other machines without an API key. Where that is not known yet, each request is looked at."""
+    address = bound_elsewhere(sys.argv)
+    if not address or settings.allow_unauthenticated:
+        return
+    with suppress(StoreUnavailable):
+        if not await keyring.are_there_any():
+            raise RuntimeError(f"not started on {address}: {NEED_A_KEY}")
 
 
 async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
+from api.access import caller_of
+from api.keyring import Caller
 from api.problems import PayloadTooLarge
 from api.requests import (
     BatchRequest,
@@ -50,7 +52,7 @@ async def create_batch(request: Request) -> Response:
     check_query(request, {"service", "webhook"} if _is_ndjson(request) else set())
     key = read_idempotency_key(request)
     incoming = await (_from_lines(request) if _is_ndjson(request) else _from_json(request))
-    batch, is_new = await incoming.store(request.app.state, key)
+    batch, is_new = await incoming.store(request.app.state, key, caller_of(request))
     if is_new:
         log.info("batch queued id=%s service=%s rows=%d", batch.id, batch.service, batch.rows)
     headers = {"Location": f"/batches/{batch.id}"}
@@ -61,14 +63,14 @@ async def create_batch(request: Request) -> Response:
 async def get_batch(request: Request, batch_id: str) -> Response:
     """Counts by state, and progress."""
     check_query(request, set())
-    return _answer(await request.app.state.ledger.get_batch(batch_id))
+    return _answer(await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees))
 
 
 @router.get("/batches/{batch_id}/results")
 async def get_results(request: Request, batch_id: str) -> Response:
     """One line for each input, in order, as they come; the answer ends with the batch."""
     check_query(request, set())
-    batch = await request.app.state.ledger.get_batch(batch_id)
+    batch = await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
     return StreamingResponse(_results(request, batch), media_type=NDJSON[0])
 
 
@@ -77,7 +79,7 @@ async def cancel_batch(request: Request, batch_id: str) -> Response:
     """Cancel what has not run."""
     check_query(request, set())
     await read_nothing(request)
-    batch = await request.app.state.ledger.cancel_batch(batch_id)
+    batch = await request.app.state.ledger.cancel_batch(batch_id, caller_of(request).sees)
     log.info("batch cancelled id=%s service=%s", batch.id, batch.service)
     return _answer(batch, 202)
 
@@ -91,9 +93,10 @@ class Incoming:
         self._hash = hashlib.sha256(about)
         self._bytes = self._count = 0
 
-    async def store(self, state: Any, key: str) -> tuple[Bulk, bool]:
+    async def store(self, state: Any, key: str, caller: Caller) -> tuple[Bulk, bool]:
         """Every chunk, then the batch, and whether it is new; nothing is left of one that fails or was there before."""
         asked, settings, ledger = self._asked, state.settings, state.ledger
+        caller.check_service(asked.service)
         entry = state.catalog.get(asked.service)
         if asked.webhook:
             await state.receivers.check(asked.webhook.url)
@@ -102,7 +105,7 @@ class Incoming:
         batch_id = str(uuid.uuid4())
         chunks = 0
         try:
-            async for chunk in cut(self._counted(settings), batch_id, size):
+            async for chunk in cut(self._counted(settings, caller.most_open), batch_id, size):
                 chunks += 1
                 await ledger.stage(asked.service, chunk)
             if not chunks:
@@ -122,6 +125,8 @@ class Incoming:
                     body_hash=self._hash.hexdigest(),
                     id=batch_id,
                     webhook=dump_webhook(asked.webhook.url, ()) if asked.webhook else b"",
+                    owner=caller.owner,
+                    most_open=caller.most_open,
                 )
             )
         except BaseException:
@@ -132,7 +137,7 @@ class Incoming:
             await ledger.discard(asked.service, batch_id, chunks)
         return await ledger.get_batch(answered), answered == batch_id
 
-    async def _counted(self, settings: Any) -> AsyncIterator[list[bytes]]:
+    async def _counted(self, settings: Any, most_open: int | None) -> AsyncIterator[list[bytes]]:
         """The rows, up to the limits."""
         most, most_bytes = settings.max_batch_inputs, settings.max_batch_bytes
         async for rows in self._rows:
@@ -141,6 +146,8 @@ class Incoming:
             self._hash.update(b"\n".join(rows) + b"\n")
             if self._count > most:
                 raise PayloadTooLarge(f"more than {most} inputs (SERVICES_MAX_BATCH_INPUTS)")
+            if most_open is not None and self._count > most_open:
+                raise PayloadTooLarge(f"more than {most_open} inputs, which is the API key's concurrency")
             if self._bytes > most_bytes:
                 raise PayloadTooLarge(f"the inputs are over {most_bytes} bytes (SERVICES_MAX_BATCH_BYTES)")
             yield rows

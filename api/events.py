@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
+from api.access import caller_of
 from api.requests import check_query
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
 from worker.hearing import Event, Heard
@@ -121,7 +122,7 @@ async def get_events(request: Request, job_id: str) -> Response:
     check_query(request, set())
     told = Told.parse(request.headers.get("last-event-id", ""))
     state = request.app.state
-    job = await state.ledger.get(job_id)
+    job = await state.ledger.get(job_id, caller_of(request).sees)
     if job.ended and told.knows(job.status, job.finished_us):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
     return EventSourceResponse(_stream(state, job, told), headers=HEADERS)

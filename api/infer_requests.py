@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic_core import from_json, to_json
 
+from api.access import caller_of
 from api.catalog import Entry
 from api.columns import Column, find_columns, list_columns, to_inputs
 from api.problems import InferFailed, PayloadTooLarge
@@ -74,6 +75,7 @@ class Plan:
 
 def find_entry(request: Request, name: str, version: str) -> Entry:
     """The service that is the model. Raises ``UnknownService``, or ``InferFailed`` for another version than its own."""
+    caller_of(request).check_service(name)
     entry: Entry = request.app.state.catalog.get(name)
     if version and version != entry.plugin.version:
         raise InferFailed(f"model {name!r} has no version {version[:100]!r}; it has {entry.plugin.version!r}", 404)

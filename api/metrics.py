@@ -19,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.routing import Mount, Route
 
+from api.access import caller_of
 from api.catalog import Entry
 from api.meter import NO_ROUTE, Meter
 from api.requests import check_query
@@ -46,12 +47,13 @@ async def read_metrics(request: Request) -> Response:
     """All metrics; while Redis is away, those of this process, and ``services_store_up 0``."""
     check_query(request, set())
     state = request.app.state
+    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
     try:
-        found = await state.ledger.overviews(list(state.catalog.entries))
+        found = await state.ledger.overviews([entry.plugin.name for entry in entries])
     except StoreUnavailable:
         seen = None
     else:
-        seen = list(zip(state.catalog.entries.values(), found, strict=True))
+        seen = list(zip(entries, found, strict=True))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     text = encode(Snapshot(seen, state.meter, _routes(request)))
     return Response(text, headers={"Content-Type": content_type})

@@ -10,18 +10,20 @@ import logging
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json, to_json
 
+from api.access import caller_of
 from api.catalog import Entry, own_version
 from api.columns import list_columns, to_tensor
 from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.problems import InferFailed
 from api.tensors import to_binary, to_values
-from worker.errors import InvalidInput, JobNotFound, QueueFull, ServicesError
+from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
 from worker.jobs import Job, NewJob, Status
 from worker.ledger_async import Repeated
 
@@ -90,7 +92,7 @@ async def index(request: Request) -> Response:
     """Every model and its state, as Triton's model repository extension lists them."""
     state = request.app.state
     only_ready = await read_index(request)
-    entries = list(state.catalog.entries.values())
+    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
     overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
     listed = [_index_row(entry, *entry.state(overview)) for entry, overview in zip(entries, overviews, strict=True)]
     return _json([row for row in listed if row["state"] == "READY" or not only_ready])
@@ -105,6 +107,8 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
     body = await read_encoded(request, state.settings.max_body_bytes)
     length = read_length(request)
     plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings))
+    caller = caller_of(request)
+    plan.jobs = [replace(job, owner=caller.owner, most_open=caller.most_open) for job in plan.jobs]
     jobs = await _run(state, plan)
     size = sum(len(job.output or b"") for job in jobs)
     return await aside(size, lambda: _answer(request, plan, jobs))
@@ -152,7 +156,7 @@ async def _store(state: Any, jobs: Sequence[NewJob]) -> None:
             log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
     refused = [error for error in stored if isinstance(error, BaseException)]
     assert not any(isinstance(job, Repeated) for job in stored)  # no idempotency key was given
-    if any(isinstance(error, QueueFull) for error in refused):
+    if any(isinstance(error, QueueFull | RateLimited) for error in refused):
         await asyncio.gather(*(_cancel(state.ledger, job.id) for job in stored if isinstance(job, Job)))
     if refused:
         raise refused[0]

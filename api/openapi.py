@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import JsonSchemaMode
 
 from api.catalog import Catalog, Entry, own_version
+from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_paths import build_paths
 from api.requests import MAX_DEADLINE_S
@@ -33,7 +34,8 @@ from worker.jobs import Priority, Status
 from worker.webhooks import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
-`Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457)."""
+`Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457). Where API
+keys are configured, each request bears one."""
 
 #: Paths that have another heading in ``/docs`` than their own first word.
 HEADINGS = {"healthz": "health", "readyz": "health", "metrics": "health", "": "console"}
@@ -53,8 +55,9 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
-        "paths": {path: _tagged(path, operations) for path, operations in build_paths(entries).items()},
-        "components": {"schemas": schemas},
+        "paths": {path: _tagged(path, operations) for path, operations in guarded(build_paths(entries)).items()},
+        "security": EITHER_OR_NONE,
+        "components": {"schemas": schemas, "securitySchemes": SECURITY},
     }
 
 

@@ -11,16 +11,17 @@ from worker.jobs import Status
 
 #: The error codes of each status.
 CODES = {
-    403: ["link_invalid"],
+    401: ["unauthorized"],
+    403: ["forbidden", "link_invalid"],
     404: ["job_not_found", "unknown_service", "file_not_found", "delivery_not_found", "not_found"],
-    408: ["upload_too_late"],
+    408: ["request_timeout", "upload_too_late"],
     409: ["job_finished", "job_not_retryable", "idempotency_conflict", "file_in_use"],
     410: ["job_expired"],
     413: ["payload_too_large"],
     415: ["unsupported_file_type"],
     416: ["range_not_satisfiable"],
     422: ["invalid_input"],
-    429: ["queue_full"],
+    429: ["rate_limited", "queue_full"],
     503: ["store_unavailable", "service_failed", "storage_unavailable"],
 }
 
@@ -100,6 +101,8 @@ def make_problems(*statuses: int) -> Schema:
         answer["content"] = {"application/problem+json": {"schema": make_ref("Problem")}}
         if status in (429, 503):
             answer["headers"] = {"Retry-After": make_header("string", "seconds")}
+        elif status == 401:
+            answer["headers"] = {"WWW-Authenticate": make_header("string", "`Bearer`")}
         found[str(status)] = answer
     return found
 

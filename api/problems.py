@@ -31,14 +31,18 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.UploadTooLate: 408,
     errors.StorageUnavailable: 503,
     errors.QueueFull: 429,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.RateLimited: 429,
     errors.StoreUnavailable: 503,
     errors.ServiceFailed: 503,
 }
 
-#: Seconds after which the same request may succeed. ``QueueFull`` tells its own, by the measured rate.
+#: Seconds after which the same request may succeed. Errors with a ``retry_after_s`` tell their own.
 RETRY_AFTER = {503: "1"}
 
 TITLES = {
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
@@ -83,7 +87,18 @@ class LinkInvalid(errors.ServicesError):
     code = "link_invalid"
 
 
-STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416, LinkInvalid: 403}
+class BodyTimedOut(errors.ServicesError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+    retryable = True
+
+
+STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416}
+STATUS |= {LinkInvalid: 403, BodyTimedOut: 408}
+
+#: What is sent with a status, beside the problem. A body that is still on its way is not waited for.
+HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="libs-service"'}, 408: {"Connection": "close"}}
 
 
 class InferFailed(errors.ServicesError):
@@ -105,8 +120,21 @@ def problem(status: int, code: str, detail: str, headers: dict[str, str] | None 
     """A problem document; ``more`` are further members of it."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
     body |= {"code": code, **{name: value for name, value in more.items() if value is not None}}
-    told = {**({"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}), **(headers or {})}
+    told = {**({"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}), **HEADERS.get(status, {})}
+    told |= headers or {}
     return Response(to_json(body), status, told, MEDIA_TYPE)
+
+
+def answer(error: errors.ServicesError, path: str, services: list[str] | None = None) -> Response:
+    """The problem document of one of our errors, in the form that this path has; ``services``: those that there are."""
+    retry_after_s = getattr(error, "retry_after_s", None)
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+    if isinstance(error, RangeNotSatisfiable):
+        headers = {"Content-Range": f"bytes */{error.size}"}
+    status = STATUS.get(type(error), 500)
+    if _is_open_inference(path):
+        return _plain_error(OPEN_INFERENCE_STATUS.get(type(error), status), error)
+    return problem(status, error.code, error.message, headers, errors=error.errors, services=services)
 
 
 def install(app: FastAPI) -> None:
@@ -118,21 +146,15 @@ def install(app: FastAPI) -> None:
 
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
-    status = STATUS.get(type(error), 500)
-    if _is_open_inference(request):
-        return _plain_error(OPEN_INFERENCE_STATUS.get(type(error), status), error)
-    known = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else None
-    if isinstance(error, RangeNotSatisfiable):
-        headers = {"Content-Range": f"bytes */{error.size}"}
-    return problem(status, error.code, error.message, headers, errors=error.errors, services=known)
+    services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
+    return answer(error, request.url.path, services)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    if _is_open_inference(request):
+    if _is_open_inference(request.url.path):
         return _plain_error(error.status_code, InferFailed(detail, error.status_code, dict(error.headers or {})))
     return problem(error.status_code, code, detail, dict(error.headers or {}))
 
@@ -140,19 +162,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_bug(request: Request, error: Exception) -> Response:
     log.error("uncaught error in %s %s", request.method, request.url.path, exc_info=error)
     detail = "An error of the server's own; its log has the traceback."
-    if _is_open_inference(request):
+    if _is_open_inference(request.url.path):
         return _plain_error(500, InferFailed(detail, 500))
     return problem(500, "internal_error", detail)
 
 
-def _is_open_inference(request: Request) -> bool:
+def _is_open_inference(path: str) -> bool:
     """Whether the answer goes to a client of the Open Inference Protocol, to which an error is but a text."""
-    return request.url.path == "/v2" or request.url.path.startswith("/v2/")
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def _plain_error(status: int, error: errors.ServicesError) -> Response:
     headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
-    if isinstance(error, errors.QueueFull):
+    headers |= HEADERS.get(status, {})
+    if isinstance(error, errors.QueueFull | errors.RateLimited):
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, InferFailed):
         status, headers = error.status, {**headers, **error.headers}

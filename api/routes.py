@@ -13,7 +13,9 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from api.access import caller_of
 from api.catalog import Catalog
+from api.keyring import Caller
 from api.requests import (
     JobRequest,
     check_query,
@@ -63,7 +65,7 @@ async def create_job(request: Request) -> Response:
     key = read_idempotency_key(request)
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new, files = _new_job(body, key, state.catalog, state.settings)
+    new, files = _new_job(body, key, state.catalog, state.settings, caller_of(request))
     if body.webhook:
         await state.receivers.check(body.webhook.url)
     if files:
@@ -71,7 +73,7 @@ async def create_job(request: Request) -> Response:
     with state.waiter.expect(new.id) as end:
         job = await state.writer.store(new)
         if isinstance(job, Repeated):
-            return await _answer_again(state, job.job_id, wait)
+            return await _answer_again(state, job.job_id, wait, caller_of(request).sees)
         log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
         if wait:
             job = await ended_within(end, wait) or await state.ledger.get(job.id)
@@ -84,14 +86,14 @@ async def get_job(request: Request) -> Response:
     state = request.app.state
     query = check_query(request, {"wait", "include"})
     wait, include = read_wait(request, query, state.settings.max_wait_s), _read_include(query)
-    return _job(await _read(state, job_id, wait), 200, wait, include=include)
+    return _job(await _read(state, job_id, wait, caller_of(request).sees), 200, wait, include=include)
 
 
 @router.delete("/jobs/{job_id}")
 async def cancel_job(request: Request, job_id: str) -> Response:
     """Cancel a job that has not ended."""
     check_query(request, set())
-    job = await request.app.state.ledger.cancel(job_id)
+    job = await request.app.state.ledger.cancel(job_id, caller_of(request).sees)
     log.info("job cancelled id=%s service=%s attempt=%d", job.id, job.service, job.attempt)
     return _job(job, 202)
 
@@ -101,7 +103,8 @@ async def retry_job(request: Request, job_id: str) -> Response:
     """Run a job that has failed, was cancelled or expired again."""
     check_query(request, set())
     await read_nothing(request)
-    job = await request.app.state.ledger.retry(job_id)
+    caller = caller_of(request)
+    job = await request.app.state.ledger.retry(job_id, caller.sees, caller.most_open)
     log.info("job queued id=%s service=%s priority=%s attempt=%d", job.id, job.service, job.priority, job.attempt + 1)
     return _job(job, 202, headers={"Location": f"/jobs/{job.id}"})
 
@@ -114,7 +117,7 @@ async def list_jobs(request: Request) -> Response:
     include = _read_include(query)
     names = [state.catalog.get(query["service"]).plugin.name] if "service" in query else list(state.catalog.entries)
     limit = read_int(query, "limit", DEFAULT_PAGE, MAX_PAGE)
-    page = await state.ledger.page(names, _read_status(query), limit, _read_cursor(query))
+    page = await state.ledger.page(names, _read_status(query), limit, _read_cursor(query), caller_of(request).sees)
     cursor = base64.urlsafe_b64encode("/".join(page.next).encode()) if page.next else None
     jobs = b",".join(job.to_json(include) for job in page.jobs)
     return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
@@ -125,7 +128,7 @@ async def list_services(request: Request) -> Response:
     """Every installed service and its state."""
     check_query(request, set())
     state = request.app.state
-    entries = state.catalog.entries.values()
+    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
     overviews = await state.ledger.overviews([entry.plugin.name for entry in entries])
     return _json({"services": [e.describe(o) for e, o in zip(entries, overviews, strict=True)]})
 
@@ -134,6 +137,7 @@ async def list_services(request: Request) -> Response:
 async def get_service(request: Request, name: str) -> Response:
     """One service and its state."""
     check_query(request, set())
+    caller_of(request).check_service(name)
     entry = request.app.state.catalog.get(name)
     return _json(entry.describe(await request.app.state.ledger.overview(name)))
 
@@ -151,23 +155,26 @@ async def ready(request: Request) -> Response:
     return _json({"status": "ready"})
 
 
-async def _read(state: Any, job_id: str, wait: float) -> Job:
+async def _read(state: Any, job_id: str, wait: float, sees: str) -> Job:
     """A job that exists, as it ends within the wait or as it then stands."""
     with state.waiter.expect(job_id) as end:
-        job: Job = await state.ledger.get(job_id)
+        job: Job = await state.ledger.get(job_id, sees)
         if wait and not job.ended:
-            job = await ended_within(end, wait) or await state.ledger.get(job_id)
+            job = await ended_within(end, wait) or await state.ledger.get(job_id, sees)
     return job
 
 
-async def _answer_again(state: Any, job_id: str, wait: float) -> Response:
+async def _answer_again(state: Any, job_id: str, wait: float, sees: str) -> Response:
     """A request that was sent before: the job that it made then."""
-    job = await _read(state, job_id, wait)
+    job = await _read(state, job_id, wait, sees)
     return _job(job, 200, wait, {"Location": f"/jobs/{job.id}"})
 
 
-def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -> tuple[NewJob, list[Any]]:
+def _new_job(
+    body: JobRequest, key: str, catalog: Catalog, settings: Settings, caller: Caller
+) -> tuple[NewJob, list[Any]]:
     """The job, and the files that its input names."""
+    caller.check_service(body.service)
     entry = catalog.get(body.service)
     text = dump_strictly(body.input, "input")
     files = entry.validate(text)
@@ -183,6 +190,8 @@ def _new_job(body: JobRequest, key: str, catalog: Catalog, settings: Settings) -
         idempotency_key=key,
         body_hash=hash_body(body) if key else "",
         webhook=dump_webhook(body.webhook.url, body.webhook.events or ()) if body.webhook else b"",
+        owner=caller.owner,
+        most_open=caller.most_open,
     )
     return new, files
 

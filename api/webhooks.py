@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
+from api.access import caller_of
 from api.requests import check_query, read_nothing
 from worker.addresses import AddressRules, parse_url, resolve
 from worker.deliveries import LoggedDelivery, deliver_again, read_deliveries
@@ -70,7 +71,7 @@ class Receivers:
 async def list_job_deliveries(request: Request, job_id: str) -> Response:
     """What was sent of a job's ends, newest first."""
     check_query(request, set())
-    await request.app.state.ledger.get(job_id)
+    await request.app.state.ledger.get(job_id, caller_of(request).sees)
     return await _listed(request, "job", job_id)
 
 
@@ -78,7 +79,7 @@ async def list_job_deliveries(request: Request, job_id: str) -> Response:
 async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
     """What was sent of a batch's end, newest first."""
     check_query(request, set())
-    await request.app.state.ledger.get_batch(batch_id)
+    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
     return await _listed(request, "batch", batch_id)
 
 
@@ -86,7 +87,7 @@ async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
 async def retry_job_delivery(request: Request, job_id: str, delivery_id: str) -> Response:
     """Send an event of a job again."""
     await _check_empty(request)
-    await request.app.state.ledger.get(job_id)
+    await request.app.state.ledger.get(job_id, caller_of(request).sees)
     return await _again(request, "job", job_id, delivery_id)
 
 
@@ -94,7 +95,7 @@ async def retry_job_delivery(request: Request, job_id: str, delivery_id: str) ->
 async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Response:
     """Send the event of a batch again."""
     await _check_empty(request)
-    await request.app.state.ledger.get_batch(batch_id)
+    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
     return await _again(request, "batch", batch_id, delivery_id)
 
 

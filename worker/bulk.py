@@ -63,6 +63,8 @@ class NewBulk:
     idempotency_key: str = ""
     body_hash: str = ""
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
+    owner: str = ""  #: id of the API key that it was sent with; "" for none
+    most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Bulk:
     expires_us: int
     metadata: bytes
     webhook: bytes  #: JSON by ``webhooks.dump_webhook``; b"" for none
+    owner: str  #: id of the API key that it belongs to; "" for none
 
     @classmethod
     def from_record(cls, id: str, record: dict[bytes, bytes]) -> Bulk:
@@ -110,6 +113,7 @@ class Bulk:
             expires_us=number(b"expires"),
             metadata=record[b"metadata"],
             webhook=record.get(b"webhook", b""),
+            owner=record.get(b"owner", b"").decode(),
         )
 
     @property

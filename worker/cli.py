@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
+from worker.cli_keys import add_keys
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
@@ -208,6 +209,11 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def keys(_: argparse.Namespace, __: Settings) -> int:
+    """make, list and revoke API keys"""
+    raise AssertionError("argparse asks for one of its actions")
+
+
 def up(_: argparse.Namespace, settings: Settings) -> int:
     """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
     from worker.up import up as start
@@ -237,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
     actions = ("secret", "rotate", "new")
     add("webhooks", webhooks).add_argument("action", choices=actions, help="the newest secret is printed first")
+    add_keys(add("keys", keys))
     add("up", up)
     return parser
 

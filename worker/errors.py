@@ -207,3 +207,29 @@ class QueueFull(ServicesError):
     def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+# -- who may ----------------------------------------------------------------------------------------------------------
+
+
+class Unauthorized(ServicesError):
+    """An API key is needed: send it as `Authorization: Bearer <key>` or in `X-API-Key`."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ServicesError):
+    """The API key may not do this."""
+
+    code = "forbidden"
+
+
+class RateLimited(ServicesError):
+    """The API key has reached its limit; try again later."""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

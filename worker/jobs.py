@@ -71,6 +71,8 @@ class NewJob:
     idempotency_key: str = ""  #: the client's; "" for none
     body_hash: str = ""  #: of the whole request, by which a repeated key is told from a misused one
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
+    owner: str = ""  #: id of the API key that it was sent with; "" for none
+    most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Job:
     worker: str = ""  #: id of the worker that runs or ran it last
     batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
     progress: float | None = None  #: from 0 to 1, as the plugin told it last
+    owner: str = ""  #: id of the API key that it belongs to; "" for none
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
 
@@ -129,6 +132,7 @@ class Job:
             worker=record.get(b"worker", b"").decode(),
             batch=record.get(b"token", b"").decode(),
             progress=float(record[b"progress"]) if b"progress" in record else None,
+            owner=record.get(b"owner", b"").decode(),
             position=position if record[b"status"] == b"queued" else None,
             webhook=record.get(b"webhook", b""),
         )

@@ -9,16 +9,20 @@
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch
---   S:seen:<id>          string says that the job was, from its end on; lives remember_for longer than the record (410
---                               rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
+--   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
+--                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:said:<id>          stream what a job said in its runs: the last of its "progress" and "log" events, each under its number
 --   S:partial:<id>       stream its partial outputs, every one, numbered together with those. Both are there only where the
 --                               job said something; they live as long as its record, whose "events" is the last number
---   S:waiting            zset   queued jobs by urgency (created + the priority's offset)
+--   S:waiting            zset   queued jobs by urgency (created, or its turn, + the priority's offset)
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
 --   S:expires            zset   finished jobs by the time at which their record is dropped
+--   S:owned:<key>        zset   every kept job of an API key ("owner" in the record) by the time of its creation
+--   S:owned:expires      zset   finished jobs of API keys, "<key>:<job>", by the time at which their record is dropped
+--   S:open               hash   API key -> how many of its jobs (of a batch: rows) are queued or running
+--   S:turns              hash   "<API key> <priority>" -> the turn of its next job; only while jobs of API keys wait
 --   S:deadlines          zset   unfinished jobs with start_within or finish_within, by the next of the two
 --   S:workers            zset   live workers by the time at which their lease lapses
 --   S:workers:info       hash   worker -> JSON: host, pid, state
@@ -26,7 +30,8 @@
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
---                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at;
+--                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at,
+--                               pace (microseconds that a worker takes for an input), turn (of the job claimed last);
 --                               and since ever: ended:<status> (jobs), inputs:<status> (of batches),
 --                               requeued:<why> (attempts after which a job was queued again)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
@@ -42,6 +47,7 @@ local service = KEYS[1]
 local S = '{' .. service .. '}:'
 local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
 local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
+local OPEN, TURNS, OWNED_EXPIRES = S .. 'open', S .. 'turns', S .. 'owned:expires'
 
 local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local FIRST = 4
@@ -75,6 +81,10 @@ local MAX_EVENT_VALUE = 262144
 local SWEEP_US = 400000
 -- The rate of ended jobs is averaged over this time.
 local RATE_S = 10
+-- The pace is averaged over about so many inputs; what it is taken for before any has run.
+local PACE_INPUTS, DEFAULT_PACE_US = 256, 1000
+-- What an input takes of the virtual time by which API keys share a service.
+local STEP_US = 1000
 
 local ended = {}
 local told = {}
@@ -138,6 +148,8 @@ local function term(keep)
   return found
 end
 
+local function owned(owner) return S .. 'owned:' .. owner end
+
 local function batch_of(group) return S .. 'batch:' .. group end
 
 -- The rows of a chunk that are in this state, in its batch; nothing for a job that is no chunk.
@@ -151,6 +163,11 @@ local function must_go(id, from, to)
   if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
     error('job ' .. id .. ' cannot go from ' .. tostring(from) .. ' to ' .. to)
   end
+end
+
+-- An API key has so many more, or fewer, jobs that have not ended.
+local function open(owner, jobs)
+  if redis.call('HINCRBY', OPEN, owner, jobs) <= 0 then redis.call('HDEL', OPEN, owner) end
 end
 
 local function error_json(code, message, retryable)
@@ -237,11 +254,14 @@ end
 -- The only way into a terminal state. ``job``: the fields JOB of its record;
 -- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
 -- rows of a chunk that failed.
-local JOB = {'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events'}
+local JOB = {
+  'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
+}
 
 local function finish_job(id, job, status, value, timings, batch_size, failed)
   local key = record(id)
   must_go(id, job[1], status)
+  if job[10] then open(job[10], -(job[6] or 1)) end
   if job[1] == 'queued' then
     weigh(id, -1)
     gather('ZREM', WAITING, id)
@@ -268,7 +288,7 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
   end
   tally('ended:' .. status, 1)
   redis.call('PEXPIRE', key, life[2])
-  redis.call('SET', seen(id), '1', 'PX', life[3])
+  redis.call('SET', seen(id), job[10] or '1', 'PX', life[3])
   if job[4] then redis.call('PEXPIRE', promised(job[4]), life[2]) end
   if job[7] then gather('ZREM', DEADLINES, id) end
   if job[9] then
@@ -276,6 +296,7 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
     redis.call('PEXPIRE', partial(id), life[2])
   end
   gather('ZADD', EXPIRES, life[1], id)
+  if job[10] then gather('ZADD', OWNED_EXPIRES, life[1], job[10] .. ':' .. id) end
   tell_celery(id, status, value, life[2])
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
@@ -288,13 +309,84 @@ local function ring(id)
   redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
 end
 
+-- Fair sharing between API keys (start-time fair queueing). While jobs of keys wait, a job's place is counted from its
+-- turn, not from its creation: behind the job claimed last, or, if that is later, where the same key's jobs of this
+-- priority before it end; each input takes STEP_US of this virtual time. So the next job of one key stands beside the
+-- next of another's million. Virtual time begins as the clock's, and has a speed of its own: an input's step in the
+-- time that it takes (its pace), by which a priority's head start is stretched, so that a job moves up as it ages.
+-- (With n keys that all have a backlog it goes n times slower.) Jobs that belong to no key have turns together. Where
+-- no key's jobs wait there are no turns.
+local function turns()
+  local about = redis.call('HMGET', ABOUT, 'turn', 'pace')
+  return {last = tonumber(about[1]), pace = tonumber(about[2] or DEFAULT_PACE_US)}
+end
+
+-- The turn of a new job with so many inputs, and its head start stretched; nothing, and the head start as it is, where
+-- its creation counts.
+local function take_turn(fair, owner, priority, inputs, offset)
+  if owner == '' and not fair.last then return nil, offset end
+  fair.last = fair.last or now
+  fair.speed = fair.speed or STEP_US * math.max(1, redis.call('ZCARD', WORKERS)) / fair.pace
+  local line = owner .. ' ' .. priority
+  local turn = math.max(fair.last, tonumber(redis.call('HGET', TURNS, line) or 0))
+  redis.call('HSET', TURNS, line, turn + inputs * STEP_US)
+  if turn == fair.last then  -- the next newcomer stands behind this one
+    fair.last = turn + 1
+    redis.call('HSET', ABOUT, 'turn', fair.last)
+  end
+  return turn, math.floor(offset * fair.speed)
+end
+
+local function nothing_waits() return redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) == 0 end
+
+local function end_turns()
+  redis.call('HDEL', ABOUT, 'turn')
+  redis.call('DEL', TURNS)
+end
+
+-- A job with this turn was the last to be claimed.
+local function pass_turn(turn)
+  if nothing_waits() then end_turns() else redis.call('HSET', ABOUT, 'turn', turn + 1) end
+end
+
+-- The score of a job whose turn had come before. Turns may have begun anew since, at an earlier time.
+local function not_later(key, score, turn)
+  local last = tonumber(redis.call('HGET', ABOUT, 'turn') or now)
+  if tonumber(turn) <= last then return score end
+  score = score - (turn - last)
+  redis.call('HSET', key, 'score', score, 'turn', last)
+  return score
+end
+
+-- What a key has used of turns that are over no longer counts.
+local function forget_turns()
+  local last = tonumber(redis.call('HGET', ABOUT, 'turn'))
+  if not last then return end
+  if nothing_waits() then return end_turns() end
+  local lines = redis.call('HGETALL', TURNS)
+  for i = 1, #lines, 2 do
+    local owner = lines[i]:match('^(%S*) ')
+    if tonumber(lines[i + 1]) <= last and not redis.call('HGET', OPEN, owner) then redis.call('HDEL', TURNS, lines[i]) end
+  end
+end
+
+-- So many inputs took a worker so long.
+local function measure(inputs, us)
+  local pace = tonumber(redis.call('HGET', ABOUT, 'pace') or us / inputs)
+  redis.call('HSET', ABOUT, 'pace', int(math.max(1, pace + inputs / (inputs + PACE_INPUTS) * (us / inputs - pace))))
+end
+
 -- Back to the queue, with the place that its age gives it; at once, or after a pause. No outcome: it had not begun.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created', 'watched')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created', 'watched', 'turn')
   must_go(id, job[1], 'queued')
   local score = tonumber(job[3])
-  if tonumber(job[6]) > now then score = now + score - job[6] end  -- stored while the clock was ahead
+  if job[8] then
+    score = not_later(key, score, job[8])
+  elseif tonumber(job[6]) > now then
+    score = now + score - job[6]  -- stored while the clock was ahead
+  end
   if outcome then note(id, outcome, charged, problem) end
   if job[4] then
     count(job[4], 'running', -job[5])
@@ -357,20 +449,32 @@ local function full(waiting, waiting_bytes, bytes, limits)
   return math.max(1, math.min(60, math.ceil((waiting / 10 + 1) / speed)))
 end
 
+-- Whether an API key that may have so many jobs open ('': any number) has no room for so many more.
+local function limited(owner, jobs, most)
+  return most ~= '' and tonumber(redis.call('HGET', OPEN, owner) or 0) + jobs > tonumber(most)
+end
+
+-- Seconds until the next job ends, at the measured rate.
+local function soon()
+  local speed = rate()
+  return speed < 0.01 and 10 or math.max(1, math.min(60, math.ceil(1 / speed)))
+end
+
 local operations = {}
 
 -- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
--- sha256 of its idempotency key (empty: none), sha256 of its body, webhook (JSON; empty: none). Gives per job: state, created, position; the state is
--- "queued", or "full" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
+-- sha256 of its idempotency key (empty: none), sha256 of its body, webhook (JSON; empty: none), API key that it belongs to
+-- (empty: none), most jobs that the key may have open (empty: any number). Gives per job: state, created, position; the
+-- state is "queued", or "full" or "limited" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
 -- has this idempotency key, with the same body or another).
 function operations.create()
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local waiting_bytes = tonumber(limits[3] or 0)
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
-  local reply = {}
-  for i = FIRST, #ARGV, 14 do
-    local id, message, promise = ARGV[i], ARGV[i + 9], ARGV[i + 11]
+  local reply, fair = {}, turns()
+  for i = FIRST, #ARGV, 16 do
+    local id, message, promise, owner = ARGV[i], ARGV[i + 9], ARGV[i + 11], ARGV[i + 14]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
     local state, created = 'queued', known or (now + #reply)
@@ -382,11 +486,14 @@ function operations.create()
     local again = not known and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
     if again then
       state, created = 'full', again
+    elseif not known and limited(owner, 1, ARGV[i + 15]) then
+      state, created = 'limited', soon()
     elseif not known then
       local start_within, finish_within = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
       local start_by = start_within > 0 and now + start_within or 0
       local finish_by = finish_within > 0 and now + finish_within or 0
-      local score = int(created + ARGV[i + 3])
+      local turn, offset = take_turn(fair, owner, ARGV[i + 2], 1, ARGV[i + 3])
+      local score = int((turn or created) + offset)
       created = int(created)
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
         'attempt', '0', 'created', created, 'score', score, 'keep', ARGV[i + 6], 'input', ARGV[i + 8])
@@ -396,6 +503,12 @@ function operations.create()
         redis.call('HSET', key, 'idempotency', promise)
       end
       if ARGV[i + 13] ~= '' then redis.call('HSET', key, 'webhook', ARGV[i + 13]) end
+      if turn then redis.call('HSET', key, 'turn', int(turn)) end
+      if owner ~= '' then
+        redis.call('HSET', key, 'owner', owner)
+        gather('ZADD', owned(owner), created, id)
+        open(owner, 1)
+      end
       if start_by + finish_by > 0 then
         redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within, 'start_by', int(start_by),
           'finish_by', int(finish_by))
@@ -472,7 +585,8 @@ end
 local function take(ids, worker, token, max_attempts, version)
   local batch = {}
   for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', unpack(TAKEN))
+    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', 'turn',
+      unpack(TAKEN))
     if not job[1] then
       gather('ZREM', WAITING, id)  -- its record was deleted by hand
     elseif not end_if_late(id, tonumber(job[2] or 0), tonumber(job[3] or 0), job[1]) then
@@ -483,10 +597,10 @@ local function take(ids, worker, token, max_attempts, version)
       if job[4] == '1' then break end
     end
   end
-  local reply, size = {}, int(#batch)
+  local reply, size, turn = {}, int(#batch), nil
   for _, taken in ipairs(batch) do
     local id, job = taken[1], taken[2]
-    local group, attempt, input = job[5], int(job[7] + 1), job[8] or 'null'
+    local group, attempt, input = job[5], int(job[8] + 1), job[9] or 'null'
     count(group, 'running', job[6])
     bytes_change = bytes_change - #input
     gather('ZREM', WAITING, id)
@@ -495,10 +609,12 @@ local function take(ids, worker, token, max_attempts, version)
     redis.call('HSET', record(id), 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
       'max_attempts', group and int(max_attempts + 1) or max_attempts, 'version', version, 'batch_size', size)
     if job[2] then redis.call('HSET', record(id), 'start_by', '0') end  -- it has started in time, however often it runs
-    if job[10] then told[#told + 1] = id end
-    append(reply, id, attempt, input, job[9] or '')
+    if job[11] then told[#told + 1] = id end
+    turn = job[7] or turn
+    append(reply, id, attempt, input, job[10] or '')
   end
   flush()
+  if turn then pass_turn(turn) end
   return reply
 end
 
@@ -544,12 +660,13 @@ end
 local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
 
 function operations.complete()
-  local token, reply = ARGV[4], {}
+  local token, reply, inputs, since = ARGV[4], {}, 0, now
   for i = 5, #ARGV, 7 do
     local id, status = ARGV[i], ARGV[i + 1]
     local job = redis.call('HMGET', record(id), unpack(ENDING))
     local mine, told = job[1] == token, 1
     if mine and job[5] == 'running' then
+      inputs, since = inputs + (job[10] or 1), job[15]
       local pause = tonumber(ARGV[i + 5])
       if pause > 0 and job[2] - (job[3] or 0) < tonumber(job[4]) then
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
@@ -560,6 +677,7 @@ function operations.complete()
     end
     reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
   end
+  if inputs > 0 then measure(inputs, now - since) end
   return reply
 end
 
@@ -654,10 +772,10 @@ function operations.discard()
 end
 
 -- group, version, priority, offset_us, keep_us, metadata, rows, chunks, bytes, message, sha256 of the idempotency key,
--- of the body, webhook (JSON; empty: none): all chunks are there, so the batch is accepted. Gives {state, detail} as create does, or {"gone"} where a
--- chunk was too long on its way.
+-- of the body, webhook (JSON; empty: none), API key, most jobs that the key may have open: all chunks are there, so the
+-- batch is accepted. Gives {state, detail} as create does, or {"gone"} where a chunk was too long on its way.
 function operations.seal()
-  local group, chunks, promise = ARGV[4], tonumber(ARGV[11]), ARGV[14]
+  local group, chunks, promise, owner = ARGV[4], tonumber(ARGV[11]), ARGV[14], ARGV[17]
   local key = batch_of(group)
   if redis.call('EXISTS', key) == 1 then return {'queued', ''} end
   if promise ~= '' then
@@ -668,24 +786,33 @@ function operations.seal()
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local again = full(waiting, tonumber(limits[3] or 0), tonumber(ARGV[12]), limits)
   if again then return {'full', int(again)} end
+  if limited(owner, ARGV[10], ARGV[18]) then return {'limited', int(soon())} end
   for i = 0, chunks - 1 do
     if redis.call('EXISTS', record(group .. '.' .. i)) == 0 then return {'gone', ''} end
   end
   redis.call('HSET', key, 'service', service, 'version', ARGV[5], 'priority', ARGV[6], 'keep', ARGV[8], 'metadata', ARGV[9],
     'rows', ARGV[10], 'chunks', chunks, 'open', chunks, 'created', now)
   if ARGV[16] ~= '' then redis.call('HSET', key, 'webhook', ARGV[16]) end
-  redis.call('SET', seen('batch:' .. group), 1)
+  redis.call('SET', seen('batch:' .. group), owner ~= '' and owner or 1)
+  if owner ~= '' then
+    redis.call('HSET', key, 'owner', owner)
+    open(owner, ARGV[10])
+  end
   if promise ~= '' then
     redis.call('SET', promised(promise), group .. ' ' .. ARGV[15])
     redis.call('HSET', key, 'idempotency', promise)
   end
-  local score = now + ARGV[7]
+  local fair = turns()
   for i = 0, chunks - 1 do
     local id = group .. '.' .. i
+    local turn, offset = take_turn(fair, owner, ARGV[6], redis.call('HGET', record(id), 'rows'), ARGV[7])
+    local score = int((turn or now + i) + offset)
     redis.call('HSET', record(id), 'service', service, 'version', ARGV[5], 'status', 'queued', 'priority', ARGV[6],
-      'attempt', 0, 'created', NOW, 'score', int(score + i), 'keep', ARGV[8], 'alone', 1)
+      'attempt', 0, 'created', NOW, 'score', score, 'keep', ARGV[8], 'alone', 1)
+    if turn then redis.call('HSET', record(id), 'turn', int(turn)) end
+    if owner ~= '' then redis.call('HSET', record(id), 'owner', owner) end
     redis.call('PERSIST', record(id))
-    redis.call('ZADD', WAITING, int(score + i), id)
+    redis.call('ZADD', WAITING, score, id)
     weigh(id, 1)
   end
   redis.call('LPUSH', service, ARGV[13])
@@ -718,21 +845,29 @@ function operations.cancel()
   return job[1]
 end
 
--- id. Gives the status that it had (nothing for an unknown id), or {"full", seconds} where the queue is.
+-- id, most jobs that its API key may have open (empty: any number). Gives the status that it had (nothing for an unknown
+-- id), or {"full" or "limited", seconds} where there is no room.
 function operations.retry()
   local id = ARGV[4]
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
-    'stopping', 'idempotency', 'events', 'watched')
+    'stopping', 'idempotency', 'events', 'watched', 'owner', 'priority', 'turn')
   if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local again = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0),
     redis.call('HSTRLEN', key, 'input'), limits)
   if again then return {'full', again} end
+  if job[11] and limited(job[11], 1, ARGV[5]) then return {'limited', soon()} end
   local start_by, finish_by = tonumber(job[5] or 0), tonumber(job[6] or 0)
   if start_by > 0 then start_by = now + start_by end
   if finish_by > 0 then finish_by = now + finish_by end
-  local score = now + job[2] - job[3]
+  local turn = take_turn(turns(), job[11] or '', job[12], 1, 0)
+  local score = (turn or now) + job[2] - (job[13] or job[3])
+  if turn then redis.call('HSET', key, 'turn', turn) else redis.call('HDEL', key, 'turn') end
+  if job[11] then
+    open(job[11], 1)
+    redis.call('ZREM', OWNED_EXPIRES, job[11] .. ':' .. id)
+  end
   redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
     'start_by', start_by, 'finish_by', finish_by)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
@@ -869,12 +1004,14 @@ local function mend_times()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, now + MAX_PAUSE_US, '+inf')) do
     redis.call('ZADD', DELAYED, now, id)
   end
+  end_turns()
   local ids = redis.call('ZRANGEBYSCORE', WAITING, now, '+inf')
   for i, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'score', 'created')
+    local job = redis.call('HMGET', record(id), 'score', 'created', 'turn')
     if job[1] and tonumber(job[2]) > now then
       local score = now + job[1] - job[2] - (#ids - i)  -- in the order in which they came
       redis.call('HSET', record(id), 'score', score)
+      if job[3] then redis.call('HSET', record(id), 'turn', now + job[3] - job[2]) end
       redis.call('ZADD', WAITING, score, id)
     end
   end
@@ -930,16 +1067,22 @@ function operations.sweep()
     redis.call('ZREM', EXPIRES, id)
     redis.call('ZREM', INDEX, id)
   end
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', OWNED_EXPIRES, '-inf', now, 'LIMIT', 0, 1000)) do
+    local owner, id = member:match('^([^:]*):(.*)$')
+    redis.call('ZREM', OWNED_EXPIRES, member)
+    redis.call('ZREM', owned(owner), id)
+  end
+  forget_turns()
   return lost
 end
 
--- status ("" : any), before_us, before_id, most, look. Newest first: {us and id of the last one looked at, or ""
+-- status ("" : any), before_us, before_id, most, look, API key ("": any). Newest first: {us and id of the last one looked at, or ""
 -- where there are no more, {id, ...}}. It looks at no more than `look` records, so a page may be short.
 function operations.list()
   local status, bound, last_id, most, look = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-  local found, skip, seen, last_us = {}, 0, 0, ''
+  local found, skip, seen, last_us, index = {}, 0, 0, '', ARGV[9] ~= '' and owned(ARGV[9]) or INDEX
   while true do
-    local page = redis.call('ZREVRANGEBYSCORE', INDEX, bound, '-inf', 'WITHSCORES', 'LIMIT', skip, 100)
+    local page = redis.call('ZREVRANGEBYSCORE', index, bound, '-inf', 'WITHSCORES', 'LIMIT', skip, 100)
     for i = 1, #page, 2 do
       local id, us = page[i], page[i + 1]
       local passed = us == ARGV[5] and id >= ARGV[6]

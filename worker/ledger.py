@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from worker.bulk import Rerun
 from worker.dispatch import WEBHOOKS, build_bell, build_message
-from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull
+from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
 from worker.settings import Settings
 from worker.store import make_client
@@ -63,9 +63,9 @@ def promise_key(service: str, hashed: str) -> str:
     return f"{{{service}}}:idempotency:{hashed}"
 
 
-def hash_promise(key: str) -> str:
-    """An ``Idempotency-Key`` as it is stored; "" for none."""
-    return hashlib.sha256(key.encode()).hexdigest() if key else ""
+def hash_promise(key: str, owner: str = "") -> str:
+    """An ``Idempotency-Key`` as it is stored; "" for none. Those of two API keys are never the same."""
+    return hashlib.sha256((f"{owner} {key}" if owner else key).encode()).hexdigest() if key else ""
 
 
 def head(operation: str, settings: Settings) -> list[Any]:
@@ -84,7 +84,8 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
-        arguments += [hash_promise(job.idempotency_key), job.body_hash, job.webhook]
+        arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
+        arguments += [job.owner, "" if job.most_open is None else job.most_open]
     return arguments
 
 
@@ -94,10 +95,17 @@ def queue_full(service: str, retry_after_s: int) -> QueueFull:
     return QueueFull(f"the queue of {service} is full ({limits}); try again later", retry_after_s=retry_after_s)
 
 
+def too_many_open(retry_after_s: int) -> RateLimited:
+    """The error for an API key that has as many unfinished jobs as it may."""
+    message = "the API key has as many queued and running jobs as its concurrency allows; try again as they end"
+    return RateLimited(message, retry_after_s=retry_after_s)
+
+
 def check_retried(job_id: str, service: str, reply: Any) -> None:
     """Raise what ``retry`` in ``ledger.lua`` says went wrong."""
     if isinstance(reply, list):
-        raise queue_full(service, int(reply[1]))
+        full = reply[0] == b"full"
+        raise queue_full(service, int(reply[1])) if full else too_many_open(int(reply[1]))
     if reply is None:
         raise JobExpired(f"job {job_id} was dropped in this moment: its keep_for_s is over")
     if Status(reply.decode()) not in RETRYABLE:
@@ -306,13 +314,13 @@ class Ledger:
         service = self._find(job_id)
         if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
-        check_retried(job_id, service, self._call(service, "retry", job_id))
+        check_retried(job_id, service, self._call(service, "retry", job_id, ""))
 
     def failed(self, service: str) -> Iterator[str]:
         """The ids of all failed jobs of a service, newest first."""
         bound, last_id = "+inf", ""
         while bound:
-            arguments = (Status.FAILED.value, bound, last_id, LOOK_AT, LOOK_AT)
+            arguments = (Status.FAILED.value, bound, last_id, LOOK_AT, LOOK_AT, "")
             us, last, ids = self._call(service, "list", *arguments)
             bound, last_id = us.decode(), last.decode()
             yield from _decode(ids)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from worker.errors import IdempotencyConflict, JobExpired, JobFinished, JobNotFound
+from worker.errors import IdempotencyConflict, JobExpired, JobFinished
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import LOOK_AT, check_retried, create_arguments, hash_promise, head, promise_key, record_key
 from worker.ledger_batches import BatchLedger
 from worker.overview import Overview
-from worker.replies import Outcome, as_stored, conflict
+from worker.replies import Outcome, as_stored, conflict, not_found
 from worker.replies import Repeated as Repeated
 
 
@@ -31,7 +31,7 @@ class AsyncLedger(BatchLedger):
         service = jobs[0].service
         await self._announce(service)
         refused = await self._promised_elsewhere(jobs)
-        wanted = [job for job in jobs if job.id not in refused] if refused else jobs
+        wanted = await self._within_limits([job for job in jobs if job.id not in refused])
         reply = await self._call(service, create_arguments(self._settings, wanted)) if wanted else []
         stored = [as_stored(*told) for told in zip(wanted, reply[0::3], reply[1::3], reply[2::3], strict=True)]
         for result in stored:
@@ -42,16 +42,21 @@ class AsyncLedger(BatchLedger):
         told = iter(stored)
         return [refused[job.id] if job.id in refused else next(told) for job in jobs]
 
-    async def get(self, job_id: str) -> Job:
-        """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped."""
+    async def get(self, job_id: str, sees: str = "") -> Job:
+        """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped.
+
+        ``sees``: an API key that sees its own jobs alone, here and below; "": all are seen.
+        """
         known = job_id in self._places
         (service,) = await self._find([job_id])
         if not service:
-            raise JobNotFound(f"no job has the id {job_id[:100]!r}")
+            raise not_found(job_id)
         (job,) = await self._read([(service, job_id)])
         if job is None and known:  # dropped, or even forgotten since
             del self._places[job_id]
-            return await self.get(job_id)
+            return await self.get(job_id, sees)
+        if sees and sees != (job.owner if job else await self._was_owned_by(service, job_id)):
+            raise not_found(job_id)
         if job is None:
             raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
         return job
@@ -64,9 +69,9 @@ class AsyncLedger(BatchLedger):
         """The same for jobs that are said to have ended, which have no place in a queue to look for."""
         return await self._read(list(zip(await self._find(job_ids), job_ids, strict=True)), placed=False)
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str, sees: str = "") -> Job:
         """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
-        job = await self.get(job_id)
+        job = await self.get(job_id, sees)
         before = await self._call(job.service, [*head("cancel", self._settings), job_id])
         if before is None or Status(before.decode()) in TERMINAL:
             raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
@@ -76,13 +81,18 @@ class AsyncLedger(BatchLedger):
         """Cancel a job of this service; nothing happens to one that has ended."""
         await self._call(service, [*head("cancel", self._settings), job_id])
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, sees: str = "", most_open: int | None = None) -> Job:
         """Run a failed, cancelled or expired job again and give it as it is queued.
 
-        Raises ``JobNotFound``, ``JobExpired``, ``JobNotRetryable`` or ``QueueFull``.
+        ``most_open``: the jobs that the API key may have open, where the job is its own. Raises ``JobNotFound``,
+        ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
         """
-        job = await self.get(job_id)
-        check_retried(job_id, job.service, await self._call(job.service, [*head("retry", self._settings), job_id]))
+        job = await self.get(job_id, sees)
+        limit: Any = ""
+        if most_open is not None and sees:
+            limit = most_open - await self._open_elsewhere(sees, job.service)
+        arguments = [*head("retry", self._settings), job_id, limit]
+        check_retried(job_id, job.service, await self._call(job.service, arguments))
         return await self.get(job_id)
 
     async def sweep(self, services: Sequence[str]) -> list[str]:
@@ -92,11 +102,16 @@ class AsyncLedger(BatchLedger):
         return [job_id.decode() for lost in replies for job_id in lost]
 
     async def page(
-        self, services: Sequence[str], status: Status | None, limit: int, before: tuple[str, str] | None
+        self,
+        services: Sequence[str],
+        status: Status | None,
+        limit: int,
+        before: tuple[str, str] | None,
+        sees: str = "",
     ) -> Page:
         """The newest jobs of these services, below ``before``. A page may be short although more follow."""
         bound, last_id = before or ("+inf", "")
-        arguments = [*head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT]
+        arguments = [*head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT, sees]
         replies = [await self._call(service, arguments) for service in services]
         keys = [(s, i.decode()) for s, (_, _, ids) in zip(services, replies, strict=True) for i in ids]
         jobs = [job for job in await self._read(keys) if job is not None]
@@ -152,7 +167,7 @@ class AsyncLedger(BatchLedger):
             others = [name for name in await self._all_services() if name != jobs[0].service]
             for job in keyed:
                 for service in others:
-                    pipe.get(promise_key(service, hash_promise(job.idempotency_key)))
+                    pipe.get(promise_key(service, hash_promise(job.idempotency_key, job.owner)))
             found = iter(await pipe.execute() if others else [])
         conflicts = {}
         for job in keyed:
@@ -160,3 +175,17 @@ class AsyncLedger(BatchLedger):
                 if promise:
                     conflicts[job.id] = conflict(promise.decode().split()[0])
         return conflicts
+
+    async def _within_limits(self, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
+        """The jobs, each told how many its API key may have open here: less what it has in other services.
+
+        A service counts in the step that stores; two share none, so requests for both in one moment may be over.
+        """
+        owners = {job.owner for job in jobs if job.most_open is not None}
+        if not owners:
+            return jobs
+        elsewhere = {owner: await self._open_elsewhere(owner, jobs[0].service) for owner in owners}
+        return [
+            job if job.most_open is None else replace(job, most_open=job.most_open - elsewhere[job.owner])
+            for job in jobs
+        ]

@@ -6,10 +6,10 @@ from typing import Any
 
 from worker.bulk import STAGED_S, Bulk, Chunk, NewBulk
 from worker.dispatch import build_bell
-from worker.errors import JobExpired, JobFinished, JobNotFound, StoreUnavailable
-from worker.ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key
+from worker.errors import JobExpired, JobFinished, StoreUnavailable
+from worker.ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key, too_many_open
 from worker.ledger_client import LedgerClient
-from worker.replies import conflict
+from worker.replies import conflict, not_found
 
 
 class BatchLedger(LedgerClient):
@@ -32,10 +32,13 @@ class BatchLedger(LedgerClient):
         """
         await self._announce(batch.service)
         offset_us = round(Priorities[batch.priority] * self._settings.priority_step_s * 1e6)
-        key = hash_promise(batch.idempotency_key)
+        key = hash_promise(batch.idempotency_key, batch.owner)
         arguments: list[Any] = [batch.id, batch.version, batch.priority.value, offset_us, round(batch.keep_for_s * 1e6)]
         arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key]
-        arguments += [batch.body_hash, batch.webhook]
+        most_open: Any = "" if batch.most_open is None else batch.most_open
+        if batch.most_open is not None:
+            most_open = batch.most_open - await self._open_elsewhere(batch.owner, batch.service)
+        arguments += [batch.body_hash, batch.webhook, batch.owner, most_open]
         state, detail = await self._call(batch.service, [*head("seal", self._settings), *arguments])
         if state == b"queued":
             self._remember(f"batch:{batch.id}", batch.service)
@@ -44,15 +47,17 @@ class BatchLedger(LedgerClient):
             return str(detail.decode())
         if state == b"full":
             raise queue_full(batch.service, int(detail))
+        if state == b"limited":
+            raise too_many_open(int(detail))
         if state == b"conflict":
             raise conflict(detail.decode())
         raise StoreUnavailable(f"the batch took longer than {STAGED_S:g} s to arrive; send it again")
 
-    async def get_batch(self, batch_id: str) -> Bulk:
+    async def get_batch(self, batch_id: str, sees: str = "") -> Bulk:
         """One batch. Raises ``JobNotFound``, or ``JobExpired`` where it was dropped."""
         (service,) = await self._find([f"batch:{batch_id}"])
-        if not service:
-            raise JobNotFound(f"no batch has the id {batch_id[:100]!r}")
+        if not service or (sees and sees != await self._was_owned_by(service, f"batch:{batch_id}")):
+            raise not_found(batch_id, "batch")
         async with self.guard():
             record: Any = await self.redis.hgetall(bulk_key(service, batch_id))
         if not record:
@@ -69,9 +74,9 @@ class BatchLedger(LedgerClient):
             raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
         return status, output or b"", error or b"", int(first), int(rows)
 
-    async def cancel_batch(self, batch_id: str) -> Bulk:
+    async def cancel_batch(self, batch_id: str, sees: str = "") -> Bulk:
         """Cancel what has not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
-        batch = await self.get_batch(batch_id)
+        batch = await self.get_batch(batch_id, sees)
         if not await self._call(batch.service, [*head("cancel_batch", self._settings), batch_id]):
             raise JobFinished(f"batch {batch_id} has already ended")
         return await self.get_batch(batch_id)

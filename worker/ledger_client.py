@@ -111,6 +111,20 @@ class LedgerClient:
         known = {name.decode() for name in await self.redis.smembers(SERVICES_KEY)}
         return sorted((known | self._services) - {WEBHOOKS})
 
+    async def _was_owned_by(self, service: str, seen: str) -> str:
+        """The API key whose job or batch this was; it is known as long as the id is."""
+        async with self.guard():
+            owner: Any = await self.redis.get(seen_key(service, seen))
+        return (owner or b"").decode()
+
+    async def _open_elsewhere(self, owner: str, service: str) -> int:
+        """Queued and running jobs that an API key has in other services."""
+        async with self.pipeline() as pipe:
+            others = [name for name in await self._all_services() if name != service]
+            for name in others:
+                pipe.hget(f"{{{name}}}:open", owner)
+            return sum(int(count or 0) for count in (await pipe.execute() if others else ()))
+
     def _remember(self, job_id: str, service: str) -> None:
         self._places[job_id] = service
         if len(self._places) > MAX_PLACES:

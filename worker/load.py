@@ -102,7 +102,7 @@ async def connect(host: str, port: int) -> Connection:
 
 def build_request(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
     """An HTTP/1.1 request; ``headers``: further lines, each with its CRLF."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{headers}"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     return (head + "\r\n").encode() + body

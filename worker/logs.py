@@ -10,6 +10,7 @@ def setup_logging(level: str) -> None:
     """Give the logger ``services`` its one handler; calling it again only changes the level."""
     logger = logging.getLogger("services")
     logger.setLevel(level.upper())
+    logging.getLogger("services.audit").setLevel(logging.INFO)  # who did what is kept, however quiet the rest is
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

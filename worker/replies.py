@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.errors import IdempotencyConflict, QueueFull
+from worker.errors import IdempotencyConflict, JobNotFound, QueueFull, RateLimited
 from worker.jobs import Job, NewJob, Status
-from worker.ledger import queue_full
+from worker.ledger import queue_full, too_many_open
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,20 @@ class Repeated:
 
 
 #: What may become of a job that is to be stored.
-Outcome = Job | Repeated | QueueFull | IdempotencyConflict
+Outcome = Job | Repeated | QueueFull | RateLimited | IdempotencyConflict
+
+
+def not_found(id: str, what: str = "job") -> JobNotFound:
+    """The error for an id that was never seen, or that is another API key's."""
+    return JobNotFound(f"no {what} has the id {id[:100]!r}")
 
 
 def as_stored(job: NewJob, state: bytes, created: bytes, position: int) -> Outcome:
     """One job's part of what ``create`` in ``ledger.lua`` answers."""
     if state == b"full":
         return queue_full(job.service, int(created))
+    if state == b"limited":
+        return too_many_open(int(created))
     if state == b"same":
         return Repeated(created.decode())
     if state == b"conflict":
@@ -56,6 +63,7 @@ def _as_created(job: NewJob, created_us: int, position: int) -> Job:
         error=None,
         timings=None,
         metadata=job.metadata,
+        owner=job.owner,
         position=position if position >= 0 else None,
         webhook=job.webhook,
     )

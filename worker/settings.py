@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from functools import lru_cache
@@ -62,6 +63,15 @@ class Settings(BaseSettings):
 
     max_wait_s: float = Field(60, ge=0)
     """Longest that `Prefer: wait` may hold an answer."""
+
+    body_timeout_s: float = Field(30, gt=0)
+    """Seconds in which a request's body must arrive, and one more for each 16 kB of it; then 408 `request_timeout`."""
+
+    allow_unauthenticated: bool = False
+    """Whether the API answers other machines although no API key has ever been made (`services keys create`)."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of web pages whose scripts may use the API (CORS), comma-separated; `*`: any. Empty: none."""
 
     keep_for_s: float = Field(86_400, gt=0)
     """How long a finished job is kept, unless the job says otherwise."""
@@ -177,7 +187,15 @@ class Settings(BaseSettings):
             raise ValueError("Celery speaks no Redis Cluster: with redis+cluster:// set BROKER_URL to a RabbitMQ")
         return self
 
-    @field_validator("services", "file_types", "webhook_secrets", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s,]+", origin):
+                raise ValueError(f"expected origins such as https://example.org, without a path; or *; got {origin!r}")
+        return value
+
+    @field_validator("services", "cors_origins", "file_types", "webhook_secrets", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -149,6 +149,7 @@ class Guide(threading.Thread):
         self._flower = f"http://127.0.0.1:{flower_port}"
         self._begun = time.monotonic()
         self._loading: set[str] = set()
+        self._needs_key = False  # whether the API asks for a key, which is stored nowhere
 
     def run(self) -> None:
         """The guide's steps."""
@@ -166,12 +167,15 @@ class Guide(threading.Thread):
 
         def look() -> bool:
             status, answer = fetch(f"{self._api}/services")
+            self._needs_key = status == 401
             for service in answer["services"] if status == 200 else ():
                 if service["name"] in self._names and self._is_settled(service):
                     settled[service["name"]] = service
-            return len(settled) == len(self._names)
+            return len(settled) == len(self._names) or self._needs_key
 
         self._wait(f"the workers of {', '.join(self._names) or 'no service'}", look)
+        if self._needs_key:
+            self._say("API keys are configured: no sample job is sent; send yours with `Authorization: Bearer <key>`")
         told = [settled[name] for name in self._names if name in settled]
         for service in told:
             if service["state"] == "failed":

@@ -94,6 +94,7 @@ def test_a_host_that_is_cut_off_has_its_long_job_run_elsewhere_but_never_at_once
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "plugins"), str(ROOT)]),
         "CHAOS_FOLDER": str(tmp_path / "trace"),
         "REDIS_URL": f"redis://{network.address('redis')}:6379/0",
+        "SERVICES_ALLOW_UNAUTHENTICATED": "true",
     }
 
     def start(host: str, *command: str) -> Process:

@@ -12,10 +12,13 @@ import pytest
 
 from tests.services import write_echo
 from tests.support import ROOT, System, running_system
+from worker.keys import Key, Keys
+from worker.settings import Settings
 
 
 @pytest.mark.timeout(180)
-def test_no_500_and_no_undocumented_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_key", [False, True])
+def test_no_500_and_no_undocumented_answer(tmp_path: Path, with_key: bool) -> None:
     # given services whose schemas work: a broken one answers 503, as documented, which schemathesis takes for a bug
     folder = tmp_path / "plugins"
     folder.mkdir()
@@ -25,12 +28,18 @@ def test_no_500_and_no_undocumented_answer(tmp_path: Path) -> None:
     with running_system(tmp_path, folder) as system:
         # A short limit, since it asks for waits of any length on jobs that no worker takes.
         system.start_api(SERVICES_MAX_WAIT_S="0.02")
-        run_schemathesis(system)
+        options = ["--max-examples", "25"]
+        if with_key:
+            keys = Keys(Settings(redis_url=system.redis.url))
+            limited = Key(id="", name="schemathesis", services=("echo",), rate=50, burst=50, concurrency=20)
+            options = ["--max-examples", "8", "--header", f"Authorization: Bearer {keys.create(limited)[0]}"]
+            keys.redis.close()
+        run_schemathesis(system, *options)
 
 
-def run_schemathesis(system: System) -> None:
+def run_schemathesis(system: System, *options: str) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{system.url}/openapi.json", "--seed", "7"]
-    command += ["--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
+    command += [*options, "--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
     checks = "no_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command += ["--checks", checks, "--suppress-health-check", "all", "--request-timeout", "30"]
     # Results and events are open until their batch or job has ended, which here no worker sees to.

@@ -139,7 +139,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(
 def test_an_upload_that_breaks_off_leaves_nothing(turning: System, folder: Path) -> None:
     before = len(blobs(folder))
     with socket.create_connection(("127.0.0.1", turning.port)) as raw:
-        raw.sendall(b"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: 2900000\r\n\r\n" + b"x" * 1_500_000)
+        raw.sendall(b"POST /files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2900000\r\n\r\n" + b"x" * 1_500_000)
         poll(lambda: len(blobs(folder)) > before, what="it is being written")
         assert turning.redis.client.zcard("{.files}:blobs") == 1
     poll(lambda: len(blobs(folder)) == before and not turning.redis.client.zcard("{.files}:blobs"), what="it is gone")

@@ -20,6 +20,8 @@ from tests.rabbit import RabbitServer
 from tests.receiver import Receiver
 from tests.services import write_turning
 from tests.support import System, finished, free_port, poll, redis_binary, running_system
+from worker.keys import Key, Keys
+from worker.settings import Settings
 
 SLOTS = 16_384
 
@@ -137,6 +139,12 @@ def test_services_share_a_cluster_each_in_a_slot_of_its_own(
         clustered.start_worker("patient")
         assert finished(client, running)["status"] == "succeeded"
         assert worker.exit_code is None
+
+        made = Keys(Settings(redis_url=cluster.url, broker_url=rabbit.url))
+        client.headers["X-API-Key"] = made.create(Key(id="", name="limited", rate=100, burst=100, concurrency=5))[0]
+        made.redis.close()
+        mine = client.post("/jobs?wait=9", json={"service": "echo", "input": {"n": 1}}).json()
+        assert mine["status"] == "succeeded" and len(client.get("/jobs").json()["jobs"]) == 1
     for keys in cluster.contents():
         of_services = {key for key in keys if key.startswith(("{", "echo", "patient", "turning"))}
         slots = {key_slot(key.encode()) for key in of_services}

@@ -17,6 +17,8 @@ import redis
 
 from tests.services import write_echo, write_turning
 from tests.support import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
+from worker.keys import Key, Keys
+from worker.settings import Settings
 
 USERS = ("api", "worker", "flower", "webhooks")
 PRODUCER = """
@@ -129,6 +131,13 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
         assert len(client.get("/jobs").json()["jobs"]) == 3
         assert client.get("/services/echo").json()["state"] == "ready"
         use_files(client)
+        keys = Keys(Settings(redis_url=urls["api"]))
+        client.headers["X-API-Key"] = keys.create(Key(id="", name="limited", rate=100, burst=100, concurrency=9))[0]
+        keys.redis.close()
+        assert client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()["status"] == "succeeded"
+        batch = client.post("/batches", json={"service": "echo", "inputs": [{"n": 1}]}).json()
+        assert client.get(batch["links"]["results"]).text.count('"output"') == 1
+        assert len(client.get("/jobs").json()["jobs"]) == 1
     assert webhooks.stop() == 0
     sent = system.start("tests.run_code", PRODUCER, REDIS_URL=urls["worker"])
     assert sent.wait(60) == 0, sent.output

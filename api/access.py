@@ -1,0 +1,262 @@
+"""Around every request: who may send it, in how much time, with which headers, and what the log keeps of it.
+
+Plain ASGI, since a request without API keys must cost nothing here that can be measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from api.keyring import ANYONE, Caller
+from worker import keys
+from worker.errors import Forbidden, ServicesError, Unauthorized
+from worker.settings import Settings
+
+audit = logging.getLogger("services.audit")
+
+#: What an API key must be allowed for each method; what makes no change is "read".
+SCOPES = {"POST": keys.Scope.SUBMIT, "PUT": keys.Scope.SUBMIT, "PATCH": keys.Scope.SUBMIT, "DELETE": keys.Scope.CANCEL}
+#: A file's content, which a signed link opens too.
+LINK = re.compile(r"/files/[^/]+/content")
+#: What tells of no job and is open to whoever reaches the API: probes, pages and the document of the API.
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset({"/", *PROBES, "/docs", "/openapi.json"})  # and what is below /static/
+#: Bytes of a body for which it gets a second more.
+BYTES_PER_S = 16 * 1024
+#: Seconds between two looks for bodies that are late.
+LOOK_S = 0.5
+
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+NO_STORE = (b"cache-control", b"no-store")
+OF_PAGES = [
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'; base-uri 'none'; object-src 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+NEED_A_KEY = (
+    "no API key is configured, so only this machine may use the API, by a loopback address; make a key with "
+    "`services keys create`, or set SERVICES_ALLOW_UNAUTHENTICATED=true to let everybody in"
+)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sends this request."""
+    caller: Caller = request.scope.get("caller", ANYONE)
+    return caller
+
+
+class Gate:
+    """The middleware that lets requests in."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = Answer(scope, send)
+        try:
+            if not answer.is_open and not _is_link(scope):
+                await self._admit(scope)
+        except ServicesError as error:
+            await problems.answer(error, scope["path"])(scope, receive, answer.send)
+        else:
+            if scope["method"] in SCOPES:
+                receive = Body(receive, scope["app"].state.bodies).receive
+            await self._app(scope, receive, answer.send)
+        finally:
+            if "presented" in scope and scope["method"] in SCOPES:
+                answer.log()
+
+    async def _admit(self, scope: Scope) -> None:
+        """Put the caller into the scope. Raises what keeps it out."""
+        keyring = scope["app"].state.keyring
+        text, host = _read_headers(scope["headers"])
+        if not await keyring.are_there_any(fresh=bool(text)):
+            client, server = scope.get("client"), scope.get("server")
+            local = _is_local(client[0] if client else "", server[0] if server else "", host)
+            if not local and not self._settings.allow_unauthenticated:
+                raise Forbidden(NEED_A_KEY)
+            return
+        scope["presented"] = "-"
+        if not text:
+            raise Unauthorized()
+        caller = await keyring.find(text)
+        scope["caller"], scope["presented"] = caller, caller.owner
+        await keyring.take(caller.key)
+        needed = SCOPES.get(scope["method"], keys.Scope.READ)
+        if not caller.key.may(needed):
+            raise Forbidden(f"the API key has no scope {needed.value!r}, which {scope['method']} needs")
+
+
+class Answer:
+    """What is sent back: given its headers here, and remembered for the log."""
+
+    __slots__ = ("_location", "_scope", "_send", "_status", "is_open")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._status = 0
+        self._location = ""
+        self.is_open = scope["path"] in OPEN or scope["path"].startswith("/static/")
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = self._complete(list(message.get("headers", ())))
+        await self._send(message)
+
+    def log(self) -> None:
+        """One line for a request that may have changed something; status 0: it was cut off."""
+        scope = self._scope
+        path = scope["path"][:200]
+        parts = (self._location or path).split("/")
+        job = parts[2] if len(parts) > 2 and parts[1] in ("jobs", "batches") else "-"
+        client = (scope.get("client") or ("-",))[0]
+        line = "key=%s client=%s verb=%s path=%s job=%s status=%d"
+        audit.info(line, scope["presented"], client, scope["method"], _quote(path), _quote(job), self._status)
+
+    def _complete(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        keeps, is_page, added = self.is_open, False, [NOSNIFF]
+        for name, value in headers:
+            if name == b"content-type":
+                is_page = value.startswith(b"text/html")
+            elif name == b"cache-control":
+                keeps = True
+            elif name == NOSNIFF[0]:
+                added = []
+            elif name == b"location":
+                self._location = value.decode("latin-1")
+        headers += added
+        if not keeps:
+            headers.append(NO_STORE)
+        if is_page:
+            own = {name for name, _ in headers}
+            headers += [header for header in OF_PAGES if header[0] not in own]
+        return headers
+
+
+class Bodies:
+    """The bodies that are on their way. One look now and then costs a request less than a timer of its own."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.waiting: dict[Body, asyncio.Task[Any]] = {}
+
+    async def run(self) -> None:
+        """End those that are late, for ever."""
+        while True:
+            await asyncio.sleep(min(LOOK_S, self.timeout_s / 2))
+            now = time.monotonic()
+            for body, task in self.waiting.items():
+                if now > body.until:
+                    body.is_late = True
+                    task.cancel()
+
+
+class Body:
+    """A request's body, which must come within ``timeout_s``, and a second more for each 16 kB that has come."""
+
+    __slots__ = ("_bodies", "_is_whole", "_receive", "is_late", "until")
+
+    def __init__(self, receive: Receive, bodies: Bodies) -> None:
+        self._receive = receive
+        self._bodies = bodies
+        self._is_whole = False
+        self.until = time.monotonic() + bodies.timeout_s
+        self.is_late = False
+
+    async def receive(self) -> Message:
+        """The next piece. Raises ``BodyTimedOut``."""
+        if self._is_whole:  # what comes now is that the client has gone
+            return await self._receive()
+        task = asyncio.current_task()
+        assert task
+        self._bodies.waiting[self] = task
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self.is_late:
+                raise
+            task.uncancel()
+            must = f"the body did not arrive within {self._bodies.timeout_s:g} s (SERVICES_BODY_TIMEOUT_S)"
+            raise problems.BodyTimedOut(must) from None
+        finally:
+            del self._bodies.waiting[self]
+        self._is_whole = not message.get("more_body", False)
+        self.until += len(message.get("body", b"")) / BYTES_PER_S
+        return message
+
+
+def bound_elsewhere(argv: Sequence[str]) -> str:
+    """The address that uvicorn's command line binds to, where that is not loopback; else ""."""
+    if Path(argv[0]).name not in ("uvicorn", "__main__.py"):
+        return ""
+    hosts = [argv[i + 1] for i in range(1, len(argv) - 1) if argv[i] == "--host"]
+    hosts += [argument.removeprefix("--host=") for argument in argv if argument.startswith("--host=")]
+    return next((host for host in hosts if not _is_loopback(host)), "")
+
+
+def _is_link(scope: Scope) -> bool:
+    """Whether the address itself is what lets in: a file's signed link, which ``api.files`` checks."""
+    return b"signature=" in scope["query_string"] and LINK.fullmatch(scope["path"]) is not None
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes]:
+    """The API key that a request bears ("": none), and the host it asks for. ``Authorization`` goes first."""
+    bearer = key = host = b""
+    for name, value in headers:
+        if name == b"host":
+            host = value
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            bearer = value[7:].strip()
+        elif name == b"x-api-key":
+            key = value.strip()
+    return (bearer or key).decode("latin-1"), host
+
+
+@lru_cache(maxsize=256)
+def _is_local(client: str, server: str, host: bytes) -> bool:
+    """Whether a request comes from this machine, and not from a web page that has given us a name of its own.
+
+    A unix socket has no addresses; who may open it decides. The address of our end is looked at too, since that of the
+    client is what a proxy says where uvicorn was told to believe it.
+    """
+    name = re.sub(r":\d*$", "", host.decode("latin-1")).strip("[]").rstrip(".").lower()
+    named_local = not name or name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
+    addresses = [place for place in (client, server) if place and not place.startswith("/")]
+    return named_local and all(_is_loopback(place) for place in addresses)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _quote(text: str) -> str:
+    """What a client has written, safe to stand in a line of the log."""
+    return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else repr(text)

@@ -1,0 +1,34 @@
+"""What the gate (``api.access``) adds to the OpenAPI document: how an API key is borne, and what it answers itself."""
+
+from __future__ import annotations
+
+from api.access import OPEN
+from api.openapi_parts import make_problems
+from api.problems import TITLES
+from api.schemas import Schema, make_ref
+
+#: Either bears an API key; neither is needed where none is configured.
+SECURITY: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "the same, otherwise"},
+}
+EITHER_OR_NONE: list[Schema] = [{}, {"bearer": []}, {"api_key": []}]
+
+
+def guarded(paths: Schema) -> Schema:
+    """The paths with what the gate may answer before any of them."""
+    for path, operations in paths.items():
+        describe = _plain if path.startswith("/v2") else make_problems
+        for method, operation in operations.items():
+            if path in OPEN:
+                operation["security"] = []
+            else:
+                late = [408] if method in ("post", "put", "delete") else []
+                operation["responses"] |= describe(401, 403, *late, 429, 503)
+    return paths
+
+
+def _plain(*statuses: int) -> Schema:
+    """The same for clients of the Open Inference Protocol, to which an error is but a text."""
+    content = {"application/json": {"schema": make_ref("InferError")}}
+    return {str(status): {"description": TITLES[status], "content": content} for status in statuses}

@@ -1,0 +1,119 @@
+"""The API keys as this process knows them: read again within a second of each change, never once a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from worker.errors import Forbidden, RateLimited, StoreUnavailable, Unauthorized
+from worker.keys import CHANGED, KEYS_KEY, TAKE, Key, hash_key, read_keys
+from worker.ledger_async import AsyncLedger
+
+log = logging.getLogger("services.api")
+
+#: Seconds between two looks for a change.
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request, and what that lets it see and do."""
+
+    key: Key | None = None  #: None: no API key is needed here
+    sees: str = ""  #: the API key whose jobs it sees; "": everybody's
+
+    @property
+    def owner(self) -> str:
+        """The API key that its jobs belong to; "" for none."""
+        return self.key.id if self.key else ""
+
+    @property
+    def most_open(self) -> int | None:
+        """Queued and running jobs that it may have; None: any number."""
+        return self.key.concurrency or None if self.key else None
+
+    def may_use(self, service: str) -> bool:
+        """Whether it may use this service."""
+        return not self.key or not self.key.services or service in self.key.services
+
+    def check_service(self, service: str) -> None:
+        """Raise ``Forbidden`` for a service that it may not use."""
+        if not self.may_use(service):
+            raise Forbidden(f"the API key may not use the service {service[:100]!r}")
+
+
+#: Whoever asks where no API key is needed.
+ANYONE = Caller()
+
+
+class Keyring:
+    """All API keys. ``run`` keeps it up to date."""
+
+    def __init__(self, ledger: AsyncLedger) -> None:
+        self._ledger = ledger
+        self._take = ledger.redis.register_script(TAKE)
+        self._callers: dict[str, Caller] = {}  # by the hash of the API key
+        self._changed: bytes | None = None
+        self._looked = 0.0  # when Redis was asked last that answered; 0: never
+        self._turn = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Look for changes for ever. While Redis is away, what was known last goes on."""
+        while True:
+            try:
+                await self.refresh()
+            except StoreUnavailable as error:
+                log.debug("the API keys were not read: %s", error)
+            await asyncio.sleep(LOOK_S)
+
+    async def refresh(self) -> None:
+        """Read what has changed; those who ask meanwhile are served by the next reading together."""
+        asked = time.monotonic()
+        async with self._turn:
+            if self._looked > asked:
+                return
+            looked = time.monotonic()
+            async with self._ledger.guard():
+                changed: Any = await self._ledger.redis.hget(KEYS_KEY, CHANGED)
+                stored: Any = await self._ledger.redis.hgetall(KEYS_KEY) if changed != self._changed else None
+            if stored is not None:
+                self._callers = {hashed: _caller(key) for hashed, key in read_keys(stored).items()}
+            self._changed, self._looked = changed, looked
+
+    async def are_there_any(self, fresh: bool = False) -> bool:
+        """Whether an API key has ever been made; with ``fresh``, none is believed only after another look.
+
+        Raises ``StoreUnavailable`` where that is not known.
+        """
+        if not self._callers and (fresh or not self._looked):
+            await self.refresh()
+        return bool(self._callers)
+
+    async def find(self, text: str) -> Caller:
+        """Whose API key this is. Raises ``Unauthorized`` for one that is not valid."""
+        hashed = hash_key(text)
+        if hashed not in self._callers:
+            await self.refresh()  # it may be new
+        caller = self._callers.get(hashed)
+        if caller is None or caller.key is None:
+            raise Unauthorized("there is no such API key")
+        if ended := caller.key.ended():
+            raise Unauthorized(f"the API key {caller.key.id} is {ended}")
+        return caller
+
+    async def take(self, key: Key) -> None:
+        """Count one request. Raises ``RateLimited`` where its key has sent as many as it may."""
+        if not key.rate:
+            return
+        async with self._ledger.guard():
+            early_us: Any = await self._take(keys=[key.rate_key], args=key.rate_arguments)
+        if early_us:
+            message = f"the API key may send {key.rate:g} requests a second, {key.burst} at once"
+            raise RateLimited(message, retry_after_s=-(-int(early_us) // 1_000_000))
+
+
+def _caller(key: Key) -> Caller:
+    return Caller(key, "" if key.is_admin else key.id)
