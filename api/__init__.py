@@ -2,7 +2,7 @@
 
 The map, in the order in which a request passes through it:
 
-* ``app``: the application and its life
+* ``application``: the application and its life
 * ``access``: who may send a request (API keys of ``keyring``), its headers, its time, the audit log
 * ``routes``: one thin handler a route
 * ``requests``: bodies, queries and ``Prefer`` read strictly
@@ -15,8 +15,24 @@ The map, in the order in which a request passes through it:
 * ``openapi``: the OpenAPI document, of ``openapi_paths``, ``openapi_parts`` and ``schemas``
 * ``meter``, ``metrics``: requests counted; ``GET /metrics``
 * ``console``: the web page at ``/``, whose files are in ``static/``
+* ``client``: for programs that call the API; it imports none of the above
+
+``api.app`` is made when it is first asked for (``uvicorn api:app``), so that importing ``api.client`` makes no server.
 """
 
-from api.app import create_app
+from __future__ import annotations
 
-app = create_app()
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    app: FastAPI
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from api.application import create_app
+
+    return globals().setdefault("app", create_app())

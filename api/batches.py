@@ -22,10 +22,10 @@ from api.keyring import Caller
 from api.problems import PayloadTooLarge
 from api.requests import (
     BatchRequest,
-    BatchWebhook,
     check_query,
     dump_strictly,
     parse_batch,
+    read_batch_query,
     read_body,
     read_idempotency_key,
     read_nothing,
@@ -40,6 +40,8 @@ log = logging.getLogger("services.api")
 router = APIRouter()
 
 NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+#: What may be asked for in the query beside a body of JSON lines.
+LINES_QUERY = {"service", "priority", "keep_for_s", "webhook"}
 #: Seconds between two looks for a chunk whose end was not announced.
 LOOK_S = 5.0
 #: Seconds before Redis is asked again.
@@ -49,7 +51,7 @@ AGAIN_S = 0.5
 @router.post("/batches")
 async def create_batch(request: Request) -> Response:
     """Take all inputs, store them and enqueue them in chunks."""
-    check_query(request, {"service", "webhook"} if _is_ndjson(request) else set())
+    check_query(request, LINES_QUERY if _is_ndjson(request) else set())
     key = read_idempotency_key(request)
     incoming = await (_from_lines(request) if _is_ndjson(request) else _from_json(request))
     batch, is_new = await incoming.store(request.app.state, key, caller_of(request))
@@ -157,17 +159,20 @@ async def _from_json(request: Request) -> Incoming:
     settings = request.app.state.settings
     body = parse_batch(await read_body(request, settings.max_body_bytes), settings.max_keep_for_s)
     rows = [dump_strictly(value, "inputs") for value in body.inputs]
-    return Incoming(body, at_once(rows), repr(body.model_dump(exclude={"inputs"})).encode())
+    return Incoming(body, at_once(rows), _about(body))
+
+
+def _about(asked: BatchRequest) -> bytes:
+    """All that was asked for but the rows."""
+    return repr(asked.model_dump(exclude={"inputs"})).encode()
 
 
 async def _from_lines(request: Request) -> Incoming:
-    service = request.query_params.get("service")
-    if not service:
+    if not request.query_params.get("service"):
         must = "expected ?service=<name> with a body of JSON lines"
         raise InvalidInput(must, errors=[{"loc": ["query", "service"], "msg": must, "type": "missing"}])
-    webhook = request.query_params.get("webhook")
-    asked = BatchRequest(service=service, inputs=[], webhook=BatchWebhook(url=webhook) if webhook else None)
-    return Incoming(asked, _lines(request), f"{service} {webhook or ''}".encode())
+    asked = read_batch_query(dict(request.query_params), request.app.state.settings.max_keep_for_s)
+    return Incoming(asked, _lines(request), _about(asked))
 
 
 async def _lines(request: Request) -> AsyncIterator[list[bytes]]:

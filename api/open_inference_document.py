@@ -13,7 +13,7 @@ OCTETS = "application/octet-stream"
 
 DATATYPE: Schema = {"enum": list(get_args(Datatype))}
 PARAMETERS: Schema = {"type": ["object", "null"], "description": "by name: a text, a number or a truth value"}
-DATA: Schema = {"type": "array", "description": "in row-major order, flat or nested"}
+DATA: Schema = {"type": "array", "items": {}, "description": "in row-major order, flat or nested"}
 SHAPE: Schema = {"type": "array", "items": {"type": "integer"}}
 
 TENSOR = make_object(

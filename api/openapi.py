@@ -8,27 +8,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic.json_schema import JsonSchemaMode
-
 from api.catalog import Catalog, Entry, own_version
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
-from api.openapi_paths import build_paths
+from api.openapi_paths import batch_request, build_paths
 from api.requests import MAX_DEADLINE_S
 from api.schemas import (
     ATTEMPT,
     BATCH,
     DELIVERY,
+    DELIVERY_LIST,
     EVENT,
     FILE,
+    HEALTH,
     JOB_ERROR,
+    JOB_PAGE,
     PROBLEM,
     SERVICE,
+    SERVICE_LIST,
     TIME,
     Schema,
+    describe_models,
+    make_enum,
     make_object,
     make_ref,
     make_webhook,
+    name_for_clients,
 )
 from worker.jobs import Priority, Status
 from worker.webhooks import JOB_EVENTS
@@ -51,7 +56,8 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
         schemas |= _service_schemas(entry)
     schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
     schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Event": EVENT, "Delivery": DELIVERY}
-    schemas |= OPEN_INFERENCE
+    schemas |= {"Attempt": ATTEMPT, "Health": HEALTH, "JobPage": JOB_PAGE, "ServiceList": SERVICE_LIST}
+    schemas |= {"DeliveryList": DELIVERY_LIST, "BatchRequest": batch_request(entries), **OPEN_INFERENCE}
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
@@ -68,18 +74,10 @@ def _tagged(path: str, operations: Schema) -> Schema:
 
 
 def _service_schemas(entry: Entry) -> dict[str, Schema]:
-    """A service's Input, Output and request; keys and titles bear its name: none clash, and ``/docs`` shows whose."""
-    name = entry.plugin.name
-    found: dict[str, Schema] = {}
-    modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
-    for role, model in (("Input", entry.input), ("Output", entry.output)):
-        template = f"#/components/schemas/{name}.{role}.{{model}}"
-        schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
-        for definition, body in schema.pop("$defs", {}).items():
-            found[f"{name}.{role}.{definition}"] = {**body, "title": f"{name} {body.get('title', definition)}"}
-        found[f"{name}.{role}"] = {**schema, "title": f"{name} {role}"}
-    found[f"{name}.JobRequest"] = _request_schema(entry)
-    return found
+    """A service's Input, Output and request."""
+    found = describe_models(entry.plugin.name, entry.input, entry.output)
+    found[f"{entry.plugin.name}.JobRequest"] = _request_schema(entry)
+    return {component: name_for_clients(component, schema) for component, schema in found.items()}
 
 
 def _request_schema(entry: Entry) -> Schema:
@@ -87,14 +85,13 @@ def _request_schema(entry: Entry) -> Schema:
     deadline = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S}
     schema: Schema = {
         "type": "object",
-        "title": f"A job for {name}",
         "description": entry.plugin.description,
         "additionalProperties": False,
         "required": ["service", "input"],
         "properties": {
-            "service": {"const": name},
+            "service": {"type": "string", "const": name},
             "input": make_ref(f"{name}.Input"),
-            "priority": {"enum": list(Priority), "default": "normal"},
+            "priority": make_enum(Priority, description="default: normal"),
             "start_within_s": {**deadline, "description": "seconds until it must have started, else `expired`"},
             "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
             "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
@@ -113,7 +110,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "id": {"type": "string"},
         "service": {"type": "string"},
         "version": {"type": "string"},
-        "status": {"enum": list(Status)},
+        "status": make_enum(Status),
         "output": {"anyOf": [*outputs, {"type": "null"}]},
         "error": {"anyOf": [make_ref("JobError"), {"type": "null"}]},
         "attempt": {"type": "integer", "minimum": 0},
@@ -127,14 +124,15 @@ def _job_schema(entries: list[Entry]) -> Schema:
             {f"{stage}_ms": MS for stage in ("queued", "preprocess", "predict", "postprocess", "total")}
         ),
         "batch_size": {"type": ["integer", "null"], "minimum": 0},
-        "priority": {"enum": list(Priority)},
+        "priority": make_enum(Priority),
         "metadata": {"type": "object"},
         "links": make_object(
             {name: {"type": "string"} for name in ("self", "events", "deliveries")}, required=["self", "events"]
         ),
     }
+    attempts: Schema = {"type": "array", "items": make_ref("Attempt")}
     included = {
         "input": {"description": "as it was sent; with `?include=input`"},
-        "attempts": {"type": "array", "items": ATTEMPT, "description": "oldest first; with `?include=attempts`"},
+        "attempts": {**attempts, "description": "oldest first; with `?include=attempts`"},
     }
     return make_object(properties | included, required=list(properties))

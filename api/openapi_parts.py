@@ -6,7 +6,7 @@ from typing import Any
 
 from api.problems import TITLES
 from api.routes import DEFAULT_PAGE, MAX_PAGE
-from api.schemas import Schema, make_ref
+from api.schemas import Schema, make_enum, make_ref
 from worker.jobs import Status
 
 #: The error codes of each status.
@@ -59,6 +59,14 @@ IDEMPOTENCY_KEY: Schema = {
     "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]([\\x20-\\x7e]{0,253}[\\x21-\\x7e])?$"},
 }
 
+OWN_ID: Schema = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "description": "your own: the same id and body give the same job again; another body is a conflict",
+    "schema": {"type": "string", "format": "uuid", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+}
+
 CREATING = [*WAIT, IDEMPOTENCY_KEY]
 
 
@@ -72,13 +80,11 @@ def in_query(name: str, schema: Schema, description: str) -> Schema:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-INCLUDE = in_query(
-    "include", {"type": "string", "enum": ["attempts", "input", "attempts,input"]}, "further members of each job"
-)
+INCLUDE = in_query("include", make_enum(("attempts", "input", "attempts,input")), "further members of each job")
 
 PAGING = [
     in_query("service", {"type": "string"}, "only this service's"),
-    in_query("status", {"enum": list(Status)}, "only in this state"),
+    in_query("status", make_enum(Status), "only in this state"),
     in_query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE}, "most jobs"),
     in_query(
         "cursor", {"type": "string"}, "`next_cursor` of the page before; a page may be short although more follow"

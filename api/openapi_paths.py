@@ -11,6 +11,7 @@ from api.openapi_parts import (
     INCLUDE,
     LOCATION,
     NDJSON,
+    OWN_ID,
     PAGING,
     WAIT,
     in_path,
@@ -20,7 +21,7 @@ from api.openapi_parts import (
     make_operation,
     make_problems,
 )
-from api.schemas import CONSOLE, LAST_EVENT, METRICS, STREAM, Schema, make_object, make_ref, make_webhook
+from api.schemas import CONSOLE, LAST_EVENT, METRICS, STREAM, Schema, make_enum, make_object, make_ref, make_webhook
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS
 
@@ -38,8 +39,7 @@ def build_paths(entries: list[Entry]) -> Schema:
 
 
 def _job_paths(entries: list[Entry]) -> Schema:
-    job = make_ref("Job")
-    page = make_object({"jobs": {"type": "array", "items": job}, "next_cursor": {"type": ["string", "null"]}})
+    job, page, body = make_ref("Job"), make_ref("JobPage"), _body(entries)
     told = {**LOCATION, **APPLIED}
     created = {
         "200": make_answer(job, "The job: ended within the wait, or made by an earlier request", told),
@@ -55,14 +55,15 @@ def _job_paths(entries: list[Entry]) -> Schema:
     listed = {"200": make_answer(page, "A page of jobs"), **make_problems(404, 422, 503)}
     last = {"description": "The job has ended, and `Last-Event-ID` is its last event"}
     followed = {"200": STREAM, "204": last, **make_problems(404, 410, 422, 503)}
-    path = [in_path("job_id")]
+    path, putting = [in_path("job_id")], [OWN_ID, *WAIT]
     return {
         "/jobs": {
-            "post": make_operation("create_job", "Submit a job", created, CREATING, requestBody=_body(entries)),
+            "post": make_operation("create_job", "Submit a job", created, CREATING, requestBody=body),
             "get": make_operation("list_jobs", "List jobs, newest first", listed, [*PAGING, INCLUDE]),
         },
         "/jobs/{job_id}": {
             "get": make_operation("get_job", "Read a job", read, [*path, *WAIT, INCLUDE]),
+            "put": make_operation("put_job", "Submit a job under your own id", created, putting, requestBody=body),
             "delete": make_operation("cancel_job", "Cancel a job", cancelled, path),
         },
         "/jobs/{job_id}/retry": {
@@ -91,18 +92,26 @@ def _body(entries: list[Entry]) -> Schema:
     }
 
 
-def _batch_paths(entries: list[Entry]) -> Schema:
-    batch, path = make_ref("Batch"), [in_path("batch_id")]
-    names: Schema = {"enum": [entry.plugin.name for entry in entries]} if entries else {"type": "string"}
+def batch_request(entries: list[Entry]) -> Schema:
+    """The body of ``POST /batches`` as JSON."""
+    inputs: Schema = {"type": "array", "items": {}, "minItems": 1}
     asked: Schema = {
-        "service": names,
-        "inputs": {"type": "array", "minItems": 1, "description": "each is checked by the worker, and fails alone"},
-        "priority": {"enum": list(Priority), "default": "low"},
+        "service": _names(entries),
+        "inputs": {**inputs, "description": "each is checked by the worker, and fails alone"},
+        "priority": make_enum(Priority, description="default: low"),
         "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
         "metadata": {"type": "object"},
         "webhook": make_webhook(BATCH_EVENTS),
     }
-    body: Schema = {**make_object(asked, ["service", "inputs"]), "additionalProperties": False}
+    return {**make_object(asked, ["service", "inputs"]), "additionalProperties": False}
+
+
+def _names(entries: list[Entry]) -> Schema:
+    return make_enum(entry.plugin.name for entry in entries) if entries else {"type": "string"}
+
+
+def _batch_paths(entries: list[Entry]) -> Schema:
+    batch, path, names = make_ref("Batch"), [in_path("batch_id")], _names(entries)
     lines: Schema = {"schema": {"type": "string"}, "example": '{"n": 1}\n{"n": 2}\n'}
     created = {
         "200": make_answer(batch, "The batch that an earlier request made", LOCATION),
@@ -116,10 +125,14 @@ def _batch_paths(entries: list[Entry]) -> Schema:
         {"202": make_answer(batch, "The cancelled batch")},
     )
     service = in_query("service", names, "with a body of JSON lines, which it is required for: the service")
-    content: Schema = {"required": True, "content": {"application/json": {"schema": body}, NDJSON: lines}}
+    whole: Schema = {"schema": make_ref("BatchRequest")}
+    content: Schema = {"required": True, "content": {"application/json": whole, NDJSON: lines}}
     summary = "Submit many inputs at once"
     webhook = in_query("webhook", {"type": "string", "format": "uri"}, "with a body of JSON lines: told of its end")
-    creating = [service, webhook, IDEMPOTENCY_KEY]
+    priority = in_query("priority", make_enum(Priority), "with a body of JSON lines: their priority; default: low")
+    kept: Schema = {"type": "number", "exclusiveMinimum": 0}
+    keep = in_query("keep_for_s", kept, "with a body of JSON lines: seconds after its end")
+    creating = [service, priority, keep, webhook, IDEMPOTENCY_KEY]
     refused = make_problems(404, 410, 422, 503)
     return {
         "/batches": {"post": make_operation("create_batch", summary, created, creating, requestBody=content)},
@@ -176,7 +189,7 @@ def _file_paths() -> Schema:
 def _delivery_paths() -> Schema:
     """The log of webhooks, of jobs and of batches alike."""
     delivery = make_ref("Delivery")
-    every = make_object({"deliveries": {"type": "array", "items": delivery}})
+    every = make_ref("DeliveryList")
     read = {"200": make_answer(every, "What was sent, newest first"), **make_problems(404, 410, 422, 503)}
     again = {"202": make_answer(delivery, "The new delivery"), **make_problems(404, 410, 413, 422, 429, 503)}
     paths: Schema = {}
@@ -191,8 +204,7 @@ def _delivery_paths() -> Schema:
 
 
 def _service_paths() -> Schema:
-    status = make_object({"status": {"type": "string"}})
-    services = make_object({"services": {"type": "array", "items": make_ref("Service")}})
+    services, status = make_ref("ServiceList"), make_ref("Health")
     one = {"200": make_answer(make_ref("Service"), "The service"), **make_problems(404, 422, 503)}
     every = {"200": make_answer(services, "Every installed service"), **make_problems(422, 503)}
     alive = {"200": make_answer(status, "The process lives")}

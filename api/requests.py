@@ -25,6 +25,8 @@ MAX_DEADLINE_S = 30 * 86_400
 WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
 #: An ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header): 1 to 255 visible characters; blanks inside.
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+#: A client's own id of a job.
+OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 
 Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
@@ -130,6 +132,16 @@ def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
     return _parse(BatchRequest, body, max_keep_for_s)
 
 
+def read_batch_query(query: dict[str, str], max_keep_for_s: float) -> BatchRequest:
+    """What a query asks for whose body is JSON lines. Raises ``InvalidInput``."""
+    try:
+        asked = BatchRequest.model_validate({**query, "inputs": []}, strict=False)
+    except ValidationError as error:
+        raise invalid_fields(error, ["query"]) from error
+    _check_keep_for(asked, max_keep_for_s, "query")
+    return asked
+
+
 def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -143,9 +155,7 @@ def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
         asked = model.model_validate(value)
     except ValidationError as error:
         raise invalid_fields(error, ["body"]) from error
-    if asked.keep_for_s is not None and asked.keep_for_s > max_keep_for_s:
-        must = f"Input should be at most {max_keep_for_s:g} (SERVICES_MAX_KEEP_FOR_S)"
-        raise _invalid(f"keep_for_s: {must}", ["body", "keep_for_s"], must, "less_than_equal")
+    _check_keep_for(asked, max_keep_for_s, "body")
     return asked
 
 
@@ -163,6 +173,12 @@ def _why_no_json(body: bytes, error: ValueError) -> str:
     return str(error)
 
 
+def _check_keep_for(asked: JobRequest | BatchRequest, most_s: float, where: str) -> None:
+    if asked.keep_for_s is not None and asked.keep_for_s > most_s:
+        must = f"Input should be at most {most_s:g} (SERVICES_MAX_KEEP_FOR_S)"
+        raise _invalid(f"keep_for_s: {must}", [where, "keep_for_s"], must, "less_than_equal")
+
+
 def read_idempotency_key(request: Request) -> str:
     """The ``Idempotency-Key`` header; "" where there is none. Raises ``InvalidInput`` for one that cannot be kept."""
     given = request.headers.getlist("idempotency-key")
@@ -172,6 +188,17 @@ def read_idempotency_key(request: Request) -> str:
         must = "expected once, 1 to 255 visible ASCII characters"
         raise _invalid(f"Idempotency-Key: {must}", ["header", "idempotency-key"], must, "string_pattern_mismatch")
     return given[0]
+
+
+def read_own_id(request: Request, text: str) -> str:
+    """The id of ``PUT /jobs/<id>``. Raises ``InvalidInput`` for one that is no UUID, or that has a key beside it."""
+    if not OWN_ID.fullmatch(text):
+        must = "expected a UUID in lower case, such as 0b9f6d4e-2c1a-4b7e-9a51-3d8c7f60e2a4"
+        raise _invalid(f"job_id: {must}", ["path", "job_id"], must, "uuid_parsing")
+    if "idempotency-key" in request.headers:
+        must = "expected none: the id of a PUT is its key"
+        raise _invalid(f"Idempotency-Key: {must}", ["header", "idempotency-key"], must, "extra_forbidden")
+    return text
 
 
 def hash_body(body: JobRequest) -> str:

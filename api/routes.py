@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from api.requests import (
     read_idempotency_key,
     read_int,
     read_nothing,
+    read_own_id,
     read_wait,
 )
 from api.waiter import ended_within
@@ -61,11 +63,20 @@ class Plain:
 
 async def create_job(request: Request) -> Response:
     """Validate, store and enqueue one job; with a wait, hold the answer until it ends."""
+    return await _create(request, read_idempotency_key(request))
+
+
+@router.put("/jobs/{job_id}")
+async def put_job(request: Request, job_id: str) -> Response:
+    """The same under an id of the client's own, which makes it repeatable as a key would."""
+    return await _create(request, "", read_own_id(request, job_id))
+
+
+async def _create(request: Request, key: str, own_id: str = "") -> Response:
     state = request.app.state
-    key = read_idempotency_key(request)
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new, files = _new_job(body, key, state.catalog, state.settings, caller_of(request))
+    new, files = _new_job(body, key, own_id, state.catalog, state.settings, caller_of(request))
     if body.webhook:
         await state.receivers.check(body.webhook.url)
     if files:
@@ -171,7 +182,7 @@ async def _answer_again(state: Any, job_id: str, wait: float, sees: str) -> Resp
 
 
 def _new_job(
-    body: JobRequest, key: str, catalog: Catalog, settings: Settings, caller: Caller
+    body: JobRequest, key: str, own_id: str, catalog: Catalog, settings: Settings, caller: Caller
 ) -> tuple[NewJob, list[Any]]:
     """The job, and the files that its input names."""
     caller.check_service(body.service)
@@ -179,6 +190,7 @@ def _new_job(
     text = dump_strictly(body.input, "input")
     files = entry.validate(text)
     new = NewJob(
+        id=own_id or str(uuid.uuid4()),
         service=body.service,
         input=text,
         version=entry.plugin.version,
@@ -188,7 +200,8 @@ def _new_job(
         keep_for_s=body.keep_for_s or settings.keep_for_s,
         metadata=dump_strictly(body.metadata, "metadata"),
         idempotency_key=key,
-        body_hash=hash_body(body) if key else "",
+        # With an id of the client's own: nobody else's request is the same one.
+        body_hash=hash_body(body) + (caller.owner if own_id else "") if key or own_id else "",
         webhook=dump_webhook(body.webhook.url, body.webhook.events or ()) if body.webhook else b"",
         owner=caller.owner,
         most_open=caller.most_open,

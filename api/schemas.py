@@ -1,9 +1,13 @@
-"""The parts of the OpenAPI document that are the same whatever is installed."""
+"""The parts of the OpenAPI document that know nothing of the routes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
 
 from worker.addresses import MAX_URL
 from worker.jobs import Priority
@@ -24,6 +28,48 @@ def make_object(properties: Schema, required: list[str] | None = None) -> Schema
     return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
 
 
+def make_enum(values: Iterable[str], **more: Any) -> Schema:
+    """One of these texts. Generators of clients need the type beside the values."""
+    return {"type": "string", "enum": [str(value) for value in values], **more}
+
+
+def describe_models(name: str, input: type[BaseModel] | None, output: type[BaseModel] | None) -> dict[str, Schema]:
+    """A service's Input and Output; their own definitions bear its name, so that none clash."""
+    found: dict[str, Schema] = {}
+    modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
+    for role, model in (("Input", input), ("Output", output)):
+        template = f"#/components/schemas/{name}.{role}.{{model}}"
+        schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
+        for definition, body in schema.pop("$defs", {}).items():
+            found[f"{name}.{role}.{definition}"] = body
+        found[f"{name}.{role}"] = schema
+    return found
+
+
+def name_for_clients(component: str, schema: Schema) -> Schema:
+    """A schema as generators of clients need it: with a title of its own, and its members' defaults told in words.
+
+    They name their classes by titles. And openapi-typescript takes a member with a ``default`` for always there, so
+    that its clients would have to send it.
+    """
+    titled = {**schema, "title": component.replace(".", " ")}
+    if "properties" in schema:
+        titled["properties"] = {name: _default_told(member) for name, member in schema["properties"].items()}
+    return titled
+
+
+def _default_told(member: Schema) -> Schema:
+    told = {**member}
+    default = told.pop("default", None)
+    if default is not None:
+        words = [told.get("description", ""), f"default: {json.dumps(default)}"]
+        told["description"] = "; ".join(word for word in words if word)
+    return told
+
+
+JOB_CODES = ("invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output", "service_failed")
+OUTCOMES = ("running", "succeeded", "failed", "cancelled", "lost", "memory", "timed_out", "handed_back")
+
 FIELD_ERRORS: Schema = {
     "type": "array",
     "items": make_object(
@@ -37,9 +83,7 @@ FIELD_ERRORS: Schema = {
 
 JOB_ERROR = make_object(
     {
-        "code": {
-            "enum": ["invalid_input", "predict_failed", "worker_lost", "timed_out", "invalid_output", "service_failed"]
-        },
+        "code": make_enum(JOB_CODES),
         "message": {"type": "string"},
         "retryable": {"type": "boolean"},
         "errors": FIELD_ERRORS,
@@ -50,9 +94,7 @@ JOB_ERROR = make_object(
 ATTEMPT = make_object(
     {
         "attempt": {"type": "integer", "minimum": 1},
-        "outcome": {
-            "enum": ["running", "succeeded", "failed", "cancelled", "lost", "memory", "timed_out", "handed_back"]
-        },
+        "outcome": make_enum(OUTCOMES),
         "charged": {"type": "boolean", "description": "whether it counts against max_attempts"},
         "started_at": TIME,
         "ended_at": TIME,
@@ -63,7 +105,7 @@ ATTEMPT = make_object(
         },
         "batch_size": {"type": ["integer", "null"]},
         "version": {"type": "string", "description": "the plugin's"},
-        "error": {"anyOf": [{"$ref": "#/components/schemas/JobError"}, {"type": "null"}]},
+        "error": {"anyOf": [make_ref("JobError"), {"type": "null"}]},
     }
 )
 
@@ -89,7 +131,7 @@ SERVICE = make_object(
         "output_schema": {"type": ["object", "null"]},
         "example": {"description": "a valid input; null where the schema has none"},
         "knobs": {"type": ["object", "null"], "description": "null before a worker has run"},
-        "state": {"enum": ["ready", "loading", "failed", "no_workers"]},
+        "state": make_enum(("ready", "loading", "failed", "no_workers")),
         "reason": {"type": ["string", "null"], "description": "why it is `failed`"},
         "workers": {"type": "integer", "minimum": 0},
         "queue_depth": {"type": "integer", "minimum": 0},
@@ -105,14 +147,14 @@ BATCH = make_object(
         "id": {"type": "string"},
         "service": {"type": "string"},
         "version": {"type": "string"},
-        "status": {"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
+        "status": make_enum(("queued", "running", "succeeded", "failed", "cancelled")),
         "total": {"type": "integer", "minimum": 1},
         "counts": make_object(dict.fromkeys(("queued", "running", "succeeded", "failed", "cancelled"), ROWS)),
         "progress": {"type": "number", "minimum": 0, "maximum": 1},
         "created_at": {"type": "string", "format": "date-time"},
         "finished_at": TIME,
         "expires_at": TIME,
-        "priority": {"enum": list(Priority)},
+        "priority": make_enum(Priority),
         "metadata": {"type": "object"},
         "links": make_object(
             {"self": {"type": "string"}, "results": {"type": "string"}, "deliveries": {"type": "string"}},
@@ -125,7 +167,7 @@ BATCH = make_object(
 def make_webhook(events: Sequence[str]) -> Schema:
     """What a request says of its webhook."""
     url: Schema = {"type": "string", "format": "uri", "maxLength": MAX_URL}
-    named: Schema = {"type": ["array", "null"], "items": {"enum": list(events)}, "minItems": 1}
+    named: Schema = {"type": ["array", "null"], "items": make_enum(events), "minItems": 1}
     full = {**make_object({"url": url, "events": named}, ["url"]), "additionalProperties": False}
     return {"anyOf": [url, full, {"type": "null"}], "description": "told of the end; without `events`, of any"}
 
@@ -134,9 +176,9 @@ DELIVERY = make_object(
     {
         "id": {"type": "string"},
         "webhook_id": {"type": "string", "description": "the header `webhook-id`: the same each time it is sent"},
-        "type": {"enum": [*JOB_EVENTS, *BATCH_EVENTS]},
+        "type": make_enum([*JOB_EVENTS, *BATCH_EVENTS]),
         "url": {"type": "string"},
-        "status": {"enum": ["pending", "delivered", "failed", "cancelled"]},
+        "status": make_enum(("pending", "delivered", "failed", "cancelled")),
         "created_at": TIME,
         "next_attempt_at": TIME,
         "finished_at": TIME,
@@ -157,7 +199,7 @@ DELIVERY = make_object(
 #: One server-sent event; OpenAPI 3.1 has no better way to say that a body is many of them.
 EVENT = make_object(
     {
-        "event": {"enum": ["status", "progress", "log", "output"]},
+        "event": make_enum(("status", "progress", "log", "output")),
         "id": {"type": "string", "description": "for `Last-Event-ID`"},
         "data": {"type": "string", "contentMediaType": "application/json"},
         "retry": {"type": "integer", "description": "in the first, which bears nothing else: milliseconds"},
@@ -197,3 +239,10 @@ def _text(description: str, *types: str) -> Schema:
 
 METRICS = _text("Also while Redis is away", "text/plain", "application/openmetrics-text")
 CONSOLE = _text("The page", "text/html")
+
+JOB_PAGE = make_object(
+    {"jobs": {"type": "array", "items": make_ref("Job")}, "next_cursor": {"type": ["string", "null"]}}
+)
+SERVICE_LIST = make_object({"services": {"type": "array", "items": make_ref("Service")}})
+HEALTH = make_object({"status": {"type": "string"}})
+DELIVERY_LIST = make_object({"deliveries": {"type": "array", "items": make_ref("Delivery")}})

@@ -193,7 +193,7 @@ class JobNotRetryable(ServicesError):
 
 
 class IdempotencyConflict(ServicesError):
-    """The Idempotency-Key belongs to a job that was sent with another body."""
+    """The Idempotency-Key, or the id, belongs to a job that was sent with another body."""
 
     code = "idempotency_conflict"
 

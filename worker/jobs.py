@@ -69,7 +69,7 @@ class NewJob:
     keep_for_s: float = 86_400
     metadata: bytes = b"{}"
     idempotency_key: str = ""  #: the client's; "" for none
-    body_hash: str = ""  #: of the whole request, by which a repeated key is told from a misused one
+    body_hash: str = ""  #: of the whole request, by which a repeated key (or own id) is told from a misused one
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     owner: str = ""  #: id of the API key that it was sent with; "" for none
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number

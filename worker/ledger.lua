@@ -6,7 +6,8 @@
 --
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
---   S:job:<id>           hash   the record of one job; lives keep_for after its end
+--   S:job:<id>           hash   the record of one job; lives keep_for after its end; with "body" (sha256) where the client
+--                               made the id
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
@@ -464,10 +465,11 @@ local operations = {}
 
 -- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
--- sha256 of its idempotency key (empty: none), sha256 of its body, webhook (JSON; empty: none), API key that it belongs to
--- (empty: none), most jobs that the key may have open (empty: any number). Gives per job: state, created, position; the
--- state is "queued", or "full" or "limited" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
--- has this idempotency key, with the same body or another).
+-- sha256 of its idempotency key (empty: none), sha256 of its body (with no key: the id is the client's own, which is then
+-- as good as a key), webhook (JSON; empty: none), API key that it belongs to (empty: none), most jobs that the key may have
+-- open (empty: any number). Gives per job: state, created, position; the state is "queued", or "full" or "limited"
+-- (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that has this key or id,
+-- with the same body or another), or "gone" (a job that had this id was dropped).
 function operations.create()
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
   local waiting_bytes = tonumber(limits[3] or 0)
@@ -482,6 +484,12 @@ function operations.create()
     if earlier and earlier ~= id then
       state, created = body == ARGV[i + 12] and 'same' or 'conflict', earlier
       known = true
+    end
+    local own = promise == '' and ARGV[i + 12] or ''
+    if own ~= '' and known then
+      state, created = redis.call('HGET', key, 'body') == own and 'same' or 'conflict', id
+    elseif own ~= '' and redis.call('EXISTS', seen(id)) == 1 then
+      state, created, known = 'gone', id, true
     end
     local again = not known and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
     if again then
@@ -503,6 +511,7 @@ function operations.create()
         redis.call('HSET', key, 'idempotency', promise)
       end
       if ARGV[i + 13] ~= '' then redis.call('HSET', key, 'webhook', ARGV[i + 13]) end
+      if own ~= '' then redis.call('HSET', key, 'body', own) end
       if turn then redis.call('HSET', key, 'turn', int(turn)) end
       if owner ~= '' then
         redis.call('HSET', key, 'owner', owner)

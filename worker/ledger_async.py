@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from worker.errors import IdempotencyConflict, JobExpired, JobFinished
+from worker.errors import IdempotencyConflict, JobFinished
 from worker.jobs import TERMINAL, Job, NewJob, Status
-from worker.ledger import LOOK_AT, check_retried, create_arguments, hash_promise, head, promise_key, record_key
+from worker.ledger import (
+    LOOK_AT,
+    check_retried,
+    create_arguments,
+    hash_promise,
+    head,
+    promise_key,
+    record_key,
+    seen_key,
+)
 from worker.ledger_batches import BatchLedger
 from worker.overview import Overview
-from worker.replies import Outcome, as_stored, conflict, not_found
+from worker.replies import Outcome, as_stored, conflict, dropped, not_found
 from worker.replies import Repeated as Repeated
 
 
@@ -30,7 +39,7 @@ class AsyncLedger(BatchLedger):
         """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
         service = jobs[0].service
         await self._announce(service)
-        refused = await self._promised_elsewhere(jobs)
+        refused = await self._taken_elsewhere(jobs)
         wanted = await self._within_limits([job for job in jobs if job.id not in refused])
         reply = await self._call(service, create_arguments(self._settings, wanted)) if wanted else []
         stored = [as_stored(*told) for told in zip(wanted, reply[0::3], reply[1::3], reply[2::3], strict=True)]
@@ -58,7 +67,7 @@ class AsyncLedger(BatchLedger):
         if sees and sees != (job.owner if job else await self._was_owned_by(service, job_id)):
             raise not_found(job_id)
         if job is None:
-            raise JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
+            raise dropped(job_id)
         return job
 
     async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
@@ -154,26 +163,29 @@ class AsyncLedger(BatchLedger):
             if ranks[i] is None and records[i].get(b"status") == b"queued":
                 ranks[i] = await self.redis.zcard(f"{{{service}}}:waiting")
 
-    async def _promised_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
-        """The jobs, by their ids, whose idempotency key belongs to a job of another service.
+    async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
+        """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.
 
         Within a service the ledger looks itself, in the same step. Two services share no step, so of two requests that
         use a key for both in the same moment, each may get its job.
         """
-        keyed = [job for job in jobs if job.idempotency_key]
+        keyed = [job for job in jobs if job.body_hash]
         if not keyed:
             return {}
         async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             others = [name for name in await self._all_services() if name != jobs[0].service]
             for job in keyed:
                 for service in others:
-                    pipe.get(promise_key(service, hash_promise(job.idempotency_key, job.owner)))
+                    if job.idempotency_key:
+                        pipe.get(promise_key(service, hash_promise(job.idempotency_key, job.owner)))
+                    else:
+                        pipe.exists(record_key(service, job.id), seen_key(service, job.id))
             found = iter(await pipe.execute() if others else [])
         conflicts = {}
         for job in keyed:
             for promise in [next(found) for _ in others]:
                 if promise:
-                    conflicts[job.id] = conflict(promise.decode().split()[0])
+                    conflicts[job.id] = conflict(promise.decode().split()[0] if job.idempotency_key else job.id)
         return conflicts
 
     async def _within_limits(self, jobs: Sequence[NewJob]) -> Sequence[NewJob]:

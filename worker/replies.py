@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.errors import IdempotencyConflict, JobNotFound, QueueFull, RateLimited
+from worker.errors import IdempotencyConflict, JobExpired, JobNotFound, QueueFull, RateLimited
 from worker.jobs import Job, NewJob, Status
 from worker.ledger import queue_full, too_many_open
 
@@ -17,7 +17,7 @@ class Repeated:
 
 
 #: What may become of a job that is to be stored.
-Outcome = Job | Repeated | QueueFull | RateLimited | IdempotencyConflict
+Outcome = Job | Repeated | QueueFull | RateLimited | IdempotencyConflict | JobExpired
 
 
 def not_found(id: str, what: str = "job") -> JobNotFound:
@@ -35,15 +35,22 @@ def as_stored(job: NewJob, state: bytes, created: bytes, position: int) -> Outco
         return Repeated(created.decode())
     if state == b"conflict":
         return conflict(created.decode())
+    if state == b"gone":
+        return dropped(job.id)
     return _as_created(job, int(created), int(position))
 
 
 def conflict(job_id: str) -> IdempotencyConflict:
-    """The error for an idempotency key that is used with another body."""
+    """The error for an idempotency key, or an id of a client's own, that is used with another body."""
     return IdempotencyConflict(
-        f"this Idempotency-Key belongs to job {job_id}, which was sent with another body; "
-        "send the same body to get that job again, or a new key to make another"
+        f"this Idempotency-Key or id belongs to job {job_id}, which was sent with another body; "
+        "send the same body to get that job again, or a new key or id to make another"
     )
+
+
+def dropped(job_id: str) -> JobExpired:
+    """The error for a job that was, and whose record is gone."""
+    return JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
 
 
 def _as_created(job: NewJob, created_us: int, position: int) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -167,26 +168,51 @@ def test_a_body_that_is_no_json_says_why(serving: System, content: bytes, words:
     assert problem["detail"].startswith("the body is not JSON: ") and words in problem["detail"]
 
 
-def test_equal_requests_with_one_key_are_one_job_and_one_run(serving: System) -> None:
-    headers = {"Idempotency-Key": "one of 100"}
-    content = body(input={"n": 7, "do": "flaky"})  # whose first run fails and whose second would succeed
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_equal_requests_at_once_are_one_job_and_one_run(serving: System, method: str) -> None:
+    # given a job whose first run fails and whose second would succeed
+    own = str(uuid.uuid4())
+    content = body(input={"n": 70 + len(method), "do": "flaky"})
+    path, headers = (f"/jobs/{own}", {}) if method == "PUT" else ("/jobs", {"Idempotency-Key": own})
     with serving.client() as client, ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda _: client.post("/jobs", content=content, headers=headers), range(100)))
-        assert sorted({answer.status_code for answer in answers}) == [200, 202]
-        assert len({answer.json()["id"] for answer in answers}) == 1
+        answers = list(pool.map(lambda _: client.request(method, path, content=content, headers=headers), range(100)))
         assert [answer.status_code for answer in answers].count(202) == 1
-        assert len({answer.headers["location"] for answer in answers}) == 1
+        assert [answer.status_code for answer in answers].count(200) == 99
+        (job_id,) = {answer.json()["id"] for answer in answers}
+        assert {answer.headers["location"] for answer in answers} == {f"/jobs/{job_id}"}
+        assert method == "POST" or job_id == own
 
-        done = finished(client, answers[0].json()["id"])
+        done = finished(client, job_id)
         assert done["status"] == "failed" and done["attempt"] == 1
-        spaced = b'{"input": {"do": "flaky", "n": 7}, "priority": "normal",  "service": "echo"}'
-        again = client.post("/jobs?wait=5", content=spaced, headers=headers)
+        spaced = b'{"input": {"do": "flaky", "n": %d}, "priority": "normal",  "service": "echo"}' % (70 + len(method))
+        again = client.request(method, f"{path}?wait=5", content=spaced, headers=headers)
         assert again.status_code == 200 and again.json() == done, "also once it has ended"
 
-        problem = assert_problem(client.post("/jobs", content=body(), headers=headers), 409, "idempotency_conflict")
-        assert done["id"] in problem["detail"]
-        other = client.post("/jobs", content=body(input={"n": 8}), headers={"Idempotency-Key": "another"})
-        assert other.status_code == 202 and other.json()["id"] != done["id"]
+        other = client.request(method, path, content=body(), headers=headers)
+        assert job_id in assert_problem(other, 409, "idempotency_conflict")["detail"]
+        elsewhere = client.request(method, path, content=body(service="small"), headers=headers)
+        assert_problem(elsewhere, 409, "idempotency_conflict")
+        fresh = {"Idempotency-Key": "another"} if headers else {}
+        path = path if headers else f"/jobs/{uuid.uuid4()}"
+        third = client.request(method, path, content=body(input={"n": 8}), headers=fresh)
+        assert third.status_code == 202 and third.json()["id"] != job_id
+
+
+def test_a_put_that_cannot_be(serving: System) -> None:
+    with serving.client() as client:
+        for own in ("7", "x" * 36, str(uuid.uuid4()).upper(), uuid.uuid4().hex, f"{uuid.uuid4()}.0"):
+            assert_problem(client.put(f"/jobs/{own}", content=body()), 422, "invalid_input", ["path", "job_id"])
+        keyed = client.put(f"/jobs/{uuid.uuid4()}", content=body(), headers={"Idempotency-Key": "k"})
+        assert_problem(keyed, 422, "invalid_input", ["header", "idempotency-key"])
+        # and a server's own id is nobody else's
+        posted = client.post("/jobs", content=body()).json()["id"]
+        assert_problem(client.put(f"/jobs/{posted}", content=body()), 409, "idempotency_conflict")
+        # nor is that of a job that was dropped
+        own = str(uuid.uuid4())
+        kept = client.put(f"/jobs/{own}?wait=20", content=body(keep_for_s=0.2))
+        assert kept.status_code == 200 and kept.json()["id"] == own
+        poll(lambda: client.get(f"/jobs/{own}").status_code == 410)
+        assert_problem(client.put(f"/jobs/{own}", content=body(keep_for_s=0.2)), 410, "job_expired")
 
 
 @pytest.mark.parametrize("keys", [[""], ["x" * 256], ["a\tb"], ["a", "b"]])
@@ -361,7 +387,7 @@ def test_openapi_holds_each_services_own_models(serving: System) -> None:
     assert {"$ref": "#/components/schemas/echo.JobRequest"} in posted["schema"]["oneOf"]
     # /docs shows the titles, not the keys.
     titles = [schema.get("title") for name, schema in schemas.items() if name.partition(".")[0] in ("echo", "small")]
-    assert {"echo Input", "echo Output", "echo Deep", "small Input"} <= set(titles)
+    assert {"echo Input", "echo Output", "echo Input Deep", "small Input"} <= set(titles)
     assert len(titles) == len(set(titles))
     assert all(operation["tags"] for path in document["paths"].values() for operation in path.values())
 

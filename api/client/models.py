@@ -1,0 +1,207 @@
+"""What the API answers with, typed. Members that a newer server adds are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from api.client.errors import JobCancelled, JobExpired, JobFailed, UnexpectedAnswer
+from worker.jobs import TERMINAL, Priority, Status
+
+__all__ = ["BatchFields", "ErrorDetail", "Event", "JobFields", "Priority", "Result", "ServiceInfo", "Status", "Timings"]
+
+T = TypeVar("T")
+Raw = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDetail:
+    """Why a job, or one input of a batch, failed."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    errors: list[dict[str, Any]] = field(default_factory=list)  #: each with ``loc``, ``msg`` and ``type``
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of a job's stages; None for what has not been."""
+
+    queued_ms: float | None = None
+    preprocess_ms: float | None = None
+    predict_ms: float | None = None
+    postprocess_ms: float | None = None
+    total_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event of a job."""
+
+    type: str  #: ``status``, ``progress``, ``log`` or ``output``
+    data: Any  #: read from JSON
+    id: str  #: give it to ``events(last_event_id=…)`` to go on after it
+
+    @property
+    def ends_job(self) -> bool:
+        """Whether it tells a terminal status."""
+        return self.type == "status" and isinstance(self.data, dict) and self.data.get("status") in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one input of a batch: its output, or its error."""
+
+    index: int  #: the input's place in the batch, from 0
+    output: Any = None
+    error: ErrorDetail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """One installed service and its state."""
+
+    name: str
+    version: str
+    description: str
+    state: str  #: ``ready``, ``loading``, ``failed`` or ``no_workers``
+    reason: str | None
+    workers: int
+    queue_depth: int
+    oldest_age_s: float
+    input_schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
+    example: Any  #: a valid input
+    knobs: dict[str, Any] | None
+
+
+class JobFields:
+    """A job as the server told it last."""
+
+    id: str
+    service: str
+    version: str
+    status: Status
+    output: Any
+    error: ErrorDetail | None
+    attempt: int
+    progress: Any
+    position: int | None  #: jobs of the service that stand before it; None unless it is queued
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    timings: Timings
+    batch_size: int | None
+    priority: Priority
+    metadata: dict[str, Any]
+    links: dict[str, str]
+
+    def __init__(self, raw: Raw) -> None:
+        self._read(raw)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.service} {self.status}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is terminal."""
+        return self.status in TERMINAL
+
+    def _read(self, raw: Raw) -> None:
+        """Take what the server answered."""
+        try:
+            self.id, self.service, self.version = raw["id"], raw["service"], raw["version"]
+            self.status, self.priority = Status(raw["status"]), Priority(raw["priority"])
+            self.created_at = datetime.fromisoformat(raw["created_at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnexpectedAnswer(f"this is no job that the client knows ({error!r}): {str(raw)[:300]}") from error
+        self.output, self.error = raw.get("output"), read_error(raw.get("error"))
+        self.attempt, self.batch_size = raw.get("attempt", 0), raw.get("batch_size")
+        self.progress, self.position = raw.get("progress"), raw.get("position")
+        self.started_at, self.finished_at = read_time(raw.get("started_at")), read_time(raw.get("finished_at"))
+        self.expires_at = read_time(raw.get("expires_at"))
+        self.timings = Timings(**_known(Timings, raw.get("timings") or {}))
+        self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
+
+    def _outcome(self, output_type: type[T] | None) -> Any:
+        """The output of a job that has ended; raises what it ended with instead."""
+        if self.status == Status.SUCCEEDED:
+            return self.output if output_type is None else TypeAdapter(output_type).validate_python(self.output)
+        if self.status == Status.CANCELLED:
+            raise JobCancelled(self.id, "cancelled", "the job was cancelled")
+        if self.status == Status.EXPIRED:
+            raise JobExpired(self.id, "expired", "the job had not started within its start_within_s")
+        error = self.error or ErrorDetail("unknown", "the server told no reason")
+        raise JobFailed(self.id, error.code, error.message, error.errors)
+
+
+class BatchFields:
+    """A batch as the server told it last."""
+
+    id: str
+    service: str
+    version: str
+    status: str  #: ``queued``, ``running``, then ``succeeded``, ``failed`` (where any input did) or ``cancelled``
+    total: int
+    counts: dict[str, int]  #: inputs by state
+    progress: float  #: from 0 to 1
+    created_at: datetime
+    finished_at: datetime | None
+    expires_at: datetime | None
+    metadata: dict[str, Any]
+
+    def __init__(self, raw: Raw) -> None:
+        self._read(raw)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.service} {self.status} {self.progress:.0%} of {self.total}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether every input has ended."""
+        return self.finished_at is not None
+
+    def _read(self, raw: Raw) -> None:
+        """Take what the server answered."""
+        try:
+            self.id, self.service, self.version = raw["id"], raw["service"], raw["version"]
+            self.status, self.total, self.counts = raw["status"], raw["total"], raw["counts"]
+            self.progress, self.created_at = raw["progress"], datetime.fromisoformat(raw["created_at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnexpectedAnswer(f"this is no batch that the client knows ({error!r}): {str(raw)[:300]}") from error
+        self.finished_at, self.expires_at = read_time(raw.get("finished_at")), read_time(raw.get("expires_at"))
+        self.metadata = raw.get("metadata") or {}
+
+
+def read_service(raw: Raw) -> ServiceInfo:
+    """One service of ``GET /services``."""
+    try:
+        return ServiceInfo(**_known(ServiceInfo, raw))
+    except TypeError as error:
+        raise UnexpectedAnswer(f"this is no service that the client knows ({error}): {str(raw)[:300]}") from error
+
+
+def read_result(raw: Raw) -> Result:
+    """One line of ``GET /batches/<id>/results``."""
+    return Result(raw["index"], raw.get("output"), read_error(raw.get("error")))
+
+
+def read_error(raw: Raw | None) -> ErrorDetail | None:
+    """The ``error`` of a job."""
+    return ErrorDetail(**_known(ErrorDetail, raw)) if raw else None
+
+
+def read_time(text: str | None) -> datetime | None:
+    """An RFC 3339 time, with its zone."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _known(model: type[Any], raw: Mapping[str, Any]) -> Raw:
+    """What a dataclass has a member for."""
+    return {name: raw[name] for name in model.__dataclass_fields__ if name in raw}
