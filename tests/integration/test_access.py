@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.client import Client, NotFound, Unauthorized
 from tests.integration.test_api import assert_problem, body
 from tests.support import Process, System, finished, poll, running_system, status_of
 from worker.cli import main
@@ -367,3 +369,22 @@ def _another_address() -> str:
             return ""
         address: Any = probe.getsockname()[0]
         return "" if address.startswith("127.") else str(address)
+
+
+def test_an_id_of_a_clients_own_is_its_keys_alone(guarded: Guarded, alice: httpx.Client, bob: httpx.Client) -> None:
+    own = str(uuid.uuid4())
+    assert alice.put(f"/jobs/{own}?wait=20", content=body()).json()["id"] == own
+    assert alice.put(f"/jobs/{own}", content=body()).status_code == 200
+    assert_problem(bob.put(f"/jobs/{own}", content=body()), 409, "idempotency_conflict")
+    assert_problem(guarded.new("reader", scopes=(Scope.READ,)).put(f"/jobs/{own}", content=body()), 403, "forbidden")
+
+
+def test_the_clients_api_key(guarded: Guarded) -> None:
+    with Client(guarded.system.url, api_key=guarded.make("carol")) as client:
+        job = client.submit("echo", {"n": 1})
+        assert job.result(20)["n"] == 1 and next(job.events()).type == "status"
+        assert [result.index for result in client.batch("echo", [{"n": 1}, {"n": 2}])] == [0, 1]
+    with Client(guarded.system.url, api_key="wrong") as client, pytest.raises(Unauthorized):
+        client.get(job.id)
+    with Client(guarded.system.url, api_key=guarded.make("dave")) as client, pytest.raises(NotFound):
+        client.get(job.id)
