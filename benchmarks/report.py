@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.measures import Figures
@@ -42,10 +42,17 @@ def write(sections: dict[str, tuple[str, Figures]], command: str, minutes: float
     (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n")
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # where no model was measured
+        return "not installed"
+
+
 def _about(command: str, minutes: float) -> list[str]:
     with Path("/proc/cpuinfo").open() as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
-    used = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    used = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     return [
         f"Made by `{command}` in {minutes:.0f} minutes: {os.cpu_count()} cores ({model}), {platform.system()}, Python "
         f"{platform.python_version()}, {used}.",
