@@ -22,16 +22,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import redis
-from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from worker.adopter import Adopter
 from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
-from worker.events import Reporter
-from worker.keeper import Keeper
-from worker.ledger import Ledger
+from worker.leased_pool import LeasedPool
 from worker.runner import backoff_s
-from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.worker")
 
@@ -45,19 +41,12 @@ MAX_CANCELLED = 10_000
 MAX_LOAD_DEATHS = 3
 
 
-class ServicePool(BasePool):  # type: ignore[misc]  # celery ships no types
-    """What ``celery worker`` takes for its pool: ``limit`` slots, the keeper and the reporter."""
+class ServicePool(LeasedPool):
+    """The pool of services: ``limit`` slots, the keeper and the reporter."""
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis or for a model."""
-        self.app.services_pool = self  # for the signal handlers of consumer.py
-        self.settings: Settings = get_settings()
-        self.names = take_queues(self.app)
-        self.stopping = threading.Event()
-        self.ledger = Ledger(self.settings)
-        self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
-        hostname = getattr(self.app, "services_hostname", socket.gethostname())
-        self.reporter = Reporter(self._dispatcher, hostname, self._cancel)
+        self.prepare()
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
         for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
@@ -97,27 +86,15 @@ class ServicePool(BasePool):  # type: ignore[misc]  # celery ships no types
         info: dict[str, Any] = super()._get_info()
         return {**info, "processes": [slot.pid for slot in self.slots if slot.pid]}
 
-    def _on_cancel(self, ids: list[str]) -> None:
+    def on_cancel(self, ids: list[str]) -> None:
+        """Every slot is told: it knows its own."""
         for slot in self.slots:
             slot.cancel(set(ids))
 
-    def _on_lease_lost(self) -> None:
+    def on_lease_lost(self) -> None:
+        """End all processes."""
         for slot in self.slots:
             slot.kill()
-
-    def _cancel(self, job_id: str) -> None:
-        self.ledger.cancel(job_id)
-
-    def _dispatcher(self) -> Any:
-        consumer = getattr(self.app, "services_consumer", None)
-        return getattr(consumer, "event_dispatcher", None)
-
-
-def take_queues(app: Any) -> list[str]:
-    """The names of ``-Q``. Celery's consumer is left with no queue: the feeders take the messages."""
-    names = list(app.amqp.queues.consume_from)
-    app.amqp.queues._consume_from = {}
-    return names
 
 
 @dataclass(slots=True)

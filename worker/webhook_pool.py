@@ -9,24 +9,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import socket
 import threading
 import uuid
-from functools import partial
-from typing import Any
-
-from celery.concurrency.base import BasePool
 
 from worker.dispatch import WEBHOOKS
-from worker.events import Reporter
 from worker.feeder import Batch, Feeder
-from worker.keeper import Keeper
+from worker.leased_pool import LeasedPool
 from worker.ledger import Ledger
 from worker.outbox import Mover
-from worker.pool import take_queues
 from worker.sender import MAX_HELD, Sender
 from worker.service import Service
-from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.worker")
 
@@ -36,20 +28,12 @@ CLAIM = 50
 MAX_ATTEMPTS = 1_000_000
 
 
-class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
+class WebhookPool(LeasedPool):
     """What ``celery worker -Q webhooks`` takes for its pool."""
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis."""
-        self.app.services_pool = self  # for the signal handlers of consumer.py
-        self.settings: Settings = get_settings()
-        self.names = take_queues(self.app)
-        self.stopping = threading.Event()
-        self.ledger = Ledger(self.settings)
-        self.keeper = Keeper(self.settings, self.names, self._on_cancel, self._on_lease_lost)
-        hostname = getattr(self.app, "services_hostname", socket.gethostname())
-        cancel = partial(self.ledger.cancel_in, WEBHOOKS)
-        self.reporter = Reporter(self._dispatcher, hostname, cancel)
+        self.prepare(lambda job_id: self.ledger.cancel_in(WEBHOOKS, job_id))
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
@@ -111,12 +95,10 @@ class WebhookPool(BasePool):  # type: ignore[misc]  # celery ships no types
         if taken.done() and (error := taken.exception()):
             log.error("batch %s was not taken; it is sent when this worker ends", batch.token, exc_info=error)
 
-    def _on_cancel(self, ids: list[str]) -> None:
+    def on_cancel(self, ids: list[str]) -> None:
+        """They are not sent any more."""
         self.loop.call_soon_threadsafe(self.sender.abandon, ids)
 
-    def _on_lease_lost(self) -> None:
+    def on_lease_lost(self) -> None:
+        """None is sent any more."""
         self.loop.call_soon_threadsafe(self.sender.abandon)
-
-    def _dispatcher(self) -> Any:
-        consumer = getattr(self.app, "services_consumer", None)
-        return getattr(consumer, "event_dispatcher", None)

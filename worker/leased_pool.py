@@ -1,0 +1,57 @@
+"""What both kinds of a worker's pool have: the lease that all they claim stands under, and the events that show it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency.base import BasePool
+
+from worker.events import Reporter
+from worker.keeper import Keeper
+from worker.ledger import Ledger
+from worker.settings import Settings, get_settings
+
+
+class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
+    """What ``celery worker`` takes for its pool; its own threads start in ``on_start``, after ``prepare``."""
+
+    def prepare(self, cancel: Callable[[str], None] | None = None) -> None:
+        """Make what both kinds have; start nothing and wait for nothing.
+
+        Args:
+            cancel: what "terminate" in Flower does with a job; by default, the ledger's own cancel.
+        """
+        self.app.services_pool = self  # for the signal handlers of consumer.py
+        self.settings: Settings = get_settings()
+        self.names = _take_queues(self.app)
+        self.stopping = threading.Event()
+        self.ledger = Ledger(self.settings)
+        self.keeper = Keeper(self.settings, self.names, self.on_cancel, self.on_lease_lost)
+        hostname = getattr(self.app, "services_hostname", socket.gethostname())
+        self.reporter = Reporter(self._dispatcher, hostname, cancel or self.ledger.cancel)
+
+    def stop_claiming(self) -> None:
+        """Claim nothing more; safe in a signal handler, which may come before ``on_start``."""
+        raise NotImplementedError
+
+    def on_cancel(self, ids: list[str]) -> None:
+        """Jobs of this worker were cancelled while they ran."""
+        raise NotImplementedError
+
+    def on_lease_lost(self) -> None:
+        """The lease had lapsed: what runs is others' now, and must end."""
+        raise NotImplementedError
+
+    def _dispatcher(self) -> Any:
+        consumer = getattr(self.app, "services_consumer", None)
+        return getattr(consumer, "event_dispatcher", None)
+
+
+def _take_queues(app: Any) -> list[str]:
+    """The names of ``-Q``. Celery's consumer is left with no queue: the feeders take the messages."""
+    names = list(app.amqp.queues.consume_from)
+    app.amqp.queues._consume_from = {}
+    return names
