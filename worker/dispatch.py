@@ -11,7 +11,6 @@ import base64
 import json
 import os
 import socket
-import uuid
 from functools import lru_cache
 
 #: First key of our messages, by which ``ledger.lua`` tells them from other producers'. Celery and kombu ignore it.
@@ -39,7 +38,7 @@ def build_message(service: str, job_id: str) -> bytes:
     """The Celery message that tells a service's queue that this job waits. It carries no input: the ledger has it."""
     head, rest = _template(service)
     quoted = json.dumps(job_id)
-    return (head + rest.replace('"@ID@"', quoted).replace('"@TAG@"', json.dumps(str(uuid.uuid4())))).encode()
+    return (head + rest.replace('"@ID@"', quoted).replace('"@TAG@"', quoted)).encode()
 
 
 def build_bell() -> bytes:

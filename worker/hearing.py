@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worker.jobs import Job, Status
-from worker.ledger import LUA, head
+from worker.ledger import head
 from worker.ledger_async import AsyncLedger
+from worker.scripts import Scripts
 from worker.settings import Settings
 
 
@@ -38,7 +39,7 @@ class Hearing:
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._script = ledger.redis.register_script(LUA)
+        self._script = Scripts(ledger.redis)
 
     async def hear(self, job: Job, after: int, most: int) -> Heard | None:
         """Where a job stands, and up to ``most`` of its events after that number; None where it has been dropped.

@@ -57,10 +57,8 @@ local HAS_CELERYS_KEYS = date ~= ''
 -- Our own messages start like this (dispatch.py); nothing inside another producer's message can forge it.
 local OURS = '{"libs_service"'
 -- kombu's lists for the priorities 0, 3, 6 and 9 (0 is the most urgent), joined by its separator.
-local QUEUES = {service}
-if HAS_CELERYS_KEYS then
-  for _, priority in ipairs({3, 6, 9}) do QUEUES[#QUEUES + 1] = service .. '\6\022' .. priority end
-end
+local QUEUES = HAS_CELERYS_KEYS
+  and {service, service .. '\6\0223', service .. '\6\0226', service .. '\6\0229'} or {service}
 -- The same table as TRANSITIONS in jobs.py; a test holds them equal.
 local TRANSITIONS = {
   queued = {running = true, cancelled = true, expired = true, failed = true},
@@ -1124,6 +1122,8 @@ function operations.overview()
   return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
     redis.call('HGETALL', ABOUT), running}
 end
+
+-- Every call.
 
 -- A full Redis (maxmemory) refuses to store new jobs, but must never refuse to end those that it has: after one write
 -- that needs no memory, a script may go on (script.c, scriptVerifyOOM).

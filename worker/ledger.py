@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
-from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
 import redis
@@ -24,10 +23,9 @@ from worker.bulk import Rerun
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
+from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_client
-
-LUA = files("worker").joinpath("ledger.lua").read_text()
 
 #: Channel on which the ids of ended jobs are published, as a JSON array.
 ENDED_CHANNEL = "jobs:ended"
@@ -185,7 +183,7 @@ class Ledger:
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
             health_check_interval=15,
         )
-        self._script = self.redis.register_script(LUA)
+        self._script = Scripts(self.redis)
 
     def claim(self, service: str, worker: str, token: str, knobs: dict[str, Any], version: str = "") -> Claim:
         """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none."""

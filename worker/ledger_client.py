@@ -13,7 +13,8 @@ from redis.backoff import NoBackoff
 
 from worker.dispatch import WEBHOOKS
 from worker.errors import StoreUnavailable
-from worker.ledger import LUA, SERVICES_KEY, record_key, seen_key
+from worker.ledger import SERVICES_KEY, record_key, seen_key
+from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_async_client
 
@@ -39,7 +40,7 @@ class LedgerClient:
         )
         # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._script = self.redis.register_script(LUA)
+        self._script = Scripts(self.redis)
         self._places: dict[str, str] = {}  # job id -> service, the oldest first
         self._services: set[str] = set()  # those of which SERVICES_KEY knows
 
