@@ -3,6 +3,7 @@
 The map, in the order in which a request passes through it:
 
 * ``application``: the application and its life
+* ``front``: the short way of ``POST /jobs`` and ``GET /jobs/<id>``, past FastAPI's layers
 * ``access``: who may send a request (API keys of ``keyring``), its headers, its time, the audit log
 * ``routes``: one thin handler a route
 * ``requests``: bodies, queries and ``Prefer`` read strictly

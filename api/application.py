@@ -15,11 +15,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from api import batches, console, events, files, metrics, open_inference, problems, routes, webhooks
 from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.catalog import Catalog
+from api.front import Front, Plain
 from api.keyring import Keyring
 from api.meter import Meter, Metered
 from api.openapi import build_document
@@ -50,14 +52,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The API over the installed services. It starts whatever state Redis and the plugins are in."""
     settings = settings or get_settings()
     setup_logging(settings.log_level)
-    app = FastAPI(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app = Front(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.settings = settings
     app.state.catalog = Catalog()
     app.state.receivers = webhooks.Receivers(settings)
     app.state.meter = Meter()
+    create, read = Plain(routes.create_job), Plain(routes.get_job)
     app.router.routes += [
-        Route("/jobs", routes.Plain(routes.create_job), methods=["POST"]),
-        Route("/jobs/{job_id}", routes.Plain(routes.get_job), methods=["GET"]),
+        Route("/jobs", create, methods=["POST"]),
+        Route("/jobs/{job_id}", read, methods=["GET"]),
     ]
     app.include_router(routes.router)
     app.include_router(events.router)
@@ -68,11 +71,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(metrics.router)
     console.install(app)  # before the rest of /static
     problems.install(app)
-    app.add_middleware(Gate, settings=settings)
+    around = [Middleware(Gate, settings=settings)]
     if settings.cors_origins:  # around the gate: a browser sends no key before it knows that it may
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+        around.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS))
+    around.append(Middleware(Metered, meter=app.state.meter))
+    for layer in around:
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
+    app.take_short_way(create, read, around)
     _add_docs(app)
-    app.add_middleware(Metered, meter=app.state.meter)
     return app
 
 

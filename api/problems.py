@@ -144,6 +144,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
+async def answer_any(request: Request, error: Exception) -> Response:
+    """The answer to whatever a handler raised, where no FastAPI is around it."""
+    return await (_on_services_error if isinstance(error, errors.ServicesError) else _on_bug)(request, error)
+
+
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
     services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None

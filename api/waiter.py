@@ -7,24 +7,26 @@ and each client reads its own once more at its deadline.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
+from pydantic_core import from_json
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.errors import StoreUnavailable
-from worker.jobs import Job
+from worker.jobs import End, Job
 from worker.ledger import ENDED_CHANNEL, TOLD_CHANNEL
 from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
 from worker.store import make_async_client
+
+T = TypeVar("T")
 
 log = logging.getLogger("services.api")
 
@@ -40,6 +42,7 @@ class Waiter:
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
         self._futures: dict[str, set[asyncio.Future[Job]]] = {}
+        self._new: dict[str, asyncio.Future[Job | End]] = {}
         self._signals: dict[str, set[asyncio.Event]] = {}
         self._redis = make_async_client(
             settings.url,
@@ -75,6 +78,16 @@ class Waiter:
                 del self._futures[job_id]
 
     @contextmanager
+    def expect_new(self, job_id: str) -> Iterator[asyncio.Future[Job | End]]:
+        """The same of a job that is about to be stored, ``awaited``: where its end is told in full, that will do."""
+        future: asyncio.Future[Job | End] = asyncio.get_running_loop().create_future()
+        self._new[job_id] = future
+        try:
+            yield future
+        finally:
+            del self._new[job_id]
+
+    @contextmanager
     def signal(self, id: str) -> Iterator[asyncio.Event]:
         """An event that is set when whatever has this id may have ended or told something.
 
@@ -93,7 +106,7 @@ class Waiter:
     async def _listen(self) -> None:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(ENDED_CHANNEL, TOLD_CHANNEL)
-            await self._settle(list(self._futures))
+            await self._settle([*self._futures, *self._new])
             self._ring(list(self._signals))
             heard = time.monotonic()
             while True:
@@ -109,10 +122,21 @@ class Waiter:
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
-            ids = json.loads(message["data"])
-            self._ring(ids)
+            told = from_json(message["data"])
+            ids = [each if isinstance(each, str) else each[0] for each in told]
+            if self._signals:
+                self._ring(ids)
             if message["channel"] == ENDED_CHANNEL.encode():
-                await self._settle([job_id for job_id in ids if job_id in self._futures])
+                await self._settle([id for id, each in zip(ids, told, strict=True) if not self._has_all(id, each)])
+
+    def _has_all(self, job_id: str, told: str | list[str]) -> bool:
+        """Whether nobody who waits for this job needs its record."""
+        future = self._new.get(job_id)
+        if future is not None and not isinstance(told, str):
+            if not future.done():
+                future.set_result(End.from_told(told[1:]))
+            future = None
+        return future is None and job_id not in self._futures
 
     def _ring(self, ids: list[str]) -> None:
         for id in ids:
@@ -126,7 +150,8 @@ class Waiter:
         for job in await self._ledger.get_ended(ids):
             if job is None or not job.ended:
                 continue
-            for future in self._futures.get(job.id, ()):
+            new = [self._new[job.id]] if job.id in self._new else []
+            for future in (*self._futures.get(job.id, ()), *new):
                 if not future.done():
                     future.set_result(job)
 
@@ -137,8 +162,8 @@ class Held:
     now = 0
 
 
-async def ended_within(future: asyncio.Future[Job], seconds: float) -> Job | None:
-    """The job, if it ends within so many seconds."""
+async def ended_within(future: asyncio.Future[T], seconds: float) -> T | None:
+    """What is told of a job's end, if it ends within so many seconds."""
     Held.now += 1
     try:
         done, _ = await asyncio.wait([future], timeout=seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -73,6 +74,32 @@ class NewJob:
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     owner: str = ""  #: id of the API key that it was sent with; "" for none
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
+    awaited: bool = False  #: its client waits for its end, which is then told in full
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run of a job ended, as it is told to who waits for it."""
+
+    version: str
+    attempt: int
+    started_us: int
+    finished_us: int
+    expires_us: int
+    status: Status
+    output: bytes | None  #: JSON text
+    error: bytes | None  #: JSON text
+    timings: bytes  #: JSON text
+    batch_size: int
+
+    @classmethod
+    def from_told(cls, told: Sequence[str]) -> End:
+        """Read what ``finish_job`` in ``ledger.lua`` tells, after the id."""
+        version, attempt, started, finished, expires, name, text, timings, size = told
+        status, value = Status(name), text.encode()
+        times = (int(started), int(finished), int(expires))
+        output, error = (value, None) if status == Status.SUCCEEDED else (None, value)
+        return cls(version, int(attempt), *times, status, output, error, timings.encode(), int(size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +209,10 @@ class Job:
         if status == Status.QUEUED:
             earlier = replace(earlier, batch_size=None)
         return replace(earlier, output=None, error=None, timings=None, progress=None, position=None)
+
+    def as_it_ended(self, end: End) -> Job:
+        """The job after its end, of which no more was said than ``end``."""
+        return replace(self, position=None, **{name: getattr(end, name) for name in End.__slots__})
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""

@@ -39,7 +39,9 @@
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
--- Channel jobs:ended: a JSON array of the ids that have just ended.
+-- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
+--                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,
+--                     timings, batch_size}, so that nobody has to read its record.
 -- Channel jobs:told: the same of jobs that said something, and of jobs with "watched" that began to run or are queued again.
 --
 -- All times are microseconds by Redis's own clock, so that no host's clock matters.
@@ -74,7 +76,9 @@ local MAX_HISTORY = 32768
 local RUN_ENDS_US = 4000000
 -- The longest pause before a further attempt.
 local MAX_PAUSE_US = 300000000
--- A longer output (or error) is left out of what a webhook tells.
+-- A longer output (or error) is left out of what jobs:ended tells.
+local MAX_TOLD = 16384
+-- The same of what a webhook tells.
 local MAX_EVENT_VALUE = 262144
 -- Two sweeps for dead workers are at least this far apart, however many workers there are.
 local SWEEP_US = 400000
@@ -255,6 +259,7 @@ end
 -- rows of a chunk that failed.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
+  'awaited',
 }
 
 local function finish_job(id, job, status, value, timings, batch_size, failed)
@@ -278,7 +283,12 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
     fields[#fields + 1], fields[#fields + 2] = 'batch_size', batch_size
   end
   redis.call('HSET', key, unpack(fields))
-  ended[#ended + 1] = id
+  if job[12] and timings and not job[9] and #value <= MAX_TOLD then
+    local run = redis.call('HMGET', key, 'version', 'attempt')
+    ended[#ended + 1] = {id, run[1], run[2], job[11], NOW, life[1], status, value, timings, batch_size}
+  else
+    ended[#ended + 1] = id
+  end
   if job[2] then gather('HDEL', S .. 'running:' .. job[2], id) end
   if job[5] then
     if job[1] == 'running' then count(job[5], 'running', -job[6]) end
@@ -465,7 +475,7 @@ local operations = {}
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
 -- sha256 of its idempotency key (empty: none), sha256 of its body (with no key: the id is the client's own, which is then
 -- as good as a key), webhook (JSON; empty: none), API key that it belongs to (empty: none), most jobs that the key may have
--- open (empty: any number). Gives per job: state, created, position; the state is "queued", or "full" or "limited"
+-- open (empty: any number), 1 where its client waits for its end (else empty). Gives per job: state, created, position; the state is "queued", or "full" or "limited"
 -- (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that has this key or id,
 -- with the same body or another), or "gone" (a job that had this id was dropped).
 function operations.create()
@@ -473,7 +483,7 @@ function operations.create()
   local waiting_bytes = tonumber(limits[3] or 0)
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
   local reply, fair = {}, turns()
-  for i = FIRST, #ARGV, 16 do
+  for i = FIRST, #ARGV, 17 do
     local id, message, promise, owner = ARGV[i], ARGV[i + 9], ARGV[i + 11], ARGV[i + 14]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
@@ -510,6 +520,7 @@ function operations.create()
       end
       if ARGV[i + 13] ~= '' then redis.call('HSET', key, 'webhook', ARGV[i + 13]) end
       if own ~= '' then redis.call('HSET', key, 'body', own) end
+      if ARGV[i + 16] ~= '' then redis.call('HSET', key, 'awaited', 1) end
       if turn then redis.call('HSET', key, 'turn', int(turn)) end
       if owner ~= '' then
         redis.call('HSET', key, 'owner', owner)

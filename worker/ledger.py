@@ -27,7 +27,7 @@ from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_client
 
-#: Channel on which the ids of ended jobs are published, as a JSON array.
+#: Channel on which ended jobs are published: a JSON array of ids, and of arrays that ``End`` reads.
 ENDED_CHANNEL = "jobs:ended"
 #: The same for jobs that said something, began to run or are queued again.
 TOLD_CHANNEL = "jobs:told"
@@ -83,7 +83,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
-        arguments += [job.owner, "" if job.most_open is None else job.most_open]
+        arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else ""]
     return arguments
 
 
