@@ -18,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from api import batches, console, events, files, metrics, open_inference, problems, routes, webhooks
+from api import batch_events, batches, console, events, files, metrics, open_inference, problems, routes, webhooks
 from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.catalog import Catalog
 from api.front import Front, Plain
@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(events.router)
     app.include_router(batches.router)
+    app.include_router(batch_events.router)
     app.include_router(files.router)
     app.include_router(webhooks.router)
     app.include_router(open_inference.router)

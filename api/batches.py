@@ -30,9 +30,9 @@ from api.requests import (
     read_idempotency_key,
     read_nothing,
 )
-from worker.bulk import Bulk, NewBulk, at_once, cut, error_line
-from worker.errors import Cancelled, InvalidInput, ServicesError, StoreUnavailable
-from worker.jobs import TERMINAL, Priority, Status
+from worker.bulk import Bulk, NewBulk, StoredChunk, at_once, cut
+from worker.errors import InvalidInput, ServicesError, StoreUnavailable
+from worker.jobs import TERMINAL, Priority
 from worker.service import Service
 from worker.webhooks import dump_webhook
 
@@ -84,6 +84,17 @@ async def cancel_batch(request: Request, batch_id: str) -> Response:
     batch = await request.app.state.ledger.cancel_batch(batch_id, caller_of(request).sees)
     log.info("batch cancelled id=%s service=%s", batch.id, batch.service)
     return _answer(batch, 202)
+
+
+@router.post("/batches/{batch_id}/retry")
+async def retry_batch(request: Request, batch_id: str) -> Response:
+    """Run again what failed or was cancelled."""
+    check_query(request, set())
+    await read_nothing(request)
+    caller = caller_of(request)
+    batch = await request.app.state.ledger.retry_batch(batch_id, caller.sees, caller.most_open)
+    log.info("batch queued id=%s service=%s rows=%d again", batch.id, batch.service, batch.counts["queued"])
+    return _answer(batch, 202, {"Location": f"/batches/{batch.id}"})
 
 
 class Incoming:
@@ -195,23 +206,21 @@ async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
     for number in range(batch.chunks):
         with state.waiter.signal(f"{batch.id}.{number}") as ended:
             while True:
-                status, output, error, first, rows = await _chunk(state.ledger, batch, number)
-                if status.decode() in TERMINAL:
+                chunk = await _chunk(state.ledger, batch, number)
+                if chunk.status in TERMINAL:
                     break
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), LOOK_S)
                 ended.clear()
-        if status.decode() != Status.SUCCEEDED:
-            told = error or Cancelled("the batch was cancelled before this input was run")
-            output = b"\n".join(error_line(first + i, told) for i in range(rows))
-        yield output + b"\n"
+        yield chunk.lines() + b"\n"
 
 
-async def _chunk(ledger: Any, batch: Bulk, number: int) -> Any:
+async def _chunk(ledger: Any, batch: Bulk, number: int) -> StoredChunk:
     """A chunk; while Redis is away, it is asked for again: the answer has begun, so it can carry no error any more."""
     while True:
         try:
-            return await ledger.get_chunk(batch, number)
+            chunk: StoredChunk = await ledger.get_chunk(batch, number)
+            return chunk
         except StoreUnavailable as error:
             log.warning("the results of batch %s wait: %s", batch.id, error.message)
             await asyncio.sleep(AGAIN_S)
@@ -221,5 +230,5 @@ def _is_ndjson(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() in NDJSON
 
 
-def _answer(batch: Bulk, status: int = 200) -> Response:
-    return Response(batch.to_json(), status, media_type="application/json")
+def _answer(batch: Bulk, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(batch.to_json(), status, headers, "application/json")

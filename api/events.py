@@ -12,9 +12,10 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -22,6 +23,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.access import caller_of
 from api.requests import check_query
+from api.waiter import Waiter
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
 from worker.hearing import Event, Heard
 from worker.jobs import TERMINAL, Job, Status
@@ -53,6 +55,25 @@ _BY_LETTER = {letter: status for status, letter in LETTERS.items()}
 _ID = re.compile(r"([0-9]{1,15})/([a-z])([0-9]{1,17})")
 
 
+class HasStatus(Protocol):
+    """What a client has been told."""
+
+    @property
+    def status(self) -> str | None: ...
+
+
+T = TypeVar("T", bound=HasStatus)
+#: Gives events that have not been told, what has been told with them, and whether there are more at once.
+Look = Callable[[T], Awaitable[tuple[list[bytes], T, bool]]]
+
+
+def bad_event_id(what: str) -> InvalidInput:
+    """The error for a ``Last-Event-ID`` that is none of ours."""
+    must = f"expected the id of an event of this {what}, or no such header to hear it from the beginning"
+    error = {"loc": ["header", "last-event-id"], "msg": must, "type": "event_id"}
+    return InvalidInput(f"header.last-event-id: {must}", errors=[error])
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a client has been told: events up to a number, and a state, which has a time of its own.
@@ -74,9 +95,7 @@ class Told:
         if not text:
             return cls()
         if not found or found[2] not in _BY_LETTER:
-            must = "expected the id of an event of this job, or no such header to hear it from the beginning"
-            error = {"loc": ["header", "last-event-id"], "msg": must, "type": "event_id"}
-            raise InvalidInput(f"header.last-event-id: {must}", errors=[error])
+            raise bad_event_id("job")
         return cls(int(found[1]), _BY_LETTER[found[2]], int(found[3]))
 
     def knows(self, status: Status, since: int) -> bool:
@@ -125,20 +144,26 @@ async def get_events(request: Request, job_id: str) -> Response:
     job = await state.ledger.get(job_id, caller_of(request).sees)
     if job.ended and told.knows(job.status, job.finished_us):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
-    return EventSourceResponse(_stream(state, job, told), headers=HEADERS)
+    return EventSourceResponse(follow(state.waiter, job.id, told, partial(_next, state, job)), headers=HEADERS)
 
 
-async def _stream(state: Any, job: Job, told: Told) -> AsyncIterator[bytes]:
-    """The bytes of the answer. It has begun, so it can carry no error any more: while Redis is away, it waits."""
+async def follow(waiter: Waiter, id: str, told: T, look: Look[T], rest_s: float = 0) -> AsyncIterator[bytes]:
+    """The bytes of the answer: what ``look`` gives, now and whenever there is news of the id, up to a terminal status.
+
+    The answer has begun, so it can carry no error any more: while Redis is away, it waits.
+
+    Args:
+        rest_s: least time between two looks.
+    """
     yield format_sse_event(retry=RETRY_MS)
-    with state.waiter.signal(job.id) as news:
+    with waiter.signal(id) as news:
         spoke = time.monotonic()
         while True:
             news.clear()
             try:
-                texts, told, more = await _next(state, job, told)
+                texts, told, more = await look(told)
             except StoreUnavailable as error:
-                log.warning("the events of job %s wait: %s", job.id, error.message)
+                log.warning("the events of %s wait: %s", id, error.message)
                 texts, more = [], False
                 await asyncio.sleep(AGAIN_S)
                 news.set()
@@ -153,6 +178,7 @@ async def _stream(state: Any, job: Job, told: Told) -> AsyncIterator[bytes]:
                 spoke = time.monotonic()
                 yield KEEPALIVE_COMMENT
             if not more:
+                await asyncio.sleep(rest_s)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), max(0.01, HEARTBEAT_S - (time.monotonic() - spoke)))
 

@@ -21,7 +21,18 @@ from api.openapi_parts import (
     make_operation,
     make_problems,
 )
-from api.schemas import CONSOLE, LAST_EVENT, METRICS, STREAM, Schema, make_enum, make_object, make_ref, make_webhook
+from api.schemas import (
+    BATCH_STREAM,
+    CONSOLE,
+    LAST_EVENT,
+    METRICS,
+    STREAM,
+    Schema,
+    make_enum,
+    make_object,
+    make_ref,
+    make_webhook,
+)
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS
 
@@ -111,19 +122,13 @@ def _names(entries: list[Entry]) -> Schema:
 
 
 def _batch_paths(entries: list[Entry]) -> Schema:
-    batch, path, names = make_ref("Batch"), [in_path("batch_id")], _names(entries)
+    batch, names = make_ref("Batch"), _names(entries)
     lines: Schema = {"schema": {"type": "string"}, "example": '{"n": 1}\n{"n": 2}\n'}
     created = {
         "200": make_answer(batch, "The batch that an earlier request made", LOCATION),
         "202": make_answer(batch, "The batch, stored and enqueued", LOCATION),
         **make_problems(404, 409, 410, 413, 422, 429, 503),
     }
-    described = "one line an input, in order: its `index` and its `output` or its `error`; ends with the batch"
-    results: Schema = {"200": {"description": described, "content": {NDJSON: {"schema": {"type": "string"}}}}}
-    read, cancelled = (
-        {"200": make_answer(batch, "Counts and progress")},
-        {"202": make_answer(batch, "The cancelled batch")},
-    )
     service = in_query("service", names, "with a body of JSON lines, which it is required for: the service")
     whole: Schema = {"schema": make_ref("BatchRequest")}
     content: Schema = {"required": True, "content": {"application/json": whole, NDJSON: lines}}
@@ -133,17 +138,31 @@ def _batch_paths(entries: list[Entry]) -> Schema:
     kept: Schema = {"type": "number", "exclusiveMinimum": 0}
     keep = in_query("keep_for_s", kept, "with a body of JSON lines: seconds after its end")
     creating = [service, priority, keep, webhook, IDEMPOTENCY_KEY]
+    submit = make_operation("create_batch", summary, created, creating, requestBody=content)
+    return {"/batches": {"post": submit}, **_one_batch_paths()}
+
+
+def _one_batch_paths() -> Schema:
+    batch, path, of = make_ref("Batch"), [in_path("batch_id")], "/batches/{batch_id}"
     refused = make_problems(404, 410, 422, 503)
+    described = "one line an input, in order: its `index` and its `output` or its `error`; ends with the batch"
+    results: Schema = {"200": {"description": described, "content": {NDJSON: {"schema": {"type": "string"}}}}}
+    read = {"200": make_answer(batch, "Counts and progress"), **refused}
+    cancelled = {"202": make_answer(batch, "The cancelled batch"), **refused, **make_problems(409, 413)}
+    again = {"202": make_answer(batch, "The batch, queued again", LOCATION), **refused, **make_problems(409, 413, 429)}
+    last = {"description": "The batch has ended, and `Last-Event-ID` is its last event"}
+    followed = {"200": BATCH_STREAM, "204": last, **refused}
     return {
-        "/batches": {"post": make_operation("create_batch", summary, created, creating, requestBody=content)},
-        "/batches/{batch_id}": {
-            "get": make_operation("get_batch", "Read a batch", {**read, **refused}, path),
-            "delete": make_operation(
-                "cancel_batch", "Cancel what has not run", {**cancelled, **refused, **make_problems(409, 413)}, path
-            ),
+        of: {
+            "get": make_operation("get_batch", "Read a batch", read, path),
+            "delete": make_operation("cancel_batch", "Cancel what has not run", cancelled, path),
         },
-        "/batches/{batch_id}/results": {
+        f"{of}/results": {
             "get": make_operation("get_results", "Read the results as they come", {**results, **refused}, path)
+        },
+        f"{of}/events": {"get": make_operation("get_batch_events", "Follow a batch", followed, [*path, LAST_EVENT])},
+        f"{of}/retry": {
+            "post": make_operation("retry_batch", "Run the inputs again that failed or were cancelled", again, path)
         },
     }
 

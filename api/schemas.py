@@ -157,8 +157,8 @@ BATCH = make_object(
         "priority": make_enum(Priority),
         "metadata": {"type": "object"},
         "links": make_object(
-            {"self": {"type": "string"}, "results": {"type": "string"}, "deliveries": {"type": "string"}},
-            ["self", "results"],
+            {name: {"type": "string"} for name in ("self", "events", "results", "retry", "deliveries")},
+            ["self", "events", "results", "retry"],
         ),
     }
 )
@@ -213,6 +213,13 @@ _STREAM = """Server-sent events up to the job's end; a comment after 15 s withou
 
 #: What ``GET /jobs/{id}/events`` answers, and what it may be asked.
 STREAM: Schema = {"description": _STREAM, "content": {"text/event-stream": {"schema": make_ref("Event")}}}
+
+_BATCH_STREAM = """Server-sent events up to the batch's end; a comment after 15 s without one. The data of each is JSON.
+`status`: the batch, as `GET /batches/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "total",
+"counts"}`, some ten times a second at most."""
+
+#: What ``GET /batches/{id}/events`` answers.
+BATCH_STREAM: Schema = {"description": _BATCH_STREAM, "content": {"text/event-stream": {"schema": make_ref("Event")}}}
 LAST_EVENT: Schema = {
     "name": "Last-Event-ID",
     "in": "header",

@@ -7,13 +7,13 @@ of the request reach the model, and the model's results the answer, without bein
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from pydantic_core import to_json
 
-from worker.errors import ServicesError
-from worker.jobs import Priority, rfc3339
+from worker.errors import Cancelled, ServicesError
+from worker.jobs import Priority, Status, rfc3339
 
 #: Bytes of one chunk, about; a single row may be larger.
 CHUNK_BYTES = 1024 * 1024
@@ -39,12 +39,52 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk as the ledger holds it, as far as its rows' results go."""
+
+    status: str
+    output: bytes  #: its rows' lines; b"" where it has never been run to its end
+    error: bytes  #: JSON; b"" for none
+    first: int
+    rows: int  #: that it was to run
+    numbers: list[int]  #: of these rows, where they were run again; none: all, from the first
+
+    @classmethod
+    def from_fields(cls, values: Sequence[bytes | None]) -> StoredChunk | None:
+        """Read the fields ``FIELDS``; None where there is no such chunk."""
+        status, output, error, first, rows, numbers = (value or b"" for value in values)
+        if not status:
+            return None
+        return cls(status.decode(), output, error, int(first), int(rows), read_numbers(numbers))
+
+    def lines(self) -> bytes:
+        """One line for each row, once it has ended."""
+        if self.status == Status.SUCCEEDED:
+            return self.output
+        told = self.error or Cancelled("the batch was cancelled before this input was run")
+        numbers = self.numbers if self.output else range(self.first, self.first + self.rows)
+        lines = [error_line(number, told) for number in numbers]
+        return merge(self.output.split(b"\n"), self.first, numbers, lines) if self.output else b"\n".join(lines)
+
+
+#: What ``StoredChunk`` reads.
+FIELDS = ("status", "output", "error", "first", "rows", "numbers")
+
+
+@dataclass(frozen=True, slots=True)
 class Rerun:
-    """What is left of a chunk whose earlier run came to nothing; it is run row by row, to find the culprit."""
+    """What is known of a chunk that has been run before.
+
+    Where a run came to nothing, the next goes row by row, to find the culprit. Where the rows that failed are run
+    again, their results take the place of the earlier ones.
+    """
 
     results: list[bytes]  #: lines that are there already
     reason: str  #: why the run before ended: "lost", "timed_out", ...
     skip: bool  #: whether the next row has used up its attempts
+    careful: bool  #: whether that run was lost, so that this one goes row by row
+    numbers: list[int]  #: of its rows, where it runs again those that failed; none: all, from its first
+    settled: list[bytes]  #: lines of all its rows, where it has been run to its end before
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +123,7 @@ class Bulk:
     cancelled: int
     stopped: bool  #: by DELETE
     created_us: int
+    begun_us: int  #: when its rows were queued: as it was created, or run again
     finished_us: int
     expires_us: int
     metadata: bytes
@@ -109,6 +150,7 @@ class Bulk:
             cancelled=number(b"cancelled"),
             stopped=b"stopped" in record,
             created_us=number(b"created"),
+            begun_us=number(b"begun") or number(b"created"),
             finished_us=number(b"finished"),
             expires_us=number(b"expires"),
             metadata=record[b"metadata"],
@@ -131,22 +173,31 @@ class Bulk:
             return "cancelled"
         return "failed" if self.failed or self.cancelled else "succeeded"
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by state."""
+        ended = {"succeeded": self.succeeded, "failed": self.failed, "cancelled": self.cancelled}
+        return {"queued": self.rows - sum(ended.values()) - self.running, "running": self.running, **ended}
+
+    @property
+    def progress(self) -> float:
+        """How much has ended, from 0 to 1."""
+        return round((self.succeeded + self.failed + self.cancelled) / self.rows, 6) if self.rows else 1.0
+
     def to_json(self) -> bytes:
         """The batch as ``docs/http.md`` shows it."""
-        done = self.succeeded + self.failed + self.cancelled
-        counts = {"queued": self.rows - done - self.running, "running": self.running}
-        counts |= {"succeeded": self.succeeded, "failed": self.failed, "cancelled": self.cancelled}
-        links = {"self": f"/batches/{self.id}", "results": f"/batches/{self.id}/results"}
+        own = f"/batches/{self.id}"
+        links = {"self": own, **{name: f"{own}/{name}" for name in ("events", "results", "retry")}}
         if self.webhook:
-            links["deliveries"] = f"/batches/{self.id}/deliveries"
+            links["deliveries"] = f"{own}/deliveries"
         told = {
             "id": self.id,
             "service": self.service,
             "version": self.version,
             "status": self.status,
             "total": self.rows,
-            "counts": counts,
-            "progress": round(done / self.rows, 6) if self.rows else 1.0,
+            "counts": self.counts,
+            "progress": self.progress,
             "created_at": rfc3339(self.created_us),
             "finished_at": rfc3339(self.finished_us),
             "expires_at": rfc3339(self.expires_us),
@@ -154,6 +205,11 @@ class Bulk:
             "links": links,
         }
         return to_json(told)[:-1] + b',"metadata":' + self.metadata + b"}"
+
+
+def read_numbers(text: bytes) -> list[int]:
+    """The rows' numbers, as ``ledger.lua`` keeps them."""
+    return [int(number) for number in text.split(b",")] if text else []
 
 
 def output_line(number: int, output: bytes) -> bytes:
@@ -168,7 +224,23 @@ def error_line(number: int, error: ServicesError | bytes) -> bytes:
 
 def is_error(line: bytes) -> bool:
     """Whether this line is a row's error."""
-    return line.partition(b",")[2].startswith(b'"error"')
+    return line.startswith(b'"error"', line.find(b",") + 1)
+
+
+def dump_failed(numbers: Sequence[int], rows: Sequence[bytes], results: Sequence[bytes]) -> bytes:
+    """Of a chunk's rows those that failed, as ``ledger.lua`` keeps them to be run again; b"" where none did."""
+    failed = [i for i, line in enumerate(results) if is_error(line)]
+    if not failed:
+        return b""
+    return b"\n".join([",".join(str(numbers[i]) for i in failed).encode(), *(rows[i] for i in failed)])
+
+
+def merge(settled: Sequence[bytes], first: int, numbers: Sequence[int], results: Sequence[bytes]) -> bytes:
+    """A chunk's lines, with these in the place of those that were there of the same rows."""
+    lines = list(settled)
+    for number, line in zip(numbers, results, strict=True):
+        lines[number - first] = line
+    return b"\n".join(lines)
 
 
 async def cut(pieces: AsyncIterator[list[bytes]], group: str, max_batch_size: int) -> AsyncIterator[Chunk]:

@@ -3,9 +3,8 @@
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
 for each batch ``begun``, ``computed`` and ``ended``, and ``fenced`` where the ledger does not know its worker. Slot to
 child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with ids of the
-running batch, and ``stop``. It is a process of its
-own, started fresh rather than forked, so that whatever a model's library does to it (threads, CUDA, a segfault) stays
-in it.
+running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that whatever a
+model's library does to it (threads, CUDA, a segfault) stays in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -160,7 +159,7 @@ class Listener(threading.Thread):
         self.cancelled: set[str] = set()
         self.on_stop: Callable[[], None] = lambda: None
         self._running: Batch | None = None
-        self._turn = threading.Lock()  # between the begin of a batch and a stop
+        self._turn = threading.Lock()  # between the begin of a batch, its end, a cancel and a stop
         self._about: dict[str, Any] = {"worker": "", "event_rate": 0}
         self._greeted = threading.Event()
         self._link = link
@@ -186,8 +185,9 @@ class Listener(threading.Thread):
 
     def end(self) -> None:
         """It has ended."""
-        self._running = None
-        self.cancelled.clear()
+        with self._turn:
+            self._running = None
+            self.cancelled.clear()
 
     def run(self) -> None:
         """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""
@@ -209,7 +209,9 @@ class Listener(threading.Thread):
 
     def _take(self, message: dict[str, Any]) -> None:
         if "cancelled" in message:
-            self.cancelled.update(message["cancelled"])
+            with self._turn:
+                if self._running and self._running.token == message["batch"]:  # it may have ended since
+                    self.cancelled.update(message["cancelled"])
         elif "worker" in message:
             self._about = message
             self._greeted.set()

@@ -1,9 +1,10 @@
-"""What jobs said, for the API: the other end of ``telling.py``."""
+"""What jobs said, and how batches come on, for the API: the other end of ``telling.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worker.bulk import Bulk
 from worker.jobs import Job, Status
 from worker.ledger import head
 from worker.ledger_async import AsyncLedger
@@ -55,3 +56,9 @@ class Hearing:
         fives = zip(*(flat[i::5] for i in range(5)), strict=True)
         events = [Event(int(n), name.decode(), int(of), int(a), data.decode()) for n, name, of, a, data in fives]
         return Heard(Status(status.decode()), int(run), int(finished), int(attempt), events)
+
+    async def hear_batch(self, service: str, batch_id: str) -> Bulk | None:
+        """How a batch stands; None where it has been dropped. From then on ``TOLD_CHANNEL`` tells of it."""
+        async with self._ledger.guard():
+            reply = await self._script(keys=[service], args=[*head("hear_batch", self._settings), batch_id])
+        return Bulk.from_record(batch_id, dict(zip(reply[0::2], reply[1::2], strict=True))) if reply else None

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 
 from worker.lease import SharedLease
-from worker.ledger import Ledger
+from worker.ledger import CancelledRun, Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
@@ -36,7 +36,7 @@ class Keeper(threading.Thread):
 
     Args:
         names: the services that it runs.
-        on_cancel: called with the ids of running jobs that were cancelled.
+        on_cancel: called with the runs that were cancelled.
         on_lost: called when the lease had lapsed: what runs belongs to others now and must end.
     """
 
@@ -44,7 +44,7 @@ class Keeper(threading.Thread):
         self,
         settings: Settings,
         names: list[str],
-        on_cancel: Callable[[list[str]], None],
+        on_cancel: Callable[[list[CancelledRun]], None],
         on_lost: Callable[[], None],
     ) -> None:
         super().__init__(name="keeper", daemon=True)

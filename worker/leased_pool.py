@@ -11,7 +11,7 @@ from celery.concurrency.base import BasePool
 
 from worker.events import Reporter
 from worker.keeper import Keeper
-from worker.ledger import Ledger
+from worker.ledger import CancelledRun, Ledger
 from worker.settings import Settings, get_settings
 
 
@@ -37,7 +37,7 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
         """Claim nothing more; safe in a signal handler, which may come before ``on_start``."""
         raise NotImplementedError
 
-    def on_cancel(self, ids: list[str]) -> None:
+    def on_cancel(self, runs: list[CancelledRun]) -> None:
         """Jobs of this worker were cancelled while they ran."""
         raise NotImplementedError
 

@@ -9,7 +9,9 @@
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end; with "body" (sha256) where the client
 --                               made the id
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
---                               and "first" (the first one's number); they are in no index and live as long as the batch
+--                               and "first" (the first one's number); they are in no index and live as long as the batch.
+--                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
+--                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
@@ -29,7 +31,7 @@
 --   S:workers:info       hash   worker -> JSON: host, pid, state
 --   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
---   S:cancels:<worker>   set    running jobs of this worker that were cancelled
+--   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at,
 --                               pace (microseconds that a worker takes for an input), turn (of the job claimed last);
@@ -42,7 +44,8 @@
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
 --                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,
 --                     timings, batch_size}, so that nobody has to read its record.
--- Channel jobs:told: the same of jobs that said something, and of jobs with "watched" that began to run or are queued again.
+-- Channel jobs:told: the ids of jobs that said something, and of jobs with "watched" that began to run or are queued again,
+-- and of batches with "watched" whose counts are others.
 --
 -- All times are microseconds by Redis's own clock, so that no host's clock matters.
 
@@ -160,6 +163,14 @@ local function count(group, field, rows)
   if group then redis.call('HINCRBY', batch_of(group), field, rows) end
 end
 
+-- A batch's counts are others: told where somebody listens, once a call.
+local looked_at = {}
+local function tell_of(group)
+  if looked_at[group] then return end
+  looked_at[group] = true
+  if redis.call('HGET', batch_of(group), 'watched') then told[#told + 1] = group end
+end
+
 local function weigh(id, sign) bytes_change = bytes_change + sign * redis.call('HSTRLEN', record(id), 'input') end
 
 local function must_go(id, from, to)
@@ -242,6 +253,7 @@ local function end_chunk(status, group, rows, failed)
     tally('inputs:' .. each, rows)
   end
   local key = batch_of(group)
+  tell_of(group)
   if redis.call('HINCRBY', key, 'open', -1) > 0 then return end
   local batch = redis.call('HMGET', key, 'keep', 'chunks', 'idempotency', 'webhook')
   local life = term(batch[1])
@@ -254,9 +266,27 @@ local function end_chunk(status, group, rows, failed)
   ended[#ended + 1] = group
 end
 
+-- What retry_batch would run again stays: of a chunk that succeeded the rows that failed ("<number>,<number>...", then a
+-- line for each; empty: none did), of any other all that it was to run. Gives how many failed.
+local function keep_failed(key, status, failed)
+  if status ~= 'succeeded' then
+    redis.call('HDEL', key, 'partial')
+    return 0
+  end
+  local numbers, lines = failed:match('^([%d,]+)\n(.*)$')
+  if not numbers then
+    redis.call('HDEL', key, 'input', 'partial', 'numbers', 'bad')
+    return 0
+  end
+  local bad = select(2, numbers:gsub(',', '')) + 1
+  redis.call('HDEL', key, 'partial')
+  redis.call('HSET', key, 'input', lines, 'numbers', numbers, 'bad', bad)
+  return bad
+end
+
 -- The only way into a terminal state. ``job``: the fields JOB of its record;
 -- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
--- rows of a chunk that failed.
+-- the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
   'awaited',
@@ -292,8 +322,7 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
   if job[2] then gather('HDEL', S .. 'running:' .. job[2], id) end
   if job[5] then
     if job[1] == 'running' then count(job[5], 'running', -job[6]) end
-    redis.call('HDEL', key, 'input', 'partial')
-    return end_chunk(status, job[5], tonumber(job[6]), failed or 0)
+    return end_chunk(status, job[5], tonumber(job[6]), keep_failed(key, status, failed))
   end
   tally('ended:' .. status, 1)
   redis.call('PEXPIRE', key, life[2])
@@ -399,7 +428,9 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   if outcome then note(id, outcome, charged, problem) end
   if job[4] then
     count(job[4], 'running', -job[5])
+    tell_of(job[4])
     redis.call('HSET', key, 'why', outcome)
+    alone = true
   end
   weigh(id, 1)
   if outcome then tally('requeued:' .. outcome, 1) end
@@ -418,7 +449,7 @@ end
 
 -- A running job whose end did not come from its run: its worker stops that within RUN_ENDS_US.
 local function stop_run(id, worker)
-  redis.call('SADD', S .. 'cancels:' .. worker, id)
+  redis.call('SADD', S .. 'cancels:' .. worker, redis.call('HGET', record(id), 'token') .. ' ' .. id)
   redis.call('HSET', record(id), 'stopping', 1)
 end
 
@@ -619,7 +650,10 @@ local function take(ids, worker, token, max_attempts, version)
   for _, taken in ipairs(batch) do
     local id, job = taken[1], taken[2]
     local group, attempt, input = job[5], int(job[8] + 1), job[9] or 'null'
-    count(group, 'running', job[6])
+    if group then
+      count(group, 'running', job[6])
+      tell_of(group)
+    end
     bytes_change = bytes_change - #input
     gather('ZREM', WAITING, id)
     gather('HSET', S .. 'running:' .. worker, id, token)
@@ -672,9 +706,9 @@ function operations.adopted()
 end
 
 -- token, then per job: id, status, output or error, timings, batch_size, pause_us (0: this end is final; else a failed
--- job is run again after the pause, as long as it has attempts left), rows of a chunk that failed. Gives for each 1 where it stands as told, 2 where
--- it will be run again, 0 where it is no longer this batch's (cancelled, or run elsewhere since): the fence against a
--- late worker.
+-- job is run again after the pause, as long as it has attempts left), rows of a chunk that failed (see keep_failed). Gives
+-- for each 1 where it stands as told, 2 where it will be run again, 0 where it is no longer this batch's (cancelled, or run
+-- elsewhere since): the fence against a late worker.
 local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
 
 function operations.complete()
@@ -690,7 +724,7 @@ function operations.complete()
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
         told = 2
       else
-        finish_job(id, {select(5, unpack(job, 1, #ENDING))}, status, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], tonumber(ARGV[i + 6]))
+        finish_job(id, {select(5, unpack(job, 1, #ENDING))}, status, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 6])
       end
     end
     reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
@@ -852,6 +886,71 @@ function operations.cancel_batch()
   return 1
 end
 
+-- group, token of this request, offset_us, message, most jobs that its API key may have open (empty: any number). Runs again,
+-- in a batch that has ended, what failed or was cancelled; each chunk keeps its id and what has succeeded. Gives {state,
+-- detail}: "queued" (also when it is said again), "full" or "limited" (seconds after which to try again), "open" (it has not
+-- ended), "none" (every row succeeded), or nothing for an unknown batch.
+function operations.retry_batch()
+  local group, key = ARGV[4], batch_of(ARGV[4])
+  local batch = redis.call('HMGET', key, 'chunks', 'finished', 'failed', 'cancelled', 'owner', 'priority', 'idempotency', 'retry')
+  if not batch[1] then return nil end
+  if batch[8] == ARGV[5] then return {'queued', ''} end
+  if not batch[2] then return {'open', ''} end
+  local rows, owner = (batch[3] or 0) + (batch[4] or 0), batch[5] or ''
+  if rows == 0 then return {'none', ''} end
+  local chunks, bytes = {}, 0
+  for i = 0, batch[1] - 1 do
+    local id = group .. '.' .. i
+    local job = redis.call('HMGET', record(id), 'status', 'rows', 'bad', 'finished', 'stopping')
+    local again = job[1] == 'succeeded' and tonumber(job[3] or 0) or tonumber(job[2])
+    if again > 0 then
+      chunks[#chunks + 1] = {id, again, job[5] and job[4] + RUN_ENDS_US}
+      bytes = bytes + redis.call('HSTRLEN', record(id), 'input')
+    end
+  end
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
+  local later = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0), bytes, limits)
+  if later then return {'full', int(later)} end
+  if limited(owner, rows, ARGV[8]) then return {'limited', int(soon())} end
+  redis.call('HSET', key, 'retry', ARGV[5], 'begun', NOW, 'open', #chunks, 'failed', 0, 'cancelled', 0)
+  redis.call('HDEL', key, 'finished', 'expires', 'stopped')
+  redis.call('PERSIST', key)
+  redis.call('PERSIST', seen('batch:' .. group))
+  if batch[7] then redis.call('PERSIST', promised(batch[7])) end
+  for i = 0, batch[1] - 1 do redis.call('PERSIST', record(group .. '.' .. i)) end
+  if owner ~= '' then open(owner, rows) end
+  local fair = turns()
+  for i, chunk in ipairs(chunks) do
+    local id, again, not_before = unpack(chunk)
+    local turn, offset = take_turn(fair, owner, batch[6], again, ARGV[6])
+    local score = int((turn or now + i) + offset)
+    redis.call('HDEL', record(id), 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings',
+      'stopping', 'turn', 'why', 'bad')
+    redis.call('HSET', record(id), 'status', 'queued', 'rows', again, 'created', NOW, 'score', score, 'alone', 1)
+    local attempt = redis.call('HGET', record(id), 'attempt')
+    redis.call('HSET', record(id), 'base', attempt, 'retried', attempt)
+    if turn then redis.call('HSET', record(id), 'turn', int(turn)) end
+    weigh(id, 1)
+    if not_before and not_before > now then  -- its cancelled run may not have ended yet
+      redis.call('ZADD', DELAYED, not_before, id)
+    else
+      redis.call('ZADD', WAITING, score, id)
+    end
+  end
+  redis.call('LPUSH', service, ARGV[7])
+  tell_of(group)
+  return {'queued', ''}
+end
+
+-- group. Gives its record, or nothing for an unknown batch; from now on, its changes are told on jobs:told.
+function operations.hear_batch()
+  local key = batch_of(ARGV[4])
+  local batch = redis.call('HMGET', key, 'created', 'watched')
+  if not batch[1] then return nil end
+  if not batch[2] then redis.call('HSET', key, 'watched', 1) end
+  return redis.call('HGETALL', key)
+end
+
 -- id. Gives the status that it had, or nothing for an unknown id.
 function operations.cancel()
   local id = ARGV[4]
@@ -989,7 +1088,7 @@ function operations.tell()
   redis.call('HDEL', ABOUT, 'failure')
 end
 
--- worker, lease_us, info. Gives {1 or 0: whether the lease was still held, {cancelled job, ...}}
+-- worker, lease_us, info. Gives {1 or 0: whether the lease was still held, {"<token> <job>" of a cancelled run, ...}}
 function operations.renew()
   if not redis.call('ZSCORE', WORKERS, ARGV[4]) then return {0, {}} end
   redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])

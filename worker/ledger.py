@@ -19,7 +19,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from worker.bulk import Rerun
+from worker.bulk import Rerun, read_numbers
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
@@ -136,6 +136,14 @@ class Claim:
         return [job.id for job in self.jobs]
 
 
+@dataclass(frozen=True, slots=True)
+class CancelledRun:
+    """A job that was cancelled while it ran: in this batch, and in no other in which it may run again."""
+
+    token: str
+    job_id: str
+
+
 class Stored(IntEnum):
     """What became of an end that a worker told."""
 
@@ -163,7 +171,7 @@ class Ending:
     value: bytes
     timings: bytes
     batch_size: int
-    failed_rows: int = 0  #: of a chunk that succeeded
+    failed_rows: bytes = b""  #: of a chunk that succeeded, by ``bulk.dump_failed``
     pause_s: float = 0  #: of a failed job: run it again after this, as long as it has attempts left; 0: final
 
 
@@ -221,12 +229,18 @@ class Ledger:
 
     def rerun(self, service: str, job_id: str) -> Rerun:
         """What is known of a chunk that has been run before."""
-        fields = ("partial", "why", "attempt", "base", "max_attempts")
+        fields = ("partial", "why", "numbers", "output", "attempt", "base", "max_attempts", "retried")
         found: Any = self.redis.hmget(record_key(service, job_id), *fields)
-        partial, why, *numbers = found
-        attempt, base, most = (int(float(number or 0)) for number in numbers)
-        results = partial.split(b"\n") if partial else []
-        return Rerun(results, (why or b"").decode(), skip=attempt - base >= most)
+        partial, why, rows, output, *numbers = found
+        attempt, base, most, retried = (int(float(number or 0)) for number in numbers)
+        return Rerun(
+            results=partial.split(b"\n") if partial else [],
+            reason=(why or b"").decode(),
+            skip=attempt - base >= most,
+            careful=attempt > retried + 1,
+            numbers=read_numbers(rows or b""),
+            settled=output.split(b"\n") if output else [],
+        )
 
     def progress(self, service: str, token: str, job_id: str, results: Sequence[bytes]) -> bool:
         """Keep what a chunk that is run row by row has come to; False where it is no longer this token's."""
@@ -280,10 +294,10 @@ class Ledger:
         self.redis.sadd(SERVICES_KEY, service)
         self._call(service, "fail", json.dumps(failure))
 
-    def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[str]]:
-        """Renew a worker's lease: whether it was still held, and its running jobs that were cancelled since."""
+    def renew(self, service: str, worker: str, info: dict[str, Any]) -> tuple[bool, list[CancelledRun]]:
+        """Renew a worker's lease: whether it was still held, and its runs that were cancelled since."""
         held, cancelled = self._call(service, "renew", worker, self._lease_us, json.dumps(info))
-        return bool(held), _decode(cancelled)
+        return bool(held), [CancelledRun(*text.split(" ", 1)) for text in _decode(cancelled)]
 
     def extend(self, service: str, worker: str) -> bool:
         """Renew the lease from a pool process; False where it has lapsed and what runs is others' now."""

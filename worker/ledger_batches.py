@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
-from worker.bulk import STAGED_S, Bulk, Chunk, NewBulk
+from worker.bulk import FIELDS, STAGED_S, Bulk, Chunk, NewBulk, StoredChunk
 from worker.dispatch import build_bell
-from worker.errors import JobExpired, JobFinished, StoreUnavailable
+from worker.errors import JobExpired, JobFinished, JobNotRetryable, StoreUnavailable
+from worker.jobs import Priority
 from worker.ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key, too_many_open
 from worker.ledger_client import LedgerClient
 from worker.replies import conflict, not_found
@@ -31,9 +33,9 @@ class BatchLedger(LedgerClient):
         Raises ``QueueFull``, ``IdempotencyConflict``, or ``StoreUnavailable`` where chunks are gone already.
         """
         await self._announce(batch.service)
-        offset_us = round(Priorities[batch.priority] * self._settings.priority_step_s * 1e6)
         key = hash_promise(batch.idempotency_key, batch.owner)
-        arguments: list[Any] = [batch.id, batch.version, batch.priority.value, offset_us, round(batch.keep_for_s * 1e6)]
+        arguments: list[Any] = [batch.id, batch.version, batch.priority.value]
+        arguments += [self._offset_us(batch.priority), round(batch.keep_for_s * 1e6)]
         arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key]
         most_open: Any = "" if batch.most_open is None else batch.most_open
         if batch.most_open is not None:
@@ -64,15 +66,14 @@ class BatchLedger(LedgerClient):
             raise JobExpired(f"batch {batch_id[:100]} ended and was dropped when its keep_for_s was over")
         return Bulk.from_record(batch_id, record)
 
-    async def get_chunk(self, batch: Bulk, number: int) -> tuple[bytes, bytes, bytes, int, int]:
-        """Status, output, error (b"" for none), number of the first row and number of rows of one chunk."""
+    async def get_chunk(self, batch: Bulk, number: int) -> StoredChunk:
+        """One chunk. Raises ``JobExpired`` where the batch was dropped."""
         async with self.guard():
-            fields = ("status", "output", "error", "first", "rows")
-            found: Any = await self.redis.hmget(record_key(batch.service, f"{batch.id}.{number}"), *fields)
-        status, output, error, first, rows = found
-        if status is None:
+            found: Any = await self.redis.hmget(record_key(batch.service, f"{batch.id}.{number}"), *FIELDS)
+        chunk = StoredChunk.from_fields(found)
+        if chunk is None:
             raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
-        return status, output or b"", error or b"", int(first), int(rows)
+        return chunk
 
     async def cancel_batch(self, batch_id: str, sees: str = "") -> Bulk:
         """Cancel what has not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
@@ -80,3 +81,32 @@ class BatchLedger(LedgerClient):
         if not await self._call(batch.service, [*head("cancel_batch", self._settings), batch_id]):
             raise JobFinished(f"batch {batch_id} has already ended")
         return await self.get_batch(batch_id)
+
+    async def retry_batch(self, batch_id: str, sees: str = "", most_open: int | None = None) -> Bulk:
+        """Run those rows of a batch again that failed or were cancelled, and give it as they are queued.
+
+        ``most_open``: the jobs that the API key may have open, where the batch is its own. Raises ``JobNotFound``,
+        ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
+        """
+        batch = await self.get_batch(batch_id, sees)
+        limit: Any = ""
+        if most_open is not None and sees:
+            limit = most_open - await self._open_elsewhere(sees, batch.service)
+        arguments = [*head("retry_batch", self._settings), batch_id, uuid.uuid4().hex]
+        arguments += [self._offset_us(batch.priority), build_bell(), limit]
+        reply = await self._call(batch.service, arguments)
+        if reply is None:
+            raise JobExpired(f"batch {batch_id} was dropped in this moment: its keep_for_s is over")
+        state, detail = reply
+        if state == b"full":
+            raise queue_full(batch.service, int(detail))
+        if state == b"limited":
+            raise too_many_open(int(detail))
+        if state == b"open":
+            raise JobNotRetryable(f"batch {batch_id} has not ended; what failed can be run again once it has")
+        if state == b"none":
+            raise JobNotRetryable(f"every input of batch {batch_id} succeeded; there is nothing to run again")
+        return await self.get_batch(batch_id)
+
+    def _offset_us(self, priority: Priority) -> int:
+        return round(Priorities[priority] * self._settings.priority_step_s * 1e6)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,6 +27,7 @@ from celery.worker import state
 from worker.adopter import Adopter
 from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
 from worker.leased_pool import LeasedPool
+from worker.ledger import CancelledRun
 from worker.runner import backoff_s
 
 log = logging.getLogger("services.worker")
@@ -86,10 +87,10 @@ class ServicePool(LeasedPool):
         info: dict[str, Any] = super()._get_info()
         return {**info, "processes": [slot.pid for slot in self.slots if slot.pid]}
 
-    def on_cancel(self, ids: list[str]) -> None:
+    def on_cancel(self, runs: list[CancelledRun]) -> None:
         """Every slot is told: it knows its own."""
         for slot in self.slots:
-            slot.cancel(set(ids))
+            slot.cancel(runs)
 
     def on_lease_lost(self) -> None:
         """End all processes."""
@@ -116,7 +117,7 @@ class Slot(threading.Thread):
         super().__init__(name=f"slot-{index}", daemon=True)
         self._pool = pool
         self._child: Child | None = None
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, set[str]] = {}  # token of a batch -> jobs of it
         self._load_deaths = 0
 
     @property
@@ -139,11 +140,15 @@ class Slot(threading.Thread):
                 self._child.end()
                 self._child = None
 
-    def cancel(self, ids: set[str]) -> None:
-        """Jobs of this worker, of any slot, that were cancelled while they ran."""
+    def cancel(self, runs: Sequence[CancelledRun]) -> None:
+        """Jobs of this worker, of any slot, that were cancelled while they ran.
+
+        Kept by their batches: a job that is run again must not be ended for what was said of an earlier run.
+        """
         if len(self._cancelled) > MAX_CANCELLED:
             self._cancelled.clear()
-        self._cancelled.update(ids)
+        for run in runs:
+            self._cancelled.setdefault(run.token, set()).add(run.job_id)
 
     def kill(self) -> None:
         """End the process now."""
@@ -193,16 +198,16 @@ class Slot(threading.Thread):
             run.computed, run.deadline = True, math.inf
         elif "ended" in message and run:
             self._pool.reporter.ended(run.token, run.service, message["ended"], message["count"])
-            self._cancelled.difference_update(run.ids)
+            self._cancelled.pop(run.token, None)
             return None
         return run
 
     def _must_end(self, child: Child, run: Run, knobs: dict[str, Any]) -> str:
         """Why a batch must be ended now; "" where it may go on."""
         now = time.monotonic()
-        cancelled = run.ids & self._cancelled
+        cancelled = self._cancelled.get(run.token)
         if cancelled and run.kill_at == math.inf:
-            child.send({"cancelled": sorted(cancelled)})
+            child.send({"cancelled": sorted(cancelled), "batch": run.token})
             run.kill_at = now + CANCEL_GRACE_S
         if now > run.deadline:
             return "timed_out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import redis
 from pydantic_core import to_json
 
 from worker.attach import Attachments
-from worker.bulk import error_line, is_error, output_line
+from worker.bulk import Rerun, dump_failed, error_line, is_error, merge, output_line
 from worker.errors import TimedOut, WorkerLost
 from worker.feeder import Batch
 from worker.jobs import Status
@@ -33,6 +33,9 @@ AWAY = (
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
 )
+
+#: A chunk of which nothing is known yet.
+FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], settled=[])
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300
@@ -99,46 +102,49 @@ def run_chunk(
     """The rows of a chunk, ``max_batch_size`` at a time; one by one after a run that was lost, to find the culprit."""
     started = time.perf_counter()
     rows, first = chunk.input.split(b"\n"), chunk.first or 0
-    results: list[bytes] = []
-    careful, failed = chunk.attempt > 1, 0
+    before = _persist(lambda: ledger.rerun(name, chunk.id)) if chunk.attempt > 1 else FIRST_RUN
+    numbers: Sequence[int] = before.numbers or range(first, first + len(rows))
+    results: list[bytes] = [*before.results]
     suspicious = may_hold_constants(chunk.input)
-    if careful:
-        before = _persist(lambda: ledger.rerun(name, chunk.id))
-        results += before.results
-        if before.skip and len(results) < len(rows):
-            error = TimedOut() if before.reason == "timed_out" else WorkerLost()
-            results.append(error_line(first + len(results), error))
-            _persist(lambda: ledger.progress(name, token, chunk.id, results))
-        failed = sum(map(is_error, results))
+    if before.careful and before.skip and len(results) < len(rows):
+        error = TimedOut() if before.reason == "timed_out" else WorkerLost()
+        results.append(error_line(numbers[len(results)], error))
+        _persist(lambda: ledger.progress(name, token, chunk.id, results))
     total = Timings(batch_size=service.max_batch_size)
     while len(results) < len(rows) and chunk.id not in cancelled:
         begin = len(results)
-        part = rows[begin : begin + (1 if careful else service.max_batch_size)]
-        items = [Item(str(first + begin + i), row) for i, row in enumerate(part)]
+        end = begin + (1 if before.careful else service.max_batch_size)
+        items = [Item(str(number), row) for number, row in zip(numbers[begin:end], rows[begin:end], strict=True)]
         if suspicious:
             refuse_constants(items)
         tell("begun")
         files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
         total.add(run_stages(service, items, files))
         tell("computed")
-        for number, item in enumerate(items, first + begin):
-            if item.error:
-                failed += 1
-                results.append(error_line(number, item.error))
-                if item.error.__cause__:
-                    log.warning("row %d of batch %s failed: %s", number, chunk.id, item.error.message)
-            else:
-                results.append(output_line(number, item.value))
-        if careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
+        results.extend(_as_lines(items, chunk.id))
+        if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
     if len(results) < len(rows):
         return []  # cancelled, or others' now
-    ending = Ending(chunk.id, Status.SUCCEEDED, b"\n".join(results), total.to_json(), len(rows), failed)
+    failed = dump_failed(numbers, rows, results)
+    output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
+    ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), failed)
     (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
-    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), failed), chunk.attempt)
+    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), sum(map(is_error, results))), chunk.attempt)
     seconds = time.perf_counter() - started
     _log_end(name, token, item, became, len(rows), seconds)
     return [Ended(item, became, seconds)] if became else []
+
+
+def _as_lines(items: list[Item], chunk_id: str) -> Iterator[bytes]:
+    """The results of rows; each item's id is its row's number."""
+    for item in items:
+        if not item.error:
+            yield output_line(int(item.job_id), item.value)
+            continue
+        if item.error.__cause__:
+            log.warning("row %s of batch %s failed: %s", item.job_id, chunk_id, item.error.message)
+        yield error_line(int(item.job_id), item.error)
 
 
 def complete(

@@ -15,7 +15,7 @@ import uuid
 from worker.dispatch import WEBHOOKS
 from worker.feeder import Batch, Feeder
 from worker.leased_pool import LeasedPool
-from worker.ledger import Ledger
+from worker.ledger import CancelledRun, Ledger
 from worker.outbox import Mover
 from worker.sender import MAX_HELD, Sender
 from worker.service import Service
@@ -95,9 +95,9 @@ class WebhookPool(LeasedPool):
         if taken.done() and (error := taken.exception()):
             log.error("batch %s was not taken; it is sent when this worker ends", batch.token, exc_info=error)
 
-    def on_cancel(self, ids: list[str]) -> None:
+    def on_cancel(self, runs: list[CancelledRun]) -> None:
         """They are not sent any more."""
-        self.loop.call_soon_threadsafe(self.sender.abandon, ids)
+        self.loop.call_soon_threadsafe(self.sender.abandon, [run.job_id for run in runs])
 
     def on_lease_lost(self) -> None:
         """None is sent any more."""

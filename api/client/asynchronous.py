@@ -258,6 +258,15 @@ class AsyncBatch(BatchFields):
         self._read(await self._client._run(self._client._operations.cancel_batch(self.id)))
         return self
 
+    async def retry(self) -> Self:
+        """Run again what failed or was cancelled. Raises ``Conflict`` where nothing did, or it has not ended."""
+        self._read(await self._client._run(self._client._operations.retry_batch(self.id)))
+        return self
+
+    def events(self, last_event_id: str = "") -> AsyncIterator[Event]:
+        """How the batch comes on, from now (or after that event) to its end; reconnected by itself."""
+        return self._client._iterate(self._client._operations.batch_events(self.id, last_event_id))
+
     def results(self) -> AsyncIterator[Result]:
         """Every input's result in the inputs' order, each as soon as it and those before it are there."""
         return self._client._iterate(self._client._operations.results(self.id, self.total))

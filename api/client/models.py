@@ -41,9 +41,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One server-sent event of a job."""
+    """One server-sent event of a job, or of a batch."""
 
-    type: str  #: ``status``, ``progress``, ``log`` or ``output``
+    type: str  #: ``status``, ``progress``, ``log`` or ``output``; of a batch, ``status`` or ``progress``
     data: Any  #: read from JSON
     id: str  #: give it to ``events(last_event_id=…)`` to go on after it
 
@@ -155,6 +155,7 @@ class BatchFields:
     finished_at: datetime | None
     expires_at: datetime | None
     metadata: dict[str, Any]
+    links: dict[str, str]
 
     def __init__(self, raw: Raw) -> None:
         self._read(raw)
@@ -176,7 +177,7 @@ class BatchFields:
         except (KeyError, TypeError, ValueError) as error:
             raise UnexpectedAnswer(f"this is no batch that the client knows ({error!r}): {str(raw)[:300]}") from error
         self.finished_at, self.expires_at = read_time(raw.get("finished_at")), read_time(raw.get("expires_at"))
-        self.metadata = raw.get("metadata") or {}
+        self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
 
 
 def read_service(raw: Raw) -> ServiceInfo:

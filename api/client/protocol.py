@@ -121,14 +121,21 @@ class Operations:
 
     def events(self, job_id: str, last_event_id: str) -> Emits[Event]:
         """``GET /jobs/<id>/events``, reconnected until the job's end was told."""
+        return self._follow(_job(job_id), last_event_id)
+
+    def batch_events(self, batch_id: str, last_event_id: str) -> Emits[Event]:
+        """``GET /batches/<id>/events``, reconnected until the batch's end was told."""
+        return self._follow(_batch(batch_id), last_event_id)
+
+    def _follow(self, path: str, last_event_id: str) -> Emits[Event]:
         reader = EventReader(last_event_id)
         patience = Patience(self.retries)
         has_ended = False
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.last_id} if reader.last_id else {})
-            request = self._request("GET", f"{_job(job_id)}/events", headers=headers, waits_s=SILENCE_S)
+            request = self._request("GET", f"{path}/events", headers=headers, waits_s=SILENCE_S)
             is_open = False
-            problem: ConnectionFailed | ApiError = ConnectionFailed(f"the events of {job_id} broke off early")
+            problem: ConnectionFailed | ApiError = ConnectionFailed(f"the events of {path} broke off early")
             reader.restart()
             try:
                 answer: Answer = yield Open(request)
@@ -181,6 +188,11 @@ class Operations:
             if error.code == "job_finished" and patience.failures:
                 return (yield from self.get_batch(batch_id))
             raise
+
+    def retry_batch(self, batch_id: str) -> Steps[Raw]:
+        """``POST /batches/<id>/retry``; not repeated where the server may have got it."""
+        request = self._request("POST", f"{_batch(batch_id)}/retry", is_repeatable=False)
+        return read_json((yield from send(request, Patience(self.retries))))
 
     def results(self, batch_id: str, total: int) -> Emits[Result]:
         """``GET /batches/<id>/results``; where it broke off, opened anew and gone on after what was handed out."""

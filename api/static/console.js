@@ -1,5 +1,6 @@
 // The page: services, a form to try one, the list of jobs, and one job in a dialog.
 
+import { BatchView } from "./batch.js";
 import { call, keepKey, readKey, Problem } from "./api.js";
 import { byId, duration, make, say, sync, time } from "./dom.js";
 import { JobView } from "./job.js";
@@ -266,7 +267,7 @@ byId("older").addEventListener("click", () => {
   refreshJobs();
 });
 
-// -- one job ------------------------------------------------------------------------------------------------------------
+// -- one job, or batch --------------------------------------------------------------------------------------------------
 
 const dialog = byId("job");
 let view = null;
@@ -275,9 +276,9 @@ function openJob(id) {
   location.hash = `jobs/${encodeURIComponent(id)}`;
 }
 
-/** A job's address is the page's, so that it can be passed on. */
+/** A job's or batch's address is the page's, so that it can be passed on. */
 function showAddressed() {
-  const found = /^#jobs\/(.+)$/.exec(location.hash);
+  const found = /^#(jobs|batches)\/(.+)$/.exec(location.hash);
   if (!found) {
     dialog.close();
     return;
@@ -295,9 +296,13 @@ function showAddressed() {
     }
   };
   view?.stop();
-  view = new JobView(body, { full: true, report: reportHere, changed: refreshJobs });
+  const isBatch = found[1] === "batches";
+  say(byId("job-title"), isBatch ? "Batch" : "Job");
+  view = isBatch
+    ? new BatchView(body, { report: reportHere })
+    : new JobView(body, { full: true, report: reportHere, changed: refreshJobs });
   if (!dialog.open) dialog.showModal();
-  view.follow(decode(found[1]));
+  view.follow(decode(found[2]));
 }
 
 function decode(text) {

@@ -201,6 +201,22 @@ def test_markup_in_a_job_is_a_text(stack: System, console: Console) -> None:
     console.one("#job-close").click()
 
 
+def test_a_batch_is_followed_by_its_address_and_what_failed_is_run_again(stack: System, console: Console) -> None:
+    with stack.client() as client:
+        rows = [{"n": 1, "sleep_s": 0.5}, {"n": 2, "do": "raise"}]
+        batch = client.post("/batches", json={"service": "echo", "inputs": rows}).raise_for_status().json()
+        console.driver.get(f"{stack.url}/#batches/{batch['id']}")
+        console.sees("#job[open]", "Batch", batch["id"], "running")
+        console.sees("#job .badge", "failed")
+        assert [dd.text for dd in console.all("#job .counts dd")] == ["2", "0", "0", "1", "1", "0"]
+        console.shoot("batch")
+        console.one("#job .retry").click()
+        poll(lambda: "succeeded\n1" in console.text("#job .counts"), what="its counts stay")
+        poll(lambda: client.get(f"/batches/{batch['id']}").json()["finished_at"], what="it ended again")
+        console.sees("#job .badge", "failed")
+    console.one("#job-close").click()
+
+
 def test_a_key_is_sent_and_the_page_has_broken_no_rule(console: Console) -> None:
     console.one("#key-button").click()
     console.one("#key").send_keys("secret-1")

@@ -44,6 +44,7 @@ def run_schemathesis(system: System, *options: str) -> None:
     command += ["--checks", checks, "--suppress-health-check", "all", "--request-timeout", "30"]
     # Results and events are open until their batch or job has ended, which here no worker sees to.
     command += ["--exclude-path", "/batches/{batch_id}/results", "--exclude-path", "/jobs/{job_id}/events"]
+    command += ["--exclude-path", "/batches/{batch_id}/events"]
     env = {**os.environ, "NO_COLOR": "1", "SCHEMATHESIS_HOOKS": "tests.hooks_of_schemathesis", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=system.folder, env=env, check=False)
     report = done.stdout + done.stderr

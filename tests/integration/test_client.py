@@ -301,6 +301,24 @@ def test_a_batch_streams_up_and_down_in_order(client: Client) -> None:
     assert (batch.total, batch.status, batch.ended) == (2, "queued", False)
     assert client.get_batch(batch.id).cancel().counts["cancelled"] == 2
     assert [result.error and result.error.code for result in batch.refresh().results()] == ["cancelled"] * 2
+    assert batch.retry().counts["queued"] == 2
+    with pytest.raises(Conflict):
+        batch.retry()
+    assert batch.cancel().ended
+
+
+def test_a_batch_is_followed_and_run_again_over_a_bad_network(serving: System) -> None:
+    rows = [{"n": n, "do": "raise" if n == 7 else "", "sleep_s": 0.002} for n in range(400)]
+    with Client(serving.url) as client:
+        batch = client.submit_batch("echo", rows)
+    with bad_network(serving, ["half", "half", "503", "cut"]) as url, Client(url) as far:
+        events = list(far.get_batch(batch.id).events())
+        assert [event.type for event in events if event.ends_job] == ["status"] == [events[-1].type]
+        shares = [event.data["progress"] for event in events]
+        assert shares == sorted(shares) and shares[-1] == 1 and len({event.id for event in events}) == len(events)
+        again = far.get_batch(batch.id).retry()
+        ends = [event.data["status"] for event in again.events(events[-1].id) if event.ends_job]
+        assert ends == ["failed"] and again.refresh().counts["succeeded"] == 399
 
 
 @pytest.mark.parametrize("mishaps", [["lose"], ["cut", "503"], ["", "half", "half"]])
@@ -340,6 +358,8 @@ async def use_asynchronous_client(url: str) -> None:
             (await (await client.get_batch(batch.id)).cancel()).status == (await batch.refresh()).status == "cancelled"
         )
         assert [r.error and r.error.code async for r in batch.results()] == ["cancelled"]
+        assert (await batch.retry()).counts["queued"] == 1 and (await batch.cancel()).ended
+        assert [event.data["status"] async for event in batch.events()] == ["cancelled"]
         with pytest.raises(InvalidRequest):
             await client.submit("echo", {})
 

@@ -209,6 +209,21 @@ def test_a_batch_tells_of_its_end_once(client: httpx.Client, receiver: Receiver)
     receiver.await_at("/batch", 2)
 
 
+def test_a_batch_whose_failed_rows_are_run_again_tells_of_each_end_once(
+    client: httpx.Client, receiver: Receiver
+) -> None:
+    rows = [{"n": n, "do": "raise" if n == 5 else ""} for n in range(200)]
+    body = {"service": "echo", "inputs": rows, "webhook": receiver.url("/again")}
+    batch = client.post("/batches", json=body).raise_for_status().json()
+    (first,) = receiver.await_at("/again")
+    client.post(batch["links"]["retry"]).raise_for_status()
+    second = receiver.await_at("/again", 2)[1]
+    assert second.headers["webhook-id"] != first.headers["webhook-id"]
+    assert first.event["data"]["finished_at"] < second.event["data"]["finished_at"]
+    assert second.event["data"]["counts"] == first.event["data"]["counts"]
+    assert len(deliveries(client, batch)) == len(receiver.at("/again")) == 2
+
+
 def test_a_job_that_is_run_again_tells_of_each_end(client: httpx.Client, receiver: Receiver) -> None:
     job = submit(client, receiver.url("/ends"), do="raise")
     receiver.await_at("/ends")

@@ -194,6 +194,26 @@ def test_cancel_stops_a_running_job_and_spares_its_batch_mates(system: System) -
     assert (mate["status"], mate["attempt"]) == ("succeeded", 1)
 
 
+def test_a_cancelled_job_that_is_retried_runs_in_another_process_too(system: System) -> None:
+    system.start_api()
+    system.start_worker("one_by_one", "-c", "2")
+
+    def start(sleep_s: float) -> str:
+        (job_id,) = post(system, {"n": 1, "sleep_s": sleep_s}, service="one_by_one")
+        poll(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "running", what="it runs")
+        return job_id
+
+    with system.client() as client:
+        other, job_id = start(3), start(0.5)
+        client.delete(f"/jobs/{job_id}").raise_for_status()
+        client.post(f"/jobs/{job_id}/retry").raise_for_status()
+        own = start(8)  # keeps the process's successor busy: the job, due in 4 s, is for the other one
+        job = finished(client, job_id, 6)
+        assert (job["status"], job["attempt"]) == ("succeeded", 2)
+        assert finished(client, other)["finished_at"] < job["started_at"]
+        assert client.get(f"/jobs/{own}").json()["status"] == "running"
+
+
 def test_start_within_and_finish_within(system: System) -> None:
     system.start_api()
     late = post(system, {"n": 1}, start_within_s=0.01) + post(system, {"n": 1}, finish_within_s=0.01)
