@@ -13,8 +13,10 @@ from pydantic_core import from_json, to_json
 from api.access import caller_of
 from api.catalog import Entry
 from api.columns import Column, find_columns, list_columns, to_inputs
+from api.fingerprint import ask_cache, check_cacheable
+from api.keyring import Caller
 from api.problems import InferFailed, PayloadTooLarge
-from api.requests import MAX_DEADLINE_S, read_body
+from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S, read_body
 from api.tensors import InferRequest, RequestedOutput, read_infer
 from worker.errors import InvalidInput
 from worker.files import File, Where
@@ -39,7 +41,9 @@ Made = TypeVar("Made")
 class Plan:
     """What a request asks for: its jobs, the columns of its answer, and how long it waits."""
 
-    def __init__(self, entry: Entry, body: bytes, length: int | None, settings: Any) -> None:
+    def __init__(
+        self, entry: Entry, body: bytes, length: int | None, settings: Any, caller: Caller, may_cache: bool
+    ) -> None:
         self.entry = entry
         self.asked, tensors = read_infer(body, length)
         parameters = self.asked.parameters or {}
@@ -49,10 +53,13 @@ class Plan:
         self.outputs = _read_outputs(entry, self.asked)
         inputs = to_inputs(entry.plugin.name, tensors, list_columns(entry.input, "validation"))
         self.files: dict[str, list[tuple[Where, File]]] = {}  # by the ids of the jobs that name them
-        self.jobs = self._make_jobs(inputs, _read_priority(parameters), settings)
+        self._caller = caller
+        self._may_cache = may_cache
+        self.jobs = self._make_jobs(inputs, parameters, settings)
 
-    def _make_jobs(self, inputs: Sequence[bytes], priority: Priority, settings: Any) -> list[NewJob]:
+    def _make_jobs(self, inputs: Sequence[bytes], parameters: dict[str, Any], settings: Any) -> list[NewJob]:
         rows = len(inputs)
+        priority, cache_for_s = _read_priority(parameters), _read_cache_for(self.entry, parameters)
         jobs = []
         for i, text in enumerate(inputs):
             files = _validate(self.entry, text, i, rows, settings.max_body_bytes)
@@ -66,6 +73,9 @@ class Plan:
                     finish_within_s=self.timeout_s,
                     keep_for_s=settings.keep_for_s,
                     metadata=to_json({"infer": about}),
+                    owner=self._caller.owner,
+                    most_open=self._caller.most_open,
+                    cache=ask_cache(self.entry, text, self._caller.owner, cache_for_s, self._may_cache),
                 )
             )
             if files:
@@ -141,6 +151,17 @@ def _read_timeout(parameters: dict[str, Any]) -> float:
         most = MAX_DEADLINE_S * 1_000_000
         raise InvalidInput(f"parameters.timeout: expected microseconds, a whole number from 0 to {most}")
     return value / 1e6
+
+
+def _read_cache_for(entry: Entry, parameters: dict[str, Any]) -> float | None:
+    """Seconds; None for as long as the service says."""
+    value = parameters.get("cache_for_s")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_CACHE_FOR_S:
+        raise InvalidInput(f"parameters.cache_for_s: expected seconds, a number from 0 to {MAX_CACHE_FOR_S}")
+    check_cacheable(entry, value)
+    return value
 
 
 def _read_priority(parameters: dict[str, Any]) -> Priority:

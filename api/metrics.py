@@ -149,3 +149,7 @@ def _counters(seen: Seen) -> Iterator[Metric]:
             for value in values:
                 family.add_metric([entry.plugin.name, value], overview.counts.get(f"{prefix}:{value}", 0))
         yield family
+    reused = CounterMetricFamily("services_jobs_reused", "Jobs ended with another's output", labels=["service"])
+    for entry, overview in seen:
+        reused.add_metric([entry.plugin.name], overview.counts.get("reused", 0))
+    yield reused

@@ -10,7 +10,6 @@ import logging
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,6 +21,7 @@ from api.catalog import Entry, own_version
 from api.columns import list_columns, to_tensor
 from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.problems import InferFailed
+from api.routes import log_stored
 from api.tensors import to_binary, to_values
 from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
 from worker.jobs import Job, NewJob, Status
@@ -106,9 +106,8 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
     entry = find_entry(request, name, version)
     body = await read_encoded(request, state.settings.max_body_bytes)
     length = read_length(request)
-    plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings))
-    caller = caller_of(request)
-    plan.jobs = [replace(job, owner=caller.owner, most_open=caller.most_open) for job in plan.jobs]
+    caller, may_cache = caller_of(request), state.ledger.may_cache(name)
+    plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings, caller, may_cache))
     jobs = await _run(state, plan)
     size = sum(len(job.output or b"") for job in jobs)
     return await aside(size, lambda: _answer(request, plan, jobs))
@@ -122,7 +121,10 @@ async def _run(state: Any, plan: Plan) -> list[Job]:
     await _hold_files(state, plan)
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
-        await _store(state, plan.jobs)
+        stored = await _store(state, plan.jobs)
+        for end, job in zip(ends, stored, strict=True):
+            if job.ended and not end.done():  # it took another's output
+                end.set_result(job)
         done, pending = await asyncio.wait(ends, timeout=plan.wait_s)
         ended = {job.id: job for job in (end.result() for end in done)}
     missing = [new.id for new in plan.jobs if new.id not in ended]
@@ -148,18 +150,19 @@ async def _hold_files(state: Any, plan: Plan) -> None:
                 raise name_row(error, row, len(plan.jobs)) from error
 
 
-async def _store(state: Any, jobs: Sequence[NewJob]) -> None:
+async def _store(state: Any, jobs: Sequence[NewJob]) -> list[Job]:
     """Store all jobs; where the queue has no room for all, none of them is run."""
     stored = await asyncio.gather(*(state.writer.store(job) for job in jobs), return_exceptions=True)
     for job in stored:
         if isinstance(job, Job):
-            log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
+            log_stored(job)
     refused = [error for error in stored if isinstance(error, BaseException)]
     assert not any(isinstance(job, Repeated) for job in stored)  # no idempotency key was given
     if any(isinstance(error, QueueFull | RateLimited) for error in refused):
         await asyncio.gather(*(_cancel(state.ledger, job.id) for job in stored if isinstance(job, Job)))
     if refused:
         raise refused[0]
+    return [job for job in stored if isinstance(job, Job)]
 
 
 async def _cancel(ledger: Any, job_id: str) -> None:

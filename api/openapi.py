@@ -12,7 +12,7 @@ from api.catalog import Catalog, Entry, own_version
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_paths import batch_request, build_paths
-from api.requests import MAX_DEADLINE_S
+from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
 from api.schemas import (
     ATTEMPT,
     BATCH,
@@ -97,6 +97,12 @@ def _request_schema(entry: Entry) -> Schema:
             "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
             "metadata": {"type": "object", "description": "the caller's own; given back as it is (16 kB)"},
             "webhook": make_webhook(JOB_EVENTS),
+            "cache_for_s": {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "maximum": MAX_CACHE_FOR_S,
+                "description": "seconds for which equal jobs share one result; 0: not this one; default: the service's",
+            },
         },
     }
     if entry.example is not None:
@@ -131,7 +137,9 @@ def _job_schema(entries: list[Entry]) -> Schema:
         ),
     }
     attempts: Schema = {"type": "array", "items": make_ref("Attempt")}
+    cached = {"type": "string", "description": "the job whose output this is; only where it is another's"}
     included = {
+        "cached_from": cached,
         "input": {"description": "as it was sent; with `?include=input`"},
         "attempts": {**attempts, "description": "oldest first; with `?include=attempts`"},
     }

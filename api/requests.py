@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +21,7 @@ from worker.errors import InvalidInput, field_errors
 DRAIN_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_DEADLINE_S = 30 * 86_400
+MAX_CACHE_FOR_S = 30 * 86_400
 
 #: ``wait=<s>`` as one of the preferences of a ``Prefer`` header (RFC 7240).
 WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
@@ -38,6 +40,7 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+CacheFor = Annotated[float, Field(ge=0, le=MAX_CACHE_FOR_S)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
 
 
@@ -79,6 +82,7 @@ class JobRequest(BaseModel):
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
     metadata: Metadata = Field(default_factory=dict)
     webhook: Annotated[JobWebhook | None, BeforeValidator(_as_webhook)] = None
+    cache_for_s: CacheFor | None = None
 
 
 class BatchRequest(BaseModel):
@@ -134,6 +138,7 @@ def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
 
 def read_batch_query(query: dict[str, str], max_keep_for_s: float) -> BatchRequest:
     """What a query asks for whose body is JSON lines. Raises ``InvalidInput``."""
+    _refuse_cache(query, "query")
     try:
         asked = BatchRequest.model_validate({**query, "inputs": []}, strict=False)
     except ValidationError as error:
@@ -151,12 +156,20 @@ def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
     if not isinstance(value, dict):
         must = "expected a JSON object"
         raise _invalid(f"the body: {must}", ["body"], must, "model_type")
+    if model is BatchRequest:
+        _refuse_cache(value, "body")
     try:
         asked = model.model_validate(value)
     except ValidationError as error:
         raise invalid_fields(error, ["body"]) from error
     _check_keep_for(asked, max_keep_for_s, "body")
     return asked
+
+
+def _refuse_cache(asked: Mapping[str, Any], where: str) -> None:
+    if "cache_for_s" in asked:
+        must = "a batch uses no cache: leave it out, or send its inputs as jobs of their own"
+        raise _invalid(f"cache_for_s: {must}", [where, "cache_for_s"], must, "extra_forbidden")
 
 
 def _why_no_json(body: bytes, error: ValueError) -> str:

@@ -14,7 +14,8 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 
 from api.access import caller_of
-from api.catalog import Catalog
+from api.catalog import Entry
+from api.fingerprint import ask_cache, check_cacheable
 from api.keyring import Caller
 from api.requests import (
     JobRequest,
@@ -33,7 +34,6 @@ from api.requests import (
 from api.waiter import ended_within
 from worker.jobs import End, Job, NewJob, Priority, Status
 from worker.ledger_async import Repeated
-from worker.settings import Settings
 from worker.webhooks import dump_webhook
 
 log = logging.getLogger("services.api")
@@ -61,7 +61,7 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
     state = request.app.state
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new, files = _new_job(body, key, own_id, state.catalog, state.settings, caller_of(request))
+    new, files = _new_job(body, key, own_id, state, caller_of(request))
     new = replace(new, awaited=bool(wait) and not own_id)
     if body.webhook:
         await state.receivers.check(body.webhook.url)
@@ -73,11 +73,11 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
         job = await state.writer.store(new)
         if isinstance(job, Repeated):
             return await _answer_again(state, job.job_id, wait, caller_of(request).sees)
-        log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
-        if wait:
+        log_stored(job)
+        if wait and not job.ended:
             ended = await ended_within(end, wait) or await state.ledger.get(job.id)
             job = job.as_it_ended(ended) if isinstance(ended, End) else ended
-    return _job(job, 200 if job.ended else 202, wait, {"Location": f"/jobs/{job.id}"})
+    return _job(job, 200 if wait and job.ended else 202, wait, {"Location": f"/jobs/{job.id}"})
 
 
 async def get_job(request: Request) -> Response:
@@ -170,14 +170,22 @@ async def _answer_again(state: Any, job_id: str, wait: float, sees: str) -> Resp
     return _job(job, 200, wait, {"Location": f"/jobs/{job.id}"})
 
 
-def _new_job(
-    body: JobRequest, key: str, own_id: str, catalog: Catalog, settings: Settings, caller: Caller
-) -> tuple[NewJob, list[Any]]:
+def log_stored(job: Job) -> None:
+    """One line for a job that is accepted."""
+    if job.cached_from:
+        log.info("job ended id=%s service=%s cached_from=%s", job.id, job.service, job.cached_from)
+    else:
+        log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
+
+
+def _new_job(body: JobRequest, key: str, own_id: str, state: Any, caller: Caller) -> tuple[NewJob, list[Any]]:
     """The job, and the files that its input names."""
     caller.check_service(body.service)
-    entry = catalog.get(body.service)
+    entry: Entry = state.catalog.get(body.service)
     text = dump_strictly(body.input, "input")
     files = entry.validate(text)
+    check_cacheable(entry, body.cache_for_s)
+    may_cache = state.ledger.may_cache(body.service)
     new = NewJob(
         id=own_id or str(uuid.uuid4()),
         service=body.service,
@@ -186,7 +194,7 @@ def _new_job(
         priority=Priority(body.priority),
         start_within_s=body.start_within_s or 0,
         finish_within_s=body.finish_within_s or 0,
-        keep_for_s=body.keep_for_s or settings.keep_for_s,
+        keep_for_s=body.keep_for_s or state.settings.keep_for_s,
         metadata=dump_strictly(body.metadata, "metadata"),
         idempotency_key=key,
         # With an id of the client's own: nobody else's request is the same one.
@@ -194,6 +202,7 @@ def _new_job(
         webhook=dump_webhook(body.webhook.url, body.webhook.events or ()) if body.webhook else b"",
         owner=caller.owner,
         most_open=caller.most_open,
+        cache=ask_cache(entry, text, caller.owner, body.cache_for_s, may_cache),
     )
     return new, files
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import redis
 
+from worker.cache import digest_model
 from worker.dispatch import task_name
 from worker.errors import InvalidInput
 from worker.jobs import NewJob
@@ -79,6 +80,7 @@ class Feeder:
         self._worker = worker
         self._about = about
         self._names = list(about)
+        self._models = {name: digest_model(*told) for name, told in about.items()}
         self._on_fenced = on_fenced
         self._number = 0
         self._stopping = threading.Event()
@@ -143,7 +145,7 @@ class Feeder:
         version, knobs = self._about[name]
         worker, token = self._worker(), f"{self._process}.{self._number}"
         while not self._stopping.is_set():
-            claim = self._ledger.claim(name, worker, token, knobs, version)
+            claim = self._ledger.claim(name, worker, token, knobs, version, self._models[name])
             match claim.kind:
                 case "foreign":
                     adopt(self._ledger, self._settings, name, [raw for _, raw in claim.messages])

@@ -75,6 +75,7 @@ class NewJob:
     owner: str = ""  #: id of the API key that it was sent with; "" for none
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
     awaited: bool = False  #: its client waits for its end, which is then told in full
+    cache: str = ""  #: what it asks of the cache, by ``cache.ask``; "" for nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Job:
     owner: str = ""  #: id of the API key that it belongs to; "" for none
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
+    cached_from: str = ""  #: id of the job whose output this is, which then did not run; "" for its own
 
     @property
     def ended(self) -> bool:
@@ -162,6 +164,7 @@ class Job:
             owner=record.get(b"owner", b"").decode(),
             position=position if record[b"status"] == b"queued" else None,
             webhook=record.get(b"webhook", b""),
+            cached_from=record.get(b"cached_from", b"").decode(),
         )
 
     def to_json(self, include: frozenset[str] = frozenset()) -> bytes:
@@ -191,6 +194,8 @@ class Job:
             "priority": self.priority,
             "links": self._links(),
         }
+        if self.cached_from:
+            known["cached_from"] = self.cached_from
         if "input" in include:
             parts["input"] = self.input
         if "attempts" in include:
@@ -208,6 +213,7 @@ class Job:
         earlier = replace(self, status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
         if status == Status.QUEUED:
             earlier = replace(earlier, batch_size=None)
+        earlier = replace(earlier, cached_from="")
         return replace(earlier, output=None, error=None, timings=None, progress=None, position=None)
 
     def as_it_ended(self, end: End) -> Job:
@@ -217,7 +223,7 @@ class Job:
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""
         told = [json.loads(line) for line in self.history]
-        if self.status in (Status.RUNNING, Status.SUCCEEDED):
+        if self.status in (Status.RUNNING, Status.SUCCEEDED) and not self.cached_from:
             last: dict[str, Any] = {"attempt": self.attempt, "outcome": self.status, "charged": True, "error": None}
             last |= {"started_us": self.started_us, "ended_us": self.finished_us, "version": self.version}
             told.append({**last, "worker": self.worker, "batch": self.batch, "batch_size": self.batch_size})

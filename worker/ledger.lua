@@ -32,11 +32,13 @@
 --   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
---   S:about              hash   what the last worker told of the service: version, knobs, limits, failure; and what
+--   S:about              hash   what the last worker told of the service: version, knobs, limits, cache_for (us), model
+--                               (what stands for version and knobs in the cache's keys), failure; and what
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at,
---                               pace (microseconds that a worker takes for an input), turn (of the job claimed last);
+--                               pace (microseconds that a worker takes for an input), turn (of the job claimed last),
+--                               parked (queued jobs that wait for an equal one; see cache.lua, which has keys of its own);
 --                               and since ever: ended:<status> (jobs), inputs:<status> (of batches),
---                               requeued:<why> (attempts after which a job was queued again)
+--                               requeued:<why> (attempts after which a job was queued again), reused (results)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
@@ -95,6 +97,7 @@ local STEP_US = 1000
 local ended = {}
 local told = {}
 local bytes_change = 0  -- of the inputs that wait
+local reused = 0  -- jobs that this call has ended with another's output
 local counted = {}  -- fields of ABOUT -> what this call adds: one command each, however many jobs
 
 -- Entries that the jobs of one call add to, or take out of, the same key: sent as one command for all of them. A command
@@ -284,15 +287,15 @@ local function keep_failed(key, status, failed)
   return bad
 end
 
--- The only way into a terminal state. ``job``: the fields JOB of its record;
+-- The only way into a terminal state, but for what an end is to jobs that equal this one (finish_job). ``job``: the fields JOB of its record;
 -- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
 -- the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
-  'awaited',
+  'awaited', 'cache',
 }
 
-local function finish_job(id, job, status, value, timings, batch_size, failed)
+local function write_end(id, job, status, value, timings, batch_size, failed)
   local key = record(id)
   must_go(id, job[1], status)
   if job[10] then open(job[10], -(job[6] or 1)) end
@@ -337,10 +340,6 @@ local function finish_job(id, job, status, value, timings, batch_size, failed)
   if job[10] then gather('ZADD', OWNED_EXPIRES, life[1], job[10] .. ':' .. id) end
   tell_celery(id, status, value, life[2])
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
-end
-
-local function finish(id, status, value)
-  finish_job(id, redis.call('HMGET', record(id), unpack(JOB)), status, value)
 end
 
 local function ring(id)
@@ -414,10 +413,31 @@ local function measure(inputs, us)
   redis.call('HSET', ABOUT, 'pace', int(math.max(1, pace + inputs / (inputs + PACE_INPUTS) * (us / inputs - pace))))
 end
 
+--@ cache.lua
+
+local function finish_job(id, job, status, value, timings, batch_size, failed)
+  write_end(id, job, status, value, timings, batch_size, failed)
+  if job[13] then cache().ended(id, job[13], job[1], status, value, job[3]) end
+end
+
+local function finish(id, status, value)
+  finish_job(id, redis.call('HMGET', record(id), unpack(JOB)), status, value)
+end
+
+-- A queued job may run.
+local function enqueue(id, score, wish)
+  if not wish then
+    redis.call('ZADD', WAITING, score, id)
+    ring(id)
+  elseif cache().join(id, wish, score) then
+    ring(id)
+  end
+end
+
 -- Back to the queue, with the place that its age gives it; at once, or after a pause. No outcome: it had not begun.
 local function put_back(id, outcome, charged, alone, pause, problem)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created', 'watched', 'turn')
+  local job = redis.call('HMGET', key, 'status', 'worker', 'score', 'group', 'rows', 'created', 'watched', 'turn', 'cache')
   must_go(id, job[1], 'queued')
   local score = tonumber(job[3])
   if job[8] then
@@ -439,11 +459,11 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size', 'progress')
   if job[7] then told[#told + 1] = id end
   if not charged then redis.call('HINCRBY', key, 'attempt', -1) end
+  if job[9] then cache().stop(id, job[9]) end
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
   else
-    redis.call('ZADD', WAITING, score, id)
-    ring(id)
+    enqueue(id, score, job[9])
   end
 end
 
@@ -455,7 +475,7 @@ end
 
 -- A job past a deadline; true where that ended it.
 local function end_if_late(id, start_by, finish_by, status)
-  if start_by > 0 and start_by <= now and status == 'queued' then
+  if start_by > 0 and start_by <= now and status == 'queued' and not cache().has_begun(id) then
     finish(id, 'expired')
     return true
   elseif finish_by > 0 and finish_by <= now then
@@ -506,15 +526,19 @@ local operations = {}
 -- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
 -- sha256 of its idempotency key (empty: none), sha256 of its body (with no key: the id is the client's own, which is then
 -- as good as a key), webhook (JSON; empty: none), API key that it belongs to (empty: none), most jobs that the key may have
--- open (empty: any number), 1 where its client waits for its end (else empty). Gives per job: state, created, position; the state is "queued", or "full" or "limited"
+-- open (empty: any number), 1 where its client waits for its end (else empty), what it asks of the cache (see cache().wish).
+-- Gives per job: state, created, position; the state is "queued", "cached" (it has ended already, with another's output), or
+-- "full" or "limited"
 -- (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that has this key or id,
--- with the same body or another), or "gone" (a job that had this id was dropped).
+-- with the same body or another), or "gone" (a job that had this id was dropped). Last, for how long the service keeps
+-- results for others (or nothing).
 function operations.create()
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked', 'version',
+    'model', 'cache_for')
   local waiting_bytes = tonumber(limits[3] or 0)
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
-  local reply, fair = {}, turns()
-  for i = FIRST, #ARGV, 17 do
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
+  local reply, fair, parked = {}, turns(), {}
+  for i = FIRST, #ARGV, 18 do
     local id, message, promise, owner = ARGV[i], ARGV[i + 9], ARGV[i + 11], ARGV[i + 14]
     local key = record(id)
     local known = redis.call('HGET', key, 'created')
@@ -530,16 +554,23 @@ function operations.create()
     elseif own ~= '' and redis.call('EXISTS', seen(id)) == 1 then
       state, created, known = 'gone', id, true
     end
-    local again = not known and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
+    local wish = not known and ARGV[i + 17] ~= ''
+      and cache().wish(ARGV[i + 17], ARGV[i + 1], limits[5], limits[6], limits[7])
+    local found = wish and cache().find(wish)
+    local again = not known and not found and message ~= '' and full(waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
     if again then
       state, created = 'full', again
-    elseif not known and limited(owner, 1, ARGV[i + 15]) then
+    elseif not known and not found and limited(owner, 1, ARGV[i + 15]) then
       state, created = 'limited', soon()
     elseif not known then
       local start_within, finish_within = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
       local start_by = start_within > 0 and now + start_within or 0
       local finish_by = finish_within > 0 and now + finish_within or 0
-      local turn, offset = take_turn(fair, owner, ARGV[i + 2], 1, ARGV[i + 3])
+      local turn, offset = nil, ARGV[i + 3]
+      if not found then
+        local inputs = wish and cache().has_equals(wish) and 0 or 1
+        turn, offset = take_turn(fair, owner, ARGV[i + 2], inputs, offset)
+      end
       local score = int((turn or created) + offset)
       created = int(created)
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
@@ -563,12 +594,19 @@ function operations.create()
           'finish_by', int(finish_by))
       end
       bytes_change = bytes_change + #ARGV[i + 8]
-      gather('ZADD', WAITING, score, id)
       gather('ZADD', INDEX, created, id)
       local deadline = next_deadline(start_by, finish_by)
       if deadline > 0 then gather('ZADD', DEADLINES, deadline, id) end
-      if message ~= '' then gather('LPUSH', service, message) end
-      waiting = waiting + 1
+      if wish then redis.call('HSET', key, 'cache', wish) end
+      if found then
+        state = 'cached'
+        flush()
+        cache().take_over(id, found[1], found[2])
+      else
+        if not wish then gather('ZADD', WAITING, score, id) elseif not cache().join(id, wish, score) then parked[id] = wish end
+        if message ~= '' and not parked[id] then gather('LPUSH', service, message) end
+        waiting = waiting + 1
+      end
       if ARGV[i + 10] ~= '' then
         flush()
         finish(id, 'failed', ARGV[i + 10])
@@ -579,7 +617,11 @@ function operations.create()
     reply[#reply + 1] = id
   end
   flush()
-  for i = 3, #reply, 3 do reply[i] = redis.call('ZRANK', WAITING, reply[i]) or -1 end
+  for i = 3, #reply, 3 do
+    local wish = parked[reply[i]]
+    reply[i] = redis.call('ZRANK', WAITING, reply[i]) or (wish and cache().place(wish)) or -1
+  end
+  reply[#reply + 1] = limits[7] or ''
   return reply
 end
 
@@ -624,14 +666,14 @@ end
 -- What the run of a claimed job needs, in this order; "first" is a chunk's.
 local RUN = {'attempt', 'input', 'first'}
 
-local TAKEN = {'attempt', 'input', 'first', 'watched'}
+local TAKEN = {'attempt', 'input', 'first', 'watched', 'cache'}
 
 local function append(list, id, attempt, input, first)
   local n = #list
   list[n + 1], list[n + 2], list[n + 3], list[n + 4] = id, attempt, input, first
 end
 
-local function take(ids, worker, token, max_attempts, version)
+local function take(ids, worker, token, max_attempts, version, model)
   local batch = {}
   for _, id in ipairs(ids) do
     local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', 'turn',
@@ -657,6 +699,7 @@ local function take(ids, worker, token, max_attempts, version)
     bytes_change = bytes_change - #input
     gather('ZREM', WAITING, id)
     gather('HSET', S .. 'running:' .. worker, id, token)
+    if job[12] then cache().lead(id, job[12], model) end
     -- A chunk gets one attempt more, in which the row that ended the others is passed over.
     redis.call('HSET', record(id), 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
       'max_attempts', group and int(max_attempts + 1) or max_attempts, 'version', version, 'batch_size', size)
@@ -670,7 +713,7 @@ local function take(ids, worker, token, max_attempts, version)
   return reply
 end
 
--- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"). Gives {"fenced"},
+-- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"), model. Gives {"fenced"},
 -- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, how
 -- many wait} (no id: nothing waits). Sent twice with one token, it gives the same batch.
 function operations.claim()
@@ -695,7 +738,7 @@ function operations.claim()
     local wait = size == 0 and hold(ids, most, tonumber(ARGV[7])) or 0
     if wait > 0 then return {'hold', wait} end
     if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
-    batch = take(ids, worker, token, ARGV[8], ARGV[9])
+    batch = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
   end
   return {'batch', batch, redis.call('ZCARD', WAITING)}
 end
@@ -834,8 +877,8 @@ function operations.seal()
     local earlier, body = (redis.call('GET', promised(promise)) or ''):match('^(%S+) (%S+)$')
     if earlier then return {body == ARGV[15] and 'same' or 'conflict', earlier} end
   end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED)
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
   local again = full(waiting, tonumber(limits[3] or 0), tonumber(ARGV[12]), limits)
   if again then return {'full', int(again)} end
   if limited(owner, ARGV[10], ARGV[18]) then return {'limited', int(soon())} end
@@ -908,8 +951,9 @@ function operations.retry_batch()
       bytes = bytes + redis.call('HSTRLEN', record(id), 'input')
     end
   end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
-  local later = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0), bytes, limits)
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
+  local later = full(waiting, tonumber(limits[3] or 0), bytes, limits)
   if later then return {'full', int(later)} end
   if limited(owner, rows, ARGV[8]) then return {'limited', int(soon())} end
   redis.call('HSET', key, 'retry', ARGV[5], 'begun', NOW, 'open', #chunks, 'failed', 0, 'cancelled', 0)
@@ -968,10 +1012,11 @@ function operations.retry()
   local id = ARGV[4]
   local key = record(id)
   local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
-    'stopping', 'idempotency', 'events', 'watched', 'owner', 'priority', 'turn')
+    'stopping', 'idempotency', 'events', 'watched', 'owner', 'priority', 'turn', 'cache')
   if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes')
-  local again = full(redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), tonumber(limits[3] or 0),
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
+  local again = full(waiting, tonumber(limits[3] or 0),
     redis.call('HSTRLEN', key, 'input'), limits)
   if again then return {'full', again} end
   if job[11] and limited(job[11], 1, ARGV[5]) then return {'limited', soon()} end
@@ -1005,8 +1050,7 @@ function operations.retry()
   if job[7] and job[4] + RUN_ENDS_US > now then
     redis.call('ZADD', DELAYED, job[4] + RUN_ENDS_US, id)
   else
-    redis.call('ZADD', WAITING, score, id)
-    ring(id)
+    enqueue(id, score, job[14])
   end
   return job[1]
 end
@@ -1081,10 +1125,10 @@ function operations.join()
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
 end
 
--- version, knobs (JSON), max_queue_size, max_queue_bytes: what a worker knows of its service as soon as it is loaded
+-- version, knobs (JSON), max_queue_size, max_queue_bytes, cache_for_us, model: what a worker knows of its service as soon as it is loaded
 function operations.tell()
   redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6],
-    'max_queue_bytes', ARGV[7])
+    'max_queue_bytes', ARGV[7], 'cache_for', ARGV[8], 'model', ARGV[9])
   redis.call('HDEL', ABOUT, 'failure')
 end
 
@@ -1174,11 +1218,8 @@ function operations.sweep()
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', DELAYED, id)
-    local score = redis.call('HGET', record(id), 'score')
-    if score then
-      redis.call('ZADD', WAITING, score, id)
-      ring(id)
-    end
+    local job = redis.call('HMGET', record(id), 'score', 'cache')
+    if job[1] then enqueue(id, job[1], job[2]) end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', EXPIRES, id)
@@ -1245,7 +1286,7 @@ if bytes_change ~= 0 then tally('waiting_bytes', bytes_change) end
 for field, number in pairs(counted) do redis.call('HINCRBY', ABOUT, field, number) end
 if #ended > 0 then
   redis.call('PUBLISH', 'jobs:ended', cjson.encode(ended))
-  if operation == 'complete' then redis.call('HSET', ABOUT, 'rate', rate() + #ended / RATE_S, 'rate_at', now) end
+  if operation == 'complete' then redis.call('HSET', ABOUT, 'rate', rate() + (#ended - reused) / RATE_S, 'rate_at', now) end
 end
 if #told > 0 then redis.call('PUBLISH', 'jobs:told', cjson.encode(told)) end
 return reply

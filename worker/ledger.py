@@ -20,6 +20,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from worker.bulk import Rerun, read_numbers
+from worker.cache import digest_model
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
 from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
@@ -83,7 +84,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [round(seconds * 1e6) for seconds in durations]
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
-        arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else ""]
+        arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else "", job.cache]
     return arguments
 
 
@@ -193,11 +194,16 @@ class Ledger:
         )
         self._script = Scripts(self.redis)
 
-    def claim(self, service: str, worker: str, token: str, knobs: dict[str, Any], version: str = "") -> Claim:
-        """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none."""
+    def claim(
+        self, service: str, worker: str, token: str, knobs: dict[str, Any], version: str = "", model: str = ""
+    ) -> Claim:
+        """Claim up to ``max_batch_size`` jobs for ``worker`` under ``token``, or learn why there are none.
+
+        ``model``: of ``cache.digest_model``; with another one than it was sent for, no result goes to the cache.
+        """
         limits = [knobs["max_batch_size"], round(knobs["max_queue_delay_ms"] * 1000), knobs["max_attempts"]]
         preferred = ",".join(map(str, knobs["preferred_batch_sizes"]))
-        kind, *rest = self._call(service, "claim", worker, token, *limits, version, preferred)
+        kind, *rest = self._call(service, "claim", worker, token, *limits, version, preferred, model)
         match kind:
             case b"batch":
                 return Claim("batch", [_held(*told) for told in _fours(rest[0])], waiting=rest[1])
@@ -287,7 +293,8 @@ class Ledger:
     def tell(self, service: str, version: str, knobs: dict[str, Any]) -> None:
         """Tell what is known of a service once its model is loaded; forgets an earlier failure."""
         limits = (knobs["max_queue_size"], knobs["max_queue_bytes"])
-        self._call(service, "tell", version, json.dumps(knobs), *limits)
+        cache = (round(knobs["cache_for_s"] * 1e6), digest_model(version, knobs))
+        self._call(service, "tell", version, json.dumps(knobs), *limits, *cache)
 
     def fail(self, service: str, failure: dict[str, Any]) -> None:
         """Tell why a plugin cannot be loaded."""

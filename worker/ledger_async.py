@@ -41,8 +41,7 @@ class AsyncLedger(BatchLedger):
         await self._announce(service)
         refused = await self._taken_elsewhere(jobs)
         wanted = await self._within_limits([job for job in jobs if job.id not in refused])
-        reply = await self._call(service, create_arguments(self._settings, wanted)) if wanted else []
-        stored = [as_stored(*told) for told in zip(wanted, reply[0::3], reply[1::3], reply[2::3], strict=True)]
+        stored = await self._store(service, wanted) if wanted else []
         for result in stored:
             if isinstance(result, Job):
                 self._remember(result.id, service)
@@ -50,6 +49,21 @@ class AsyncLedger(BatchLedger):
             return stored
         told = iter(stored)
         return [refused[job.id] if job.id in refused else next(told) for job in jobs]
+
+    async def _store(self, service: str, jobs: Sequence[NewJob]) -> list[Outcome]:
+        *reply, self._cached_for[service] = await self._call(service, create_arguments(self._settings, jobs))
+        states = reply[0::3]
+        stored = [as_stored(*told) for told in zip(jobs, states, reply[1::3], reply[2::3], strict=True)]
+        if b"cached" in states:  # they have ended already
+            hits = [i for i, state in enumerate(states) if state == b"cached"]
+            read = await self._read([(service, jobs[i].id) for i in hits], placed=False)
+            for i, job in zip(hits, read, strict=True):
+                stored[i] = job or dropped(jobs[i].id)
+        return stored
+
+    def may_cache(self, service: str) -> bool:
+        """Whether a service keeps results for later jobs, as this process heard when it stored a job last."""
+        return self._cached_for.get(service) not in (b"", b"0")
 
     async def get(self, job_id: str, sees: str = "") -> Job:
         """One job. Raises ``JobNotFound``, or ``JobExpired`` where its record has been dropped.
@@ -158,10 +172,26 @@ class AsyncLedger(BatchLedger):
         return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in told]
 
     async def _place_paused(self, keys: Sequence[tuple[str, str]], records: list[Any], ranks: list[Any]) -> None:
-        """Within a guard: a job that pauses before a retry has no rank yet; it will come after all that wait."""
-        for i, (service, _) in enumerate(keys):
-            if ranks[i] is None and records[i].get(b"status") == b"queued":
-                ranks[i] = await self.redis.zcard(f"{{{service}}}:waiting")
+        """Within a guard: the place of queued jobs that have no rank.
+
+        One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals.
+        """
+        placed = [i for i, rank in enumerate(ranks) if rank is None and records[i].get(b"status") == b"queued"]
+        if not placed:
+            return
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for i in placed:
+                service, job_id = keys[i]
+                equals = f"{{{service}}}:equals:{records[i].get(b'cache', b'').decode().partition(' ')[0]}"
+                pipe.zcard(f"{{{service}}}:waiting")
+                pipe.zscore(equals, job_id)
+                pipe.zrange(equals, 0, 0)
+            found = await pipe.execute()
+            for i, first in zip(placed, found[2::3], strict=True):
+                pipe.zrank(f"{{{keys[i][0]}}}:waiting", first[0] if first else "")
+            firsts = await pipe.execute()
+        for i, behind_all, is_parked, first in zip(placed, found[0::3], found[1::3], firsts, strict=True):
+            ranks[i] = behind_all if is_parked is None else first or 0
 
     async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
         """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.

@@ -43,6 +43,7 @@ class LedgerClient:
         self._script = Scripts(self.redis)
         self._places: dict[str, str] = {}  # job id -> service, the oldest first
         self._services: set[str] = set()  # those of which SERVICES_KEY knows
+        self._cached_for: dict[str, bytes] = {}  # service -> microseconds, as its ledger told them last
 
     async def close(self) -> None:
         """Close the connections."""

@@ -10,14 +10,14 @@ from typing import Any
 #: The rate of ended jobs is averaged over this time, as in ``ledger.lua``.
 RATE_S = 10
 #: Fields of the ledger's hash that only grow begin with one of these.
-COUNTED = (b"ended:", b"inputs:", b"requeued:")
+COUNTED = (b"ended:", b"inputs:", b"requeued:", b"reused")
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
     """One service at one moment."""
 
-    depth: int  #: queued jobs
+    depth: int  #: queued jobs, also those that wait for an equal one
     oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
     workers: list[dict[str, Any]]  #: each live worker's host, pid and state
     knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
@@ -33,7 +33,7 @@ class Overview:
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]
         return cls(
-            depth=depth,
+            depth=depth + int(fields.get(b"parked", 0)),
             oldest_age_s=round((int(now) - int(oldest)) / 1e6, 3) if int(oldest) else 0,
             workers=[json.loads(info) for info in infos],
             knobs=json.loads(fields[b"knobs"]) if b"knobs" in fields else None,

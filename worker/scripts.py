@@ -31,8 +31,9 @@ class Definition:
 
 
 def read_source() -> str:
-    """The whole file."""
-    return files("worker").joinpath("ledger.lua").read_text()
+    """The whole file, with ``cache.lua`` in its place."""
+    ledger, part = (files("worker").joinpath(f"{name}.lua").read_text() for name in ("ledger", "cache"))
+    return ledger.replace("--@ cache.lua\n", part)
 
 
 @cache

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter
 
 from worker import telling
+from worker.files import holds_files
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -64,6 +65,9 @@ class Service(Generic[Input, Output]):
     #: Resident megabytes (2**20 bytes) of a pool process: over it, it is ended, and its batch is run again one by one;
     #: over four fifths of it after a batch, it is replaced. 0: no limit.
     memory_limit_mb: ClassVar[float] = 0
+    #: Seconds for which an output is given to later jobs with an equal input too; equal jobs in flight run once. For a
+    #: model that answers the same each time. 0: each job runs, unless it asks otherwise.
+    cache_for_s: ClassVar[float] = 0
     #: When ``predict_batch`` raises, run its halves again, down to the culprit. Turn off for a model with side effects.
     split_failed_batches: ClassVar[bool] = True
 
@@ -142,6 +146,7 @@ KNOBS: dict[str, tuple[type, float]] = {
     "retry_timeouts": (bool, 0),
     "retry_backoff_s": (float, 0.001),
     "memory_limit_mb": (float, 0),
+    "cache_for_s": (float, 0),
     "split_failed_batches": (bool, 0),
 }
 
@@ -173,6 +178,8 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
     if not (isinstance(sizes, tuple) and all(_is_number(size, int) and 1 <= size <= most for size in sizes)):
         expected = f"a tuple of whole numbers from 1 to max_batch_size ({most})"
         raise TypeError(f"{where}: preferred_batch_sizes must be {expected}, got {sizes!r}")
+    if cls.cache_for_s and holds_files(cls.Output, "serialization"):
+        raise TypeError(f"{where}: cache_for_s must be 0: Output holds files, which live no longer than their own job")
     retry_on = cls.retry_on
     if not (isinstance(retry_on, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in retry_on)):
         raise TypeError(f"{where}: retry_on must be a tuple of exception classes, got {retry_on!r}")

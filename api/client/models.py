@@ -101,6 +101,7 @@ class JobFields:
     priority: Priority
     metadata: dict[str, Any]
     links: dict[str, str]
+    cached_from: str | None  #: id of the job whose output this is; None for the job's own
 
     def __init__(self, raw: Raw) -> None:
         self._read(raw)
@@ -128,6 +129,7 @@ class JobFields:
         self.expires_at = read_time(raw.get("expires_at"))
         self.timings = Timings(**_known(Timings, raw.get("timings") or {}))
         self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
+        self.cached_from = raw.get("cached_from")
 
     def _outcome(self, output_type: type[T] | None) -> Any:
         """The output of a job that has ended; raises what it ended with instead."""

@@ -38,6 +38,7 @@ class JobOptions(TypedDict, total=False):
     keep_for_s: float | None
     metadata: Mapping[str, Any] | None
     webhook: str | Mapping[str, Any] | None
+    cache_for_s: float | None
 
 
 class BatchOptions(TypedDict, total=False):

@@ -39,6 +39,7 @@ KNOBS = {
     "max_queue_size": 0,
     "max_queue_bytes": 0,
     "max_attempts": 3,
+    "cache_for_s": 0,
 }
 
 
