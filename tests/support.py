@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -303,3 +304,16 @@ def finished(client: httpx.Client, job_id: str, timeout: float = 30) -> Any:
         return job if job["status"] not in ("queued", "running") else None
 
     return poll(look, timeout, f"job {job_id} ends")
+
+
+def listen_to(client: httpx.Client, path: str, after: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Each server-sent event's name, data and id, until the stream ends."""
+    headers = {"Last-Event-ID": after} if after else {}
+    with client.stream("GET", path, headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream"), answer.read()
+        fields: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if not line and "data" in fields:
+                yield fields["event"], json.loads(fields["data"]), fields["id"]
+            name, _, value = line.partition(": ")
+            fields = {**fields, name: value} if line else {}

@@ -136,7 +136,7 @@ class BenchFailed(ServicesError):
 
 
 class StoreUnavailable(ServicesError):
-    """Redis cannot be reached; nothing was accepted. Try again."""
+    """Redis does not answer. Try again, with the same Idempotency-Key: a job may have been stored all the same."""
 
     code = "store_unavailable"
     retryable = True

@@ -287,9 +287,9 @@ local function keep_failed(key, status, failed)
   return bad
 end
 
--- The only way into a terminal state, but for what an end is to jobs that equal this one (finish_job). ``job``: the fields JOB of its record;
--- ``value`` is the output or the error, a JSON text; timings and batch_size are those of its run, if it had one; failed:
--- the rows of a chunk that failed, as keep_failed reads them.
+-- The only way into a terminal state, but for what an end is to jobs that equal this one (finish_job). ``job``: the
+-- fields JOB of its record; ``value``: the output or the error, a JSON text; timings and batch_size are those of its run,
+-- if it had one; failed: the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
   'awaited', 'cache',
@@ -509,6 +509,13 @@ local function full(waiting, waiting_bytes, bytes, limits)
   return math.max(1, math.min(60, math.ceil((waiting / 10 + 1) / speed)))
 end
 
+-- The same of inputs with so many bytes in all, as the queue stands.
+local function has_no_room(bytes)
+  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
+  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
+  return full(waiting, tonumber(limits[3] or 0), bytes, limits)
+end
+
 -- Whether an API key that may have so many jobs open ('': any number) has no room for so many more.
 local function limited(owner, jobs, most)
   return most ~= '' and tonumber(redis.call('HGET', OPEN, owner) or 0) + jobs > tonumber(most)
@@ -527,11 +534,10 @@ local operations = {}
 -- sha256 of its idempotency key (empty: none), sha256 of its body (with no key: the id is the client's own, which is then
 -- as good as a key), webhook (JSON; empty: none), API key that it belongs to (empty: none), most jobs that the key may have
 -- open (empty: any number), 1 where its client waits for its end (else empty), what it asks of the cache (see cache().wish).
--- Gives per job: state, created, position; the state is "queued", "cached" (it has ended already, with another's output), or
--- "full" or "limited"
--- (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that has this key or id,
--- with the same body or another), or "gone" (a job that had this id was dropped). Last, for how long the service keeps
--- results for others (or nothing).
+-- Gives per job: state, created, position; the state is "queued", "cached" (it has ended already, with another's output),
+-- "full" or "limited" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
+-- has this key or id, with the same body or another), or "gone" (a job that had this id was dropped). Last, for how long
+-- the service keeps results for others (or nothing).
 function operations.create()
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked', 'version',
     'model', 'cache_for')
@@ -877,9 +883,7 @@ function operations.seal()
     local earlier, body = (redis.call('GET', promised(promise)) or ''):match('^(%S+) (%S+)$')
     if earlier then return {body == ARGV[15] and 'same' or 'conflict', earlier} end
   end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  local again = full(waiting, tonumber(limits[3] or 0), tonumber(ARGV[12]), limits)
+  local again = has_no_room(tonumber(ARGV[12]))
   if again then return {'full', int(again)} end
   if limited(owner, ARGV[10], ARGV[18]) then return {'limited', int(soon())} end
   for i = 0, chunks - 1 do
@@ -951,9 +955,7 @@ function operations.retry_batch()
       bytes = bytes + redis.call('HSTRLEN', record(id), 'input')
     end
   end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  local later = full(waiting, tonumber(limits[3] or 0), bytes, limits)
+  local later = has_no_room(bytes)
   if later then return {'full', int(later)} end
   if limited(owner, rows, ARGV[8]) then return {'limited', int(soon())} end
   redis.call('HSET', key, 'retry', ARGV[5], 'begun', NOW, 'open', #chunks, 'failed', 0, 'cancelled', 0)
@@ -1014,10 +1016,7 @@ function operations.retry()
   local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
     'stopping', 'idempotency', 'events', 'watched', 'owner', 'priority', 'turn', 'cache')
   if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  local again = full(waiting, tonumber(limits[3] or 0),
-    redis.call('HSTRLEN', key, 'input'), limits)
+  local again = has_no_room(redis.call('HSTRLEN', key, 'input'))
   if again then return {'full', again} end
   if job[11] and limited(job[11], 1, ARGV[5]) then return {'limited', soon()} end
   local start_by, finish_by = tonumber(job[5] or 0), tonumber(job[6] or 0)
@@ -1125,7 +1124,8 @@ function operations.join()
   redis.call('HSET', INFO, ARGV[4], ARGV[6])
 end
 
--- version, knobs (JSON), max_queue_size, max_queue_bytes, cache_for_us, model: what a worker knows of its service as soon as it is loaded
+-- version, knobs (JSON), max_queue_size, max_queue_bytes, cache_for_us, model: what a worker knows of its service as soon
+-- as it is loaded
 function operations.tell()
   redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6],
     'max_queue_bytes', ARGV[7], 'cache_for', ARGV[8], 'model', ARGV[9])

@@ -30,7 +30,7 @@ from worker.store import make_client
 
 #: Channel on which ended jobs are published: a JSON array of ids, and of arrays that ``End`` reads.
 ENDED_CHANNEL = "jobs:ended"
-#: The same for jobs that said something, began to run or are queued again.
+#: The same, ids alone, of jobs and batches that somebody follows and that have news.
 TOLD_CHANNEL = "jobs:told"
 #: Set of the services that ever had a job or a worker.
 SERVICES_KEY = "services"

@@ -111,10 +111,7 @@ class AsyncLedger(BatchLedger):
         ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
         """
         job = await self.get(job_id, sees)
-        limit: Any = ""
-        if most_open is not None and sees:
-            limit = most_open - await self._open_elsewhere(sees, job.service)
-        arguments = [*head("retry", self._settings), job_id, limit]
+        arguments = [*head("retry", self._settings), job_id, await self._room(sees, job.service, most_open)]
         check_retried(job_id, job.service, await self._call(job.service, arguments))
         return await self.get(job_id)
 

@@ -37,10 +37,8 @@ class BatchLedger(LedgerClient):
         arguments: list[Any] = [batch.id, batch.version, batch.priority.value]
         arguments += [self._offset_us(batch.priority), round(batch.keep_for_s * 1e6)]
         arguments += [batch.metadata, batch.rows, batch.chunks, batch.size, build_bell(), key]
-        most_open: Any = "" if batch.most_open is None else batch.most_open
-        if batch.most_open is not None:
-            most_open = batch.most_open - await self._open_elsewhere(batch.owner, batch.service)
-        arguments += [batch.body_hash, batch.webhook, batch.owner, most_open]
+        arguments += [batch.body_hash, batch.webhook, batch.owner]
+        arguments += [await self._room(batch.owner, batch.service, batch.most_open)]
         state, detail = await self._call(batch.service, [*head("seal", self._settings), *arguments])
         if state == b"queued":
             self._remember(f"batch:{batch.id}", batch.service)
@@ -89,11 +87,8 @@ class BatchLedger(LedgerClient):
         ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
         """
         batch = await self.get_batch(batch_id, sees)
-        limit: Any = ""
-        if most_open is not None and sees:
-            limit = most_open - await self._open_elsewhere(sees, batch.service)
         arguments = [*head("retry_batch", self._settings), batch_id, uuid.uuid4().hex]
-        arguments += [self._offset_us(batch.priority), build_bell(), limit]
+        arguments += [self._offset_us(batch.priority), build_bell(), await self._room(sees, batch.service, most_open)]
         reply = await self._call(batch.service, arguments)
         if reply is None:
             raise JobExpired(f"batch {batch_id} was dropped in this moment: its keep_for_s is over")

@@ -119,6 +119,10 @@ class LedgerClient:
             owner: Any = await self.redis.get(seen_key(service, seen))
         return (owner or b"").decode()
 
+    async def _room(self, owner: str, service: str, most_open: int | None) -> int | str:
+        """How many jobs an API key may have open in this service, less what it has in others; "": any number."""
+        return "" if most_open is None or not owner else most_open - await self._open_elsewhere(owner, service)
+
     async def _open_elsewhere(self, owner: str, service: str) -> int:
         """Queued and running jobs that an API key has in other services."""
         async with self.pipeline() as pipe:

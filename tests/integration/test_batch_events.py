@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,22 +11,13 @@ import httpx
 import pytest
 
 from tests.integration.test_batches import read, send
-from tests.support import System, free_port, make_http, poll, status_of
+from tests.support import System, free_port, listen_to, make_http, poll, status_of
 
 Event = tuple[str, Any, str]
 
 
 def listen(client: httpx.Client, batch: dict[str, Any], after: str = "") -> Iterator[Event]:
-    """Each event's name, data and id, until the stream ends."""
-    headers = {"Last-Event-ID": after} if after else {}
-    with client.stream("GET", batch["links"]["events"], headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream"), answer.read()
-        fields: dict[str, str] = {}
-        for line in answer.iter_lines():
-            if not line and "data" in fields:
-                yield fields["event"], json.loads(fields["data"]), fields["id"]
-            name, _, value = line.partition(": ")
-            fields = {**fields, name: value} if line else {}
+    return listen_to(client, batch["links"]["events"], after)
 
 
 def statuses(events: list[Event]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, finished, free_port, make_http, poll, running_system, status_of
+from tests.support import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
 from worker.ledger import Ledger, Said
 from worker.settings import Settings
 
@@ -31,16 +31,7 @@ def submit(client: httpx.Client, service: str = "talking", **input: Any) -> str:
 
 
 def listen(client: httpx.Client, job_id: str, after: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Each event's name, data and id, until the stream ends."""
-    headers = {"Last-Event-ID": after} if after else {}
-    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream"), answer.read()
-        fields: dict[str, str] = {}
-        for line in answer.iter_lines():
-            if not line and "data" in fields:
-                yield fields["event"], json.loads(fields["data"]), fields["id"]
-            name, _, value = line.partition(": ")
-            fields = {**fields, name: value} if line else {}
+    return listen_to(client, f"/jobs/{job_id}/events", after)
 
 
 def tell(events: Any) -> list[Any]:
