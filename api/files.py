@@ -6,6 +6,7 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -107,7 +108,7 @@ async def _describe(state: Any, record: FileRecord) -> bytes:
     return to_json(record.describe({"self": f"/files/{record.id}", "content": content, "download": download}))
 
 
-def _read_keep_for(query: dict[str, str], settings: Settings) -> float:
+def _read_keep_for(query: Mapping[str, str], settings: Settings) -> float:
     if "keep_for_s" not in query:
         return settings.keep_for_s
     seconds = read_seconds("keep_for_s", query["keep_for_s"], ["query", "keep_for_s"])

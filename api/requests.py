@@ -8,11 +8,14 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
+from starlette.datastructures import QueryParams
 
 from api.problems import PayloadTooLarge
 from worker.errors import InvalidInput, field_errors
@@ -136,7 +139,7 @@ def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
     return _parse(BatchRequest, body, max_keep_for_s)
 
 
-def read_batch_query(query: dict[str, str], max_keep_for_s: float) -> BatchRequest:
+def read_batch_query(query: Mapping[str, str], max_keep_for_s: float) -> BatchRequest:
     """What a query asks for whose body is JSON lines. Raises ``InvalidInput``."""
     _refuse_cache(query, "query")
     try:
@@ -239,11 +242,15 @@ def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInp
     return InvalidInput(f"{first}: {fields[0]['msg']}{more}", errors=fields)
 
 
-def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
+def check_query(request: Request, allowed: set[str] | frozenset[str]) -> Mapping[str, str]:
     """The query's parameters; unknown or repeated ones are refused."""
-    if not request.scope["query_string"]:
-        return {}
-    given = request.query_params.multi_items()
+    text = request.scope["query_string"]
+    return _read_query(text, frozenset(allowed)) if text else {}
+
+
+@lru_cache(maxsize=64)  # nearly all are the same few words, such as "wait=60"
+def _read_query(text: bytes, allowed: frozenset[str]) -> Mapping[str, str]:
+    given = QueryParams(text).multi_items()
     names = [name for name, _ in given]
     for name in names:
         if name not in allowed:
@@ -251,10 +258,10 @@ def check_query(request: Request, allowed: set[str]) -> dict[str, str]:
             raise _invalid(f"unknown parameter {name[:100]!r}; {known}", ["query", name], known, "extra_forbidden")
         if names.count(name) > 1:
             raise _invalid(f"{name} is given twice", ["query", name], "expected once", "repeated")
-    return dict(given)
+    return MappingProxyType(dict(given))
 
 
-def read_wait(request: Request, query: dict[str, str], max_wait_s: float) -> float:
+def read_wait(request: Request, query: Mapping[str, str], max_wait_s: float) -> float:
     """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all.
 
     The scope notes a wait, for ``meter``.
@@ -269,7 +276,7 @@ def read_wait(request: Request, query: dict[str, str], max_wait_s: float) -> flo
     return min(seconds, max_wait_s)
 
 
-def read_int(query: dict[str, str], name: str, default: int, most: int) -> int:
+def read_int(query: Mapping[str, str], name: str, default: int, most: int) -> int:
     """A whole number from 1 to ``most``."""
     text = query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):

@@ -6,7 +6,7 @@ import base64
 import binascii
 import logging
 import uuid
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -61,8 +61,7 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
     state = request.app.state
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    new, files = _new_job(body, key, own_id, state, caller_of(request))
-    new = replace(new, awaited=bool(wait) and not own_id)
+    new, files = _new_job(body, key, own_id, bool(wait), state, caller_of(request))
     if body.webhook:
         await state.receivers.check(body.webhook.url)
     if files:
@@ -178,7 +177,9 @@ def log_stored(job: Job) -> None:
         log.info("job queued id=%s service=%s priority=%s", job.id, job.service, job.priority)
 
 
-def _new_job(body: JobRequest, key: str, own_id: str, state: Any, caller: Caller) -> tuple[NewJob, list[Any]]:
+def _new_job(
+    body: JobRequest, key: str, own_id: str, waits: bool, state: Any, caller: Caller
+) -> tuple[NewJob, list[Any]]:
     """The job, and the files that its input names."""
     caller.check_service(body.service)
     entry: Entry = state.catalog.get(body.service)
@@ -202,12 +203,13 @@ def _new_job(body: JobRequest, key: str, own_id: str, state: Any, caller: Caller
         webhook=dump_webhook(body.webhook.url, body.webhook.events or ()) if body.webhook else b"",
         owner=caller.owner,
         most_open=caller.most_open,
+        awaited=waits and not own_id,
         cache=ask_cache(entry, text, caller.owner, body.cache_for_s, may_cache),
     )
     return new, files
 
 
-def _read_status(query: dict[str, str]) -> Status | None:
+def _read_status(query: Mapping[str, str]) -> Status | None:
     if "status" not in query:
         return None
     if query["status"] not in set(Status):
@@ -215,7 +217,7 @@ def _read_status(query: dict[str, str]) -> Status | None:
     return Status(query["status"])
 
 
-def _read_include(query: dict[str, str]) -> frozenset[str]:
+def _read_include(query: Mapping[str, str]) -> frozenset[str]:
     names = frozenset(query["include"].split(",")) if "include" in query else frozenset()
     if not names <= INCLUDES:
         must = f"expected one or more of {', '.join(sorted(INCLUDES))}, comma-separated"
@@ -223,7 +225,7 @@ def _read_include(query: dict[str, str]) -> frozenset[str]:
     return names
 
 
-def _read_cursor(query: dict[str, str]) -> tuple[str, str] | None:
+def _read_cursor(query: Mapping[str, str]) -> tuple[str, str] | None:
     if "cursor" not in query:
         return None
     try:

@@ -41,8 +41,8 @@ class Waiter:
 
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
-        self._futures: dict[str, set[asyncio.Future[Job]]] = {}
-        self._new: dict[str, asyncio.Future[Job | End]] = {}
+        self._futures: dict[str, set[asyncio.Future[Job | None]]] = {}
+        self._new: dict[str, asyncio.Future[Job | End | None]] = {}
         self._signals: dict[str, set[asyncio.Event]] = {}
         self._redis = make_async_client(
             settings.url,
@@ -65,9 +65,9 @@ class Waiter:
         await self._redis.aclose()
 
     @contextmanager
-    def expect(self, job_id: str) -> Iterator[asyncio.Future[Job]]:
+    def expect(self, job_id: str) -> Iterator[asyncio.Future[Job | None]]:
         """A future that gets the job when it has ended. Enter before the job can end, and no end is missed."""
-        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(job_id, set()).add(future)
         try:
             yield future
@@ -78,9 +78,9 @@ class Waiter:
                 del self._futures[job_id]
 
     @contextmanager
-    def expect_new(self, job_id: str) -> Iterator[asyncio.Future[Job | End]]:
+    def expect_new(self, job_id: str) -> Iterator[asyncio.Future[Job | End | None]]:
         """The same of a job that is about to be stored, ``awaited``: where its end is told in full, that will do."""
-        future: asyncio.Future[Job | End] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Job | End | None] = asyncio.get_running_loop().create_future()
         self._new[job_id] = future
         try:
             yield future
@@ -162,11 +162,17 @@ class Held:
     now = 0
 
 
-async def ended_within(future: asyncio.Future[T], seconds: float) -> T | None:
-    """What is told of a job's end, if it ends within so many seconds."""
+async def ended_within(future: asyncio.Future[T | None], seconds: float) -> T | None:
+    """What is told of a job's end, if it ends within so many seconds. The future is this caller's own."""
+    timer = asyncio.get_running_loop().call_later(seconds, _give_up, future)
     Held.now += 1
     try:
-        done, _ = await asyncio.wait([future], timeout=seconds)
+        return await future
     finally:
+        timer.cancel()
         Held.now -= 1
-    return future.result() if done else None
+
+
+def _give_up(future: asyncio.Future[T | None]) -> None:
+    if not future.done():
+        future.set_result(None)

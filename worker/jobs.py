@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -78,8 +78,7 @@ class NewJob:
     cache: str = ""  #: what it asks of the cache, by ``cache.ask``; "" for nothing
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a run of a job ended, as it is told to who waits for it."""
 
     version: str
@@ -103,9 +102,11 @@ class End:
         return cls(version, int(attempt), *times, status, output, error, timings.encode(), int(size))
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet."""
+class Job(NamedTuple):
+    """One job as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet.
+
+    A tuple by name, which is made four times as fast as a frozen dataclass of so many fields.
+    """
 
     id: str
     service: str
@@ -210,15 +211,14 @@ class Job:
 
     def as_it_was(self, status: Status, attempt: int, started_us: int) -> Job:
         """The job before its end, or in an earlier run: without what is known only since."""
-        earlier = replace(self, status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
+        earlier = self._replace(status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
         if status == Status.QUEUED:
-            earlier = replace(earlier, batch_size=None)
-        earlier = replace(earlier, cached_from="")
-        return replace(earlier, output=None, error=None, timings=None, progress=None, position=None)
+            earlier = earlier._replace(batch_size=None)
+        return earlier._replace(output=None, error=None, timings=None, progress=None, position=None, cached_from="")
 
     def as_it_ended(self, end: End) -> Job:
         """The job after its end, of which no more was said than ``end``."""
-        return replace(self, position=None, **{name: getattr(end, name) for name in End.__slots__})
+        return self._replace(position=None, **end._asdict())
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""
