@@ -109,10 +109,11 @@ def make_async_client(url: str, **options: Any) -> redis.asyncio.Redis:
 
 
 class _Packing:
-    """redis-py's asyncio connections with the packer of its others, which is in C: 7 times as fast."""
+    """redis-py's asyncio connections with the packer of its others, which is in C and 7 times as fast."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        return _packer.pack(*args)
+        packed: list[bytes] = _packer.pack(*args)
+        return packed
 
 
 _packer = HiredisRespSerializer()
