@@ -1,10 +1,10 @@
 """A pool process: ``python -m worker.child FD LEASE_FD PROCESS NAME…`` loads its services, then runs batch after batch.
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun``, ``computed`` and ``ended``, and ``fenced`` where the ledger does not know its worker. Slot to
-child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with ids of the
-running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that whatever a
-model's library does to it (threads, CUDA, a segfault) stays in it.
+for each batch ``begun``, ``computed`` and ``ended`` (by which time the next may have begun), and ``fenced`` where the
+ledger does not know its worker. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be
+shown), ``cancelled`` with ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather
+than forked, so that whatever a model's library does to it (threads, CUDA, a segfault) stays in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from worker.logs import setup_logging
 from worker.runner import run_batch
 from worker.sample import Sample
 from worker.service import Service
-from worker.settings import get_settings
+from worker.settings import Settings, get_settings
 from worker.stages import PLUGIN_ERRORS
 from worker.telling import Teller, capture
 
@@ -93,43 +94,75 @@ def main(fd: int, lease_fd: int, process: str, names: list[str]) -> None:
     listener.on_stop = feeder.stop
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
-    ledger, sample = Ledger(settings), Sample(listener.event_rate())
-    attachments = Attachments(settings, ledger)
-    teller = Teller(Ledger(settings, retries=0), settings.job_events)
     capture(settings.log_level)
-    while batch := feeder.next_batch():
-        listener.begin(batch)
-        feeder.look_ahead(batch)
-        time_limit_s = about[batch.service][1]["time_limit_s"]
-        _run(services[batch.service], ledger, link, listener, sample, batch, time_limit_s, attachments, teller)
-        listener.end()
-        if _is_too_large(about):
-            break
-    feeder.hand_back()
+    Runs(settings, services, about, link, listener).run(feeder)
 
 
-def _run(
-    service: Service[Any, Any],
-    ledger: Ledger,
-    link: Connection,
-    listener: Listener,
-    sample: Sample,
-    batch: Batch,
-    time_limit_s: float,
-    attachments: Attachments,
-    teller: Teller,
-) -> None:
-    """Run one batch, telling the slot as it goes."""
-    shown = {job.id for job in batch.jobs if sample.take()}
+class Runs:
+    """One batch after the other, telling the slot as they go."""
 
-    def tell(what: str) -> None:
-        listener.set_limit(time_limit_s if what == "begun" else None)
-        about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
-        _send(link, {what: batch.token} | about)
+    def __init__(
+        self,
+        settings: Settings,
+        services: dict[str, Service[Any, Any]],
+        about: About,
+        link: Connection,
+        listener: Listener,
+    ) -> None:
+        self._services = services
+        self._about = about
+        self._link = link
+        self._listener = listener
+        self._ledger = Ledger(settings)
+        self._sample = Sample(listener.event_rate())
+        self._attachments = Attachments(settings, self._ledger)
+        self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
+        self._completing: Future[None] | None = None
 
-    ended = run_batch(service, ledger, batch, listener.cancelled, tell, attachments, teller)
-    told = [job.describe() for job in ended if job.item.job_id in shown]
-    _send(link, {"ended": told, "failed": sum(job.item.error is not None for job in ended), "count": len(ended)})
+    def run(self, feeder: Feeder) -> None:
+        """Until the feeder stops, or this process has grown too large."""
+        while batch := feeder.next_batch():
+            self._listener.begin(batch)
+            feeder.look_ahead(batch)
+            complete = self._compute(batch)
+            self._wait()
+            if feeder.is_ahead:
+                # Measured: a queue of jobs without a model is worked off 1.2 times as fast.
+                self._completing = self._thread.submit(complete)
+            else:
+                complete()
+            if _is_too_large(self._about):
+                break
+        self._wait()
+        feeder.hand_back()
+
+    def _compute(self, batch: Batch) -> Callable[[], None]:
+        """Run the model; what is left is to tell the ledger, then the slot."""
+        shown = {job.id for job in batch.jobs if self._sample.take()}
+        time_limit_s = self._about[batch.service][1]["time_limit_s"]
+
+        def tell(what: str) -> None:
+            self._listener.set_limit(time_limit_s if what == "begun" else None)
+            about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
+            _send(self._link, {what: batch.token} | about)
+
+        service, cancelled = self._services[batch.service], self._listener.cancelled
+        complete = run_batch(service, self._ledger, batch, cancelled, tell, self._attachments, self._teller)
+
+        def end() -> None:
+            ended = complete()
+            told = [job.describe() for job in ended if job.item.job_id in shown]
+            _send(self._link, {"ended": told, "batch": batch.token, "service": batch.service, "count": len(ended)})
+            self._listener.end(batch)
+
+        return end
+
+    def _wait(self) -> None:
+        """Until the ends of the batch before are written: one at a time, whatever Redis does."""
+        completing, self._completing = self._completing, None
+        if completing:
+            completing.result()
 
 
 def _is_too_large(about: About) -> bool:
@@ -182,12 +215,13 @@ class Listener(threading.Thread):
         """A batch is about to run."""
         with self._turn:
             self._running = batch
-
-    def end(self) -> None:
-        """It has ended."""
-        with self._turn:
-            self._running = None
             self.cancelled.clear()
+
+    def end(self, batch: Batch) -> None:
+        """Its ends are written. The next one may run by now."""
+        with self._turn:
+            if self._running is batch:
+                self._running = None
 
     def run(self) -> None:
         """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""

@@ -113,6 +113,11 @@ class Feeder:
         if batch.more and len(self._names) == 1 and not self._stopping.is_set():
             self._ahead = self._thread.submit(self._claim, self._names[0])
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next batch is claimed already, or about to be."""
+        return self._ahead is not None
+
     def hand_back(self) -> None:
         """Give back a batch that was claimed ahead and has not begun."""
         with self._thread:  # a claim that is on its way ends first

@@ -118,6 +118,7 @@ class Slot(threading.Thread):
         self._pool = pool
         self._child: Child | None = None
         self._cancelled: dict[str, set[str]] = {}  # token of a batch -> jobs of it
+        self._begun: dict[str, str] = {}  # token of a batch whose end its process has not told -> service
         self._load_deaths = 0
 
     @property
@@ -191,15 +192,18 @@ class Slot(threading.Thread):
             service, token = message["service"], message["begun"]
             if not run or run.token != token:  # the parts of a chunk begin under one token, one after the other
                 run = Run(token, service, frozenset(message["ids"]), now)
+                self._begun[token] = service
                 self._pool.reporter.started(token, service, message["shown"], child.pid)
             run.computed, run.deadline = False, now + knobs[service]["time_limit_s"]
         elif "computed" in message and run:
             # What is left is to tell the ledger, which may be away for a while.
             run.computed, run.deadline = True, math.inf
-        elif "ended" in message and run:
-            self._pool.reporter.ended(run.token, run.service, message["ended"], message["count"])
-            self._cancelled.pop(run.token, None)
-            return None
+        elif "ended" in message:
+            token = message["batch"]
+            self._begun.pop(token, None)
+            self._pool.reporter.ended(token, message["service"], message["ended"], message["count"])
+            self._cancelled.pop(token, None)
+            return None if run and run.token == token else run  # the next may have begun before its ends were written
         return run
 
     def _must_end(self, child: Child, run: Run, knobs: dict[str, Any]) -> str:
@@ -268,10 +272,12 @@ class Slot(threading.Thread):
     def _give_up(self, child: Child, run: Run | None, reason: str, knobs: dict[str, dict[str, Any]]) -> None:
         """The process is gone: tell the ledger what became of its batch, and of what it had claimed beside it."""
         how, pause_s = child.end(), 0.0
+        for token, service in self._begun.items():
+            self._pool.reporter.ended(token, service, [], 0)
+        self._begun.clear()
         if run:
             line = "batch %s batch=%s service=%s batch_size=%d: %s"
             log.warning(line, reason, run.token, run.service, len(run.ids), how)
-            self._pool.reporter.ended(run.token, run.service, [], 0)
             if reason == "timed_out" and knobs[run.service]["retry_timeouts"]:
                 pause_s = backoff_s(knobs[run.service]["retry_backoff_s"], 1)
         while True:

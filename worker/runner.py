@@ -34,6 +34,9 @@ AWAY = (
     redis.ReadOnlyError,
 )
 
+#: Stage 5 of a batch: writes every end, in one call, and says what became of each.
+Complete = Callable[[], "list[Ended]"]
+
 #: A chunk of which nothing is known yet.
 FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], settled=[])
 
@@ -65,8 +68,8 @@ def run_batch(
     tell: Callable[[str], None] = lambda _: None,
     attachments: Attachments | None = None,
     teller: Teller | None = None,
-) -> list[Ended]:
-    """Run these jobs and write how they ended; those that are no longer this batch's are not in the answer.
+) -> Complete:
+    """Run these jobs. What is left is to write how they ended, which the answer does.
 
     ``tell`` is called with "begun" and "computed" around the stages that the service's time limit is for: waiting for a
     Redis that is away is none of them.
@@ -82,11 +85,16 @@ def run_batch(
     tell("computed")
     if teller:
         _persist(teller.flush)
-    stored = complete(service, batch.service, ledger, batch.token, items, timings)
-    seconds = time.perf_counter() - started
-    ended = [Ended(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]
-    log_ends(batch, items, stored, timings.batch_size, seconds)
-    return ended
+    told = timings.to_json()
+    endings = [_ending(service, item, told, timings.batch_size) for item in items]
+
+    def complete() -> list[Ended]:
+        stored: list[Stored] = _persist(lambda: ledger.complete(batch.service, batch.token, endings))
+        seconds = time.perf_counter() - started
+        log_ends(batch, items, stored, timings.batch_size, seconds)
+        return [Ended(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]
+
+    return complete
 
 
 def run_chunk(
@@ -98,7 +106,7 @@ def run_chunk(
     cancelled: Container[str],
     tell: Callable[[str], None],
     attachments: Attachments | None = None,
-) -> list[Ended]:
+) -> Complete:
     """The rows of a chunk, ``max_batch_size`` at a time; one by one after a run that was lost, to find the culprit."""
     started = time.perf_counter()
     rows, first = chunk.input.split(b"\n"), chunk.first or 0
@@ -125,15 +133,19 @@ def run_chunk(
         if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
     if len(results) < len(rows):
-        return []  # cancelled, or others' now
+        return list  # cancelled, or others' now
     failed = dump_failed(numbers, rows, results)
     output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
     ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), failed)
-    (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
     item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), sum(map(is_error, results))), chunk.attempt)
-    seconds = time.perf_counter() - started
-    _log_end(name, token, item, became, len(rows), seconds)
-    return [Ended(item, became, seconds)] if became else []
+
+    def complete() -> list[Ended]:
+        (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
+        seconds = time.perf_counter() - started
+        _log_end(name, token, item, became, len(rows), seconds)
+        return [Ended(item, became, seconds)] if became else []
+
+    return complete
 
 
 def _as_lines(items: list[Item], chunk_id: str) -> Iterator[bytes]:
@@ -145,16 +157,6 @@ def _as_lines(items: list[Item], chunk_id: str) -> Iterator[bytes]:
         if item.error.__cause__:
             log.warning("row %s of batch %s failed: %s", item.job_id, chunk_id, item.error.message)
         yield error_line(int(item.job_id), item.error)
-
-
-def complete(
-    service: Service[Any, Any], name: str, ledger: Ledger, token: str, items: list[Item], timings: Timings
-) -> list[Stored]:
-    """Stage 5: write every end, in one call. What became of each."""
-    told = timings.to_json()
-    endings = [_ending(service, item, told, timings.batch_size) for item in items]
-    stored: list[Stored] = _persist(lambda: ledger.complete(name, token, endings)) if endings else []
-    return stored
 
 
 def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: int) -> Ending:

@@ -192,3 +192,27 @@ def test_a_frozen_worker_can_end_neither_what_it_ran_nor_what_was_next(stack: Sy
 
 def knows(worker: Process) -> bool:
     return "the lease of worker" in worker.output
+
+
+def test_the_next_batch_computes_while_redis_keeps_the_ends_of_the_last_one(
+    stack: System, client: httpx.Client
+) -> None:
+    stack.start_worker("one_by_one")
+    begin(client, "one_by_one", 7, sleep_s=1)
+    first, second = post(client, "one_by_one", 700, sleep_s=1.5), post(client, "one_by_one", 701, do="flaky")
+    poll(
+        lambda: running_jobs(stack, "one_by_one") == {first, second},
+        what="the second is claimed while the first computes",
+    )
+
+    os.kill(stack.redis.pid, signal.SIGSTOP)
+    try:
+        poll(
+            (stack.folder / "run-701").exists, what="the second computes, though nobody has taken the end of the first"
+        )
+    finally:
+        os.kill(stack.redis.pid, signal.SIGCONT)
+
+    assert_untouched(client, first)
+    assert finished(client, second)["status"] == "failed"
+    assert attempts(client, second) == [("failed", True)]
