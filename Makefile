@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(NO_DEPS
 run: setup ## start everything, run one sample job, go on until Ctrl-C
 	@$(IN_VENV) exec services up
 
+# Two at a time, each file whole, since a file's tests share their processes. As ordered by name: the long ones go first.
 test: setup ## all tests
-	@$(IN_VENV) python -m pytest
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # SEED, MINUTES and STACK=naive or naive-best may be given: `make chaos MINUTES=2 SEED=7`.
 chaos: setup ## kill, stop and cut off everything for ten minutes, then audit every job
