@@ -65,7 +65,7 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
     if body.webhook:
         await state.receivers.check(body.webhook.url)
     if files:
-        await state.files.hold(new.service, new.id, files)
+        await state.files.hold(new, files)
     # An id of the client's own may come twice at once.
     expect = state.waiter.expect_new if new.awaited else state.waiter.expect
     with expect(new.id) as end:
