@@ -115,8 +115,8 @@ function operations.find(sees, ...)
   return files
 end
 
--- holder, grace_us, API key of the job (empty: none, which may use everybody's), id ...: a job is about to be accepted
--- whose input names these files. Of each the file as find gives it, and how many holders it has, or {}. Each
+-- holder, grace_us, API key of the job (empty: none, which may use everybody's), id ...: a job is about to be accepted, or
+-- to run again, whose input names these files. Of each the file as find gives it, and how many holders it has, or {}. Each
 -- lives on for the grace at least, in which the job's record will be there to be looked at.
 function operations.hold(holder, grace, key, ...)
   local files = {}
@@ -132,10 +132,16 @@ function operations.hold(holder, grace, key, ...)
   return files
 end
 
--- name, grace_us, most: the oldest holders, each with 1 where it is so young that its job's record may not be there yet.
+-- name, grace_us, most: the oldest holders, each with the time at which it began to hold, and 1 where it is so young that
+-- its job's record may not be there yet.
 function operations.holders(name, grace, most)
-  local found = redis.call('ZRANGE', holds(name), 0, most - 1, 'WITHSCORES')
-  for i = 2, #found, 2 do found[i] = tonumber(found[i]) > now - grace and 1 or 0 end
+  local found = {}
+  local listed = redis.call('ZRANGE', holds(name), 0, most - 1, 'WITHSCORES')
+  for i = 1, #listed, 2 do
+    found[#found + 1] = listed[i]
+    found[#found + 1] = int(listed[i + 1])
+    found[#found + 1] = tonumber(listed[i + 1]) > now - grace and 1 or 0
+  end
   return found
 end
 

@@ -18,14 +18,15 @@ from worker.errors import (
     FileInUse,
     FileMissing,
     InvalidInput,
+    JobNotRetryable,
     ServicesError,
     StorageUnavailable,
     StoreUnavailable,
     UploadTooLate,
 )
 from worker.fetch import check_url
-from worker.files import ID, File, Where
-from worker.jobs import TERMINAL, NewJob, Status
+from worker.files import ID, File, Where, named_ids
+from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import record_key
 from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
@@ -59,7 +60,7 @@ SWEEP_BLOBS = 50
 POSTPONE_US = 60 * 1_000_000
 #: Holders that are looked at in one step, and in how many steps at most.
 HOLDERS = 100
-STEPS = 10
+STEPS = 100
 #: From so many holders on, each hundredth new one makes us look for those that have ended.
 MANY = 1000
 #: Times that a complete upload is told to Redis.
@@ -145,12 +146,29 @@ class AsyncFiles:
             first = ".".join(map(str, errors[0]["loc"]))
             raise InvalidInput(f"{first}: {errors[0]['msg']}{more}", errors=errors)
 
+    async def hold_again(self, job: Job, files: Sequence[tuple[Where, File]]) -> None:
+        """The same before an ended job is run again. Raises ``JobNotRetryable`` where a file is gone."""
+        records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
+        for where, file in files:
+            if file.id and file.id not in records:
+                name = ".".join(map(str, ("input", *where)))
+                must = f"its file {file.id} ({name}) is gone: upload it again, then retry"
+                raise JobNotRetryable(f"job {job.id} cannot run again: {must}")
+
+    async def hold_named(self, service: str, job_id: str, owner: str, text: bytes) -> None:
+        """Before a job, or a chunk of a batch, is accepted that nobody validates here: what its JSON names stays.
+
+        What is not there is for the worker to tell.
+        """
+        if ids := named_ids(text):
+            await self._hold(service, job_id, owner, ids)
+
     async def delete(self, file_id: str, sees: str) -> None:
         """Drop a file; where everybody's are seen, all of this content. Raises ``FileMissing`` or ``FileInUse``."""
         names = [record.name for record in await self._find(file_id, sees)]
         in_use = FileInUse(f"the file {file_id} is named in the input of a job that has not ended")
         for name in names:
-            if await self._is_held(name):
+            if await self._is_held(name) is not False:
                 raise in_use
         for name in names:
             if not await self._call("drop", name, "force"):
@@ -176,9 +194,10 @@ class AsyncFiles:
         """Drop files whose time is over and that no unfinished job names; remove blobs that belong to none."""
         for raw in await self._call("due", SWEEP_FILES):
             name = raw.decode()
-            if await self._is_held(name):
+            is_held = await self._is_held(name)
+            if is_held:
                 await self._call("keep", name, POSTPONE_US)
-            elif await self._call("drop", name, ""):
+            elif is_held is False and await self._call("drop", name, ""):
                 log.info("file dropped id=%s: its keep_for_s was over", name)
         for raw in await self._call("orphans", SWEEP_BLOBS):
             await self._discard(raw.decode(), None)
@@ -259,32 +278,47 @@ class AsyncFiles:
         except (ServicesError, RuntimeError) as error:
             log.warning("blob %s is left for the sweep: %s", blob, error)
 
-    async def _is_held(self, name: str) -> bool:
-        """Whether an unfinished job names a file. Those that have ended are forgotten on the way."""
+    async def _is_held(self, name: str) -> bool | None:
+        """Whether an unfinished job names a file; None: there are too many to tell, and the next look goes on.
+
+        Those that have ended are forgotten on the way.
+        """
         for _ in range(STEPS):
             looked_at, ended = await self._forget_ended(name)
             if not looked_at or ended < looked_at:
                 return bool(looked_at)
-        return True  # as far as we know; the next look goes on
+        return None
 
     async def _forget_ended(self, name: str) -> tuple[int, int]:
         """Forget those of a file's oldest holders that have ended: how many were looked at, and how many had."""
         found = await self._call("holders", name, GRACE_US, HOLDERS)
-        holders = [(raw.decode(), bool(young)) for raw, young in zip(found[0::2], found[1::2], strict=True)]
+        holders = [(raw.decode(), int(since), bool(y)) for raw, since, y in zip(*[iter(found)] * 3, strict=True)]
         ended = await self._ended(holders) if holders else []
         if ended:
             async with self._ledger.guard():
                 await self._ledger.redis.zrem(holds_key(name), *ended)
         return len(holders), len(ended)
 
-    async def _ended(self, holders: Sequence[tuple[str, bool]]) -> list[str]:
-        """Those of these jobs that need their files no more."""
+    async def _ended(self, holders: Sequence[tuple[str, int, bool]]) -> list[str]:
+        """Those of these jobs that need their files no more.
+
+        One that ended before it took hold is about to be run again. A chunk whose batch is on its way has no status.
+        """
         async with self._ledger.guard(), self._ledger.redis.pipeline(transaction=False) as pipe:
-            for holder, _ in holders:
-                pipe.hget(record_key(*holder.split("/", 1)), "status")
-            statuses = await pipe.execute()
-        told = zip(holders, statuses, strict=True)
-        return [h for (h, young), s in told if (Status(s.decode()) in TERMINAL if s else not young)]
+            for holder, _, _ in holders:
+                pipe.hmget(record_key(*holder.split("/", 1)), "status", "finished", "group")
+            records = await pipe.execute()
+        ended = []
+        for (holder, since, is_young), (status, finished, group) in zip(holders, records, strict=True):
+            if status is None:
+                needs = is_young or group is not None
+            elif Status(status.decode()) in TERMINAL:
+                needs = is_young and int(finished or 0) < since
+            else:
+                needs = True
+            if not needs:
+                ended.append(holder)
+        return ended
 
     def _problem(self, file: File, record: FileRecord | None) -> tuple[str, str] | None:
         """What is wrong with a file of an input, as text and type, as far as it is known here."""
