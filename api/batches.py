@@ -12,12 +12,14 @@ import hashlib
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from api.access import caller_of
+from api.catalog import Entry
 from api.keyring import Caller
 from api.problems import PayloadTooLarge
 from api.requests import (
@@ -91,8 +93,8 @@ async def retry_batch(request: Request, batch_id: str) -> Response:
     """Run again what failed or was cancelled."""
     check_query(request, set())
     await read_nothing(request)
-    caller = caller_of(request)
-    batch = await request.app.state.ledger.retry_batch(batch_id, caller.sees, caller.most_open)
+    caller, state = caller_of(request), request.app.state
+    batch = await state.ledger.retry_batch(batch_id, caller.sees, caller.most_open, partial(_hold_again, state))
     log.info("batch queued id=%s service=%s rows=%d again", batch.id, batch.service, batch.counts["queued"])
     return _answer(batch, 202, {"Location": f"/batches/{batch.id}"})
 
@@ -120,6 +122,8 @@ class Incoming:
         try:
             async for chunk in cut(self._counted(settings, caller.most_open), batch_id, size):
                 chunks += 1
+                if entry.takes_files:
+                    await state.files.hold_named(asked.service, chunk.id, caller.owner, b"\n".join(chunk.rows))
                 await ledger.stage(asked.service, chunk)
             if not chunks:
                 must = "expected at least one input"
@@ -164,6 +168,16 @@ class Incoming:
             if self._bytes > most_bytes:
                 raise PayloadTooLarge(f"the inputs are over {most_bytes} bytes (SERVICES_MAX_BATCH_BYTES)")
             yield rows
+
+
+async def _hold_again(state: Any, batch: Bulk) -> None:
+    """Before rows are run again: the files that they name stay. A row whose file is gone fails again by itself."""
+    entry: Entry | None = state.catalog.entries.get(batch.service)
+    if entry and not entry.takes_files:
+        return
+    for number in range(batch.chunks):
+        rows = await state.ledger.get_rows(batch, number)
+        await state.files.hold_named(batch.service, f"{batch.id}.{number}", batch.owner, rows)
 
 
 async def _from_json(request: Request) -> Incoming:

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from api.columns import list_columns
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
-from worker.errors import ServiceFailed, UnknownService
+from worker.errors import ServiceFailed, ServicesError, UnknownService
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -50,6 +50,18 @@ class Entry:
         except Exception as error:  # a plugin's validator may raise anything
             log.exception("the schema of %s raised", self.plugin.name)
             raise ServiceFailed(f"{self.plugin.name}: its schema raised {type(error).__name__}: {error}") from error
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether an input may name files, as far as the API knows."""
+        return self.input is None or holds_files(self.input)
+
+    def find_stored(self, text: bytes) -> list[tuple[Where, File]]:
+        """The files that a stored input (JSON) names, each with its place; none where it does not fit the schema."""
+        try:
+            return self.validate(text) if self.takes_files else []
+        except ServicesError:
+            return []  # the worker will say what is wrong
 
     def describe(self, overview: Overview) -> dict[str, Any]:
         """The service as ``GET /services`` shows it."""

@@ -15,6 +15,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from api.access import caller_of
 from api.problems import LinkInvalid, RangeNotSatisfiable
 from api.requests import check_query, invalid_query, read_nothing, read_seconds
 from api.uploads import Upload
@@ -38,8 +39,9 @@ async def create_file(request: Request) -> Response:
     state = request.app.state
     keep_for_s = _read_keep_for(check_query(request, {"keep_for_s"}), state.settings)
     upload = Upload(request, state.settings)
+    owner = caller_of(request).owner
     try:
-        record, is_new = await state.files.store(upload.pieces(), lambda: upload.content_type, keep_for_s)
+        record, is_new = await state.files.store(upload.pieces(), lambda: upload.content_type, keep_for_s, owner)
     except ClientDisconnect:
         log.info("an upload broke off; nothing is left of it")
         return Response(status_code=400)  # nobody reads it
@@ -56,23 +58,28 @@ async def create_file(request: Request) -> Response:
 async def get_file(request: Request, file_id: str) -> Response:
     """What is known of a file, with a link to its content that expires."""
     check_query(request, set())
-    state = request.app.state
-    return Response(await _describe(state, await state.files.get(file_id)), media_type="application/json")
+    state, caller = request.app.state, caller_of(request)
+    record = await state.files.get(file_id, caller.owner, caller.sees)
+    return Response(await _describe(state, record), media_type="application/json")
 
 
 @router.get("/files/{file_id}/content")
 async def get_content(request: Request, file_id: str) -> Response:
     """The content, or one range of it."""
-    state = request.app.state
-    await check_link(request, file_id)
-    record: FileRecord = await state.files.get(file_id)
+    files, caller = request.app.state.files, caller_of(request)
+    owner = await check_link(request, file_id)
+    record: FileRecord
+    if owner is None:
+        record = await files.get(file_id, caller.owner, caller.sees)
+    else:
+        record = await files.get_of(owner, file_id)
     first, length = _read_range(request, record)
     headers = {**HARMLESS, "Accept-Ranges": "bytes", "ETag": f'"{record.id}"', "Content-Length": str(length)}
     headers["Content-Disposition"] = f'attachment; filename="{record.id[:16]}"'
     status = 200
     if length < record.size:
         status, headers["Content-Range"] = 206, f"bytes {first}-{first + length - 1}/{record.size}"
-    content = await state.files.read(record, first, length)
+    content = await files.read(record, first, length)
     return StreamingResponse(content, status, headers, record.content_type)
 
 
@@ -81,30 +88,34 @@ async def delete_file(request: Request, file_id: str) -> Response:
     """Drop a file that no unfinished job names."""
     check_query(request, set())
     await read_nothing(request)
-    await request.app.state.files.delete(file_id)
+    await request.app.state.files.delete(file_id, caller_of(request).sees)
     log.info("file deleted id=%s", file_id)
     return Response(status_code=204)
 
 
-async def check_link(request: Request, file_id: str) -> bool:
-    """Whether the request came by a signed link that is good. Raises ``LinkInvalid`` for one that is not."""
-    query = check_query(request, {"expires", "signature"})
+async def check_link(request: Request, file_id: str) -> str | None:
+    """Whose file a good signed link, by which the request came, opens: an API key's ("": none's); None without a link.
+
+    Raises ``LinkInvalid`` for one that is not good. Who comes by a link is no caller that may see anything else.
+    """
+    query = check_query(request, {"expires", "signature", "owner"})
     if not query:
-        return False
-    expires, signature = query.get("expires", ""), query.get("signature", "")
+        return None
+    expires, signature, owner = (query.get(name, "") for name in ("expires", "signature", "owner"))
     fits = re.fullmatch(r"[0-9]{1,12}", expires) and SIGNATURE.fullmatch(signature)
     if not fits or int(expires) < time.time():
         raise LinkInvalid
-    if not hmac.compare_digest(await request.app.state.files.sign(file_id, int(expires)), signature):
+    if not hmac.compare_digest(await request.app.state.files.sign(owner, file_id, int(expires)), signature):
         raise LinkInvalid
-    return True
+    return owner
 
 
 async def _describe(state: Any, record: FileRecord) -> bytes:
     expires = min(int(time.time() + state.settings.link_for_s), record.expires_us // 1_000_000)
-    signature = await state.files.sign(record.id, expires)
+    signature = await state.files.sign(record.owner, record.id, expires)
     content = f"/files/{record.id}/content"
-    download = f"{content}?expires={expires}&signature={signature}"
+    owner = f"owner={record.owner}&" if record.owner else ""
+    download = f"{content}?{owner}expires={expires}&signature={signature}"
     return to_json(record.describe({"self": f"/files/{record.id}", "content": content, "download": download}))
 
 

@@ -145,7 +145,7 @@ async def _hold_files(state: Any, plan: Plan) -> None:
     for row, new in enumerate(plan.jobs):
         if files := plan.files.get(new.id):
             try:
-                await state.files.hold(new.service, new.id, files)
+                await state.files.hold(new, files)
             except InvalidInput as error:
                 raise name_row(error, row, len(plan.jobs)) from error
 

@@ -177,7 +177,7 @@ def _file_paths() -> Schema:
     body = {"required": True, "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": form}}
     keep = in_query("keep_for_s", {"type": "number", "exclusiveMinimum": 0}, "seconds that it is kept")
     created = {
-        "200": make_answer(file, "The file, which was there already, and lives longer now", location),
+        "200": make_answer(file, "The file, which this API key had already, and which lives longer now", location),
         "201": make_answer(file, "The file, stored", location),
         **make_problems(408, 413, 415, 422, 503),
     }
@@ -193,6 +193,7 @@ def _file_paths() -> Schema:
         *path,
         in_query("expires", {"type": "string"}, "of `links.download`, with `signature`"),
         in_query("signature", {"type": "string"}, "of `links.download`, with `expires`"),
+        in_query("owner", {"type": "string"}, "of `links.download`, where the file belongs to an API key"),
         {"name": "Range", "in": "header", "description": "one range of bytes", "schema": {"type": "string"}},
     ]
     return {

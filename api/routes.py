@@ -7,6 +7,7 @@ import binascii
 import logging
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -65,7 +66,9 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
     if body.webhook:
         await state.receivers.check(body.webhook.url)
     if files:
-        await state.files.hold(new.service, new.id, files)
+        await state.files.hold(new, files)
+    elif state.catalog.get(new.service).input is None:
+        await state.files.hold_named(new.service, new.id, new.owner, new.input)
     # An id of the client's own may come twice at once.
     expect = state.waiter.expect_new if new.awaited else state.waiter.expect
     with expect(new.id) as end:
@@ -102,8 +105,8 @@ async def retry_job(request: Request, job_id: str) -> Response:
     """Run a job that has failed, was cancelled or expired again."""
     check_query(request, set())
     await read_nothing(request)
-    caller = caller_of(request)
-    job = await request.app.state.ledger.retry(job_id, caller.sees, caller.most_open)
+    caller, state = caller_of(request), request.app.state
+    job = await state.ledger.retry(job_id, caller.sees, caller.most_open, partial(_hold_again, state))
     log.info("job queued id=%s service=%s priority=%s attempt=%d", job.id, job.service, job.priority, job.attempt + 1)
     return _job(job, 202, headers={"Location": f"/jobs/{job.id}"})
 
@@ -161,6 +164,15 @@ async def _read(state: Any, job_id: str, wait: float, sees: str) -> Job:
         if wait and not job.ended:
             job = await ended_within(end, wait) or await state.ledger.get(job_id, sees)
     return job
+
+
+async def _hold_again(state: Any, job: Job) -> None:
+    """Before a job is run again: the files that it names are there, and stay."""
+    entry: Entry | None = state.catalog.entries.get(job.service)
+    if entry is None or entry.input is None:
+        await state.files.hold_named(job.service, job.id, job.owner, job.input)
+    elif files := entry.find_stored(job.input):
+        await state.files.hold_again(job, files)
 
 
 async def _answer_again(state: Any, job_id: str, wait: float, sees: str) -> Response:

@@ -123,6 +123,9 @@ class Plugin(Service[Input, Output]):
         return Output(size=len(content), folder=str(folder), batch=count, reversed=made, same=same)
 """
 
+#: The same without a ``schema.py``: the API does not know that it takes files.
+UNTOLD = FILES_SCHEMA + TURNING.replace("from turning.schema import Input, Output\n", "")
+
 TALKING_SCHEMA = """
 from pydantic import BaseModel, ConfigDict
 
@@ -211,6 +214,11 @@ def write_echo(folder: Path, name: str = "echo", knobs: str = "pass") -> None:
 def write_turning(folder: Path) -> None:
     """Turning reads a file and returns one: the same bytes backwards."""
     write_plugin(folder, "turning", FILES_SCHEMA, TURNING)
+
+
+def write_untold(folder: Path) -> None:
+    """Turning under another name, without a schema of which the API would know."""
+    write_plugin(folder, "untold", None, UNTOLD)
 
 
 def write_services(folder: Path) -> Path:

@@ -22,16 +22,16 @@ from worker.files import UNKNOWN_TYPE, File, Where, find_files, suffix_of
 from worker.ledger import Ledger, record_key
 from worker.settings import Settings
 from worker.storage import (
+    AT_ONCE,
     BLOBS_KEY,
     EXPIRES_KEY,
-    FIELDS,
     HEAD_BYTES,
     LEASE_US,
     LUA,
     PIECE_BYTES,
     FileRecord,
     Storage,
-    file_key,
+    file_name,
     new_blob,
     tell_type,
 )
@@ -45,6 +45,9 @@ log = logging.getLogger("services.worker")
 THREADS = 8
 #: An output's file lives so much longer than its job: from its storing to the job's end.
 MARGIN_US = 300 * 1_000_000
+
+#: The owner of a job whose record is gone while it runs: no API key, and none of the jobs that may use all files.
+NOBODY = "-"
 
 Tell = Callable[[str], None]
 Persist = Callable[[Callable[[], Any]], Any]
@@ -68,15 +71,16 @@ class Attachments:
         """An operation of ``files.lua``."""
         return self._script(keys=[EXPIRES_KEY], args=[operation, *arguments])
 
-    def records(self, ids: Sequence[str]) -> dict[str, FileRecord]:
-        """Those of these files that are there."""
-        pipe = self.ledger.redis.pipeline(transaction=False)
-        for file_id in ids:
-            pipe.hmget(file_key(file_id), *FIELDS)
-        found = zip(ids, pipe.execute(), strict=True)
-        return {file_id: record for file_id, values in found if (record := FileRecord.read(file_id, values))}
+    def records(self, owner: str, ids: Sequence[str]) -> dict[str, FileRecord]:
+        """Those of these files that a job of this API key may use; one of no key ("") may use everybody's."""
+        records: dict[str, FileRecord] = {}
+        for start in range(0, len(ids), AT_ONCE):
+            for found in self.call("find", owner, *ids[start : start + AT_ONCE]):
+                if record := FileRecord.read_found(found[0] if found else ()):
+                    records[record.id] = record
+        return records
 
-    def store(self, file: File, keep_us: int) -> FileRecord:
+    def store(self, file: File, owner: str, keep_us: int) -> FileRecord:
         """Store a file that an output holds. Raises ``StorageUnavailable`` or ``InvalidOutput``."""
         blob = new_blob()
         self.call("open", blob, LEASE_US, "output")
@@ -97,12 +101,13 @@ class Attachments:
         except BaseException:
             self._discard(blob)
             raise
-        kept = (blob, file_id, writing.size, file.content_type, keep_us)
+        name = file_name(owner, file_id)
+        kept = (blob, name, writing.size, file.content_type, keep_us)
         _, values = self.call("bind", *kept, "")
-        record = FileRecord.read(file_id, values)
+        record = FileRecord.read(name, values)
         if record and record.blob != blob and not self.storage.has(record.blob):
             _, values = self.call("bind", *kept, record.blob)
-            record = FileRecord.read(file_id, values)
+            record = FileRecord.read(name, values)
         if record is None or record.blob != blob:
             self._discard(blob)
         if record is None:
@@ -137,6 +142,7 @@ class BatchFiles:
         self._job_id = job_id
         self._folder: Path | None = None
         self._here: dict[str, File | ServicesError] = {}  # reference -> a file that is here, or why it is not
+        self._owners: dict[str, str] = {}  # job -> the API key that it belongs to; "" for none
 
     def bring(self, items: Sequence[Item]) -> None:
         """Stage 1b: every file of the inputs becomes a local one. One that cannot be fails its own job.
@@ -144,15 +150,14 @@ class BatchFiles:
         It costs the model no time limit: waiting for Redis or the storage is not the model's.
         """
         found = [(item, where, file) for item in items for where, file in find_files(item.value)]
-        missing = [file for _, _, file in found if not file.is_here and _reference(file) not in self._here]
+        missing = [(item, file) for item, _, file in found if not file.is_here]
         if missing:
             self._tell("computed")
-            wanted = {_reference(file): file for file in missing}
-            self._persist(lambda: self._bring_all(wanted))
+            self._persist(lambda: self._bring_all(missing))
             self._tell("begun")
         for item, where, file in found:
             if item.alive:
-                item.error = self._hand_over(file, where)
+                item.error = self._hand_over(item, file, where)
 
     def keep(self, items: Sequence[Item]) -> None:
         """Stage 4b: every file of the outputs is stored, as long as its job is kept."""
@@ -171,13 +176,19 @@ class BatchFiles:
             self._folder = None
         self._here.clear()
 
-    def _bring_all(self, wanted: dict[str, File]) -> None:
-        records = self._all.records([file.id for file in wanted.values() if file.id])
+    def _bring_all(self, missing: Sequence[tuple[Item, File]]) -> None:
+        self._ask_owners([item for item, file in missing if file.id])
+        wanted = {self._reference(item, file): (self._owner(item), file) for item, file in missing}
+        ids: dict[str, list[str]] = {}
+        for owner, file in wanted.values():
+            if file.id:
+                ids.setdefault(owner, []).append(file.id)
+        records = {owner: self._all.records(owner, of_owner) for owner, of_owner in ids.items()}
         self._folder = self._folder or self._all.scratch.make()
 
-        def bring(number: int, file: File) -> File | ServicesError:
+        def bring(number: int, owner: str, file: File) -> File | ServicesError:
             try:
-                return self._bring(file, records.get(file.id), f"{number}")
+                return self._bring(file, records[owner].get(file.id) if file.id else None, f"{number}")
             except ServicesError as error:
                 return error
             except OSError as error:  # this machine's disk
@@ -187,7 +198,7 @@ class BatchFiles:
 
         start = len(self._here)
         with ThreadPoolExecutor(min(THREADS, len(wanted)), "files") as threads:
-            brought = threads.map(bring, range(start, start + len(wanted)), wanted.values())
+            brought = threads.map(bring, range(start, start + len(wanted)), *zip(*wanted.values(), strict=True))
             self._here.update(zip(wanted, brought, strict=True))
 
     def _bring(self, file: File, record: FileRecord | None, name: str) -> File:
@@ -217,8 +228,8 @@ class BatchFiles:
         assert self._folder
         return self._folder / f"{name}{suffix_of(content_type)}"
 
-    def _hand_over(self, file: File, where: Where) -> ServicesError | None:
-        here = self._here.get(_reference(file))
+    def _hand_over(self, item: Item, file: File, where: Where) -> ServicesError | None:
+        here = self._here.get(self._reference(item, file))
         if isinstance(here, StorageUnavailable):
             error = ServiceFailed(f"{_name(where)}: {here.message}")
             error.retryable, error.__cause__ = True, here.__cause__
@@ -231,11 +242,11 @@ class BatchFiles:
         return _invalid(InvalidInput, where, here.message, "file") if here else None
 
     def _keep(self, item: Item, where: Where, file: File) -> None:
-        keep_us = self._keep_us(self._job_id or item.job_id)
+        owner, keep_us = self._about_job(item)
+        name = file_name(owner, file.id)
         try:
-            values = self._all.call("keep", file.id, keep_us) if file.id else None
-            record = FileRecord.read(file.id, values) if values else None
-            record = record or self._all.store(file, keep_us)
+            record = FileRecord.read(name, self._all.call("keep", name, keep_us)) if file.id else None
+            record = record or self._all.store(file, owner, keep_us)
             file.id, file.size, file.content_type = record.id, record.size, record.content_type
         except InvalidOutput as error:
             item.error = _invalid(InvalidOutput, where, error.message, "file_rules")
@@ -245,9 +256,32 @@ class BatchFiles:
         except (OSError, RuntimeError) as error:  # no such file, or one without a path
             item.error = _invalid(InvalidOutput, where, f"the file cannot be read: {error}", "file")
 
-    def _keep_us(self, job_id: str) -> int:
-        found: Any = self._all.ledger.redis.hget(record_key(self._service, job_id), "keep")
-        return int(float(found or 0)) + MARGIN_US
+    def _about_job(self, item: Item) -> tuple[str, int]:
+        """Whose an output's files are, and how long they are kept (microseconds)."""
+        found: Any = self._all.ledger.redis.hmget(record_key(self._service, self._id_of(item)), "owner", "keep")
+        owner, keep = found
+        return (owner or b"").decode(), int(float(keep or 0)) + MARGIN_US
+
+    def _ask_owners(self, items: Sequence[Item]) -> None:
+        """Learn whom the jobs of these items belong to."""
+        ids = {self._id_of(item) for item in items} - self._owners.keys()
+        if ids:
+            pipe = self._all.ledger.redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hmget(record_key(self._service, job_id), "status", "owner")
+            for job_id, (status, owner) in zip(ids, pipe.execute(), strict=True):
+                self._owners[job_id] = (owner or b"").decode() if status else NOBODY
+
+    def _owner(self, item: Item) -> str:
+        return self._owners.get(self._id_of(item), "")
+
+    def _id_of(self, item: Item) -> str:
+        """The job that an item is, or whose row."""
+        return self._job_id or item.job_id
+
+    def _reference(self, item: Item, file: File) -> str:
+        """What two files of a batch that are the same have in common; what one API key has is not another's."""
+        return file_name(self._owner(item), file.id) if file.id else file.url or f"data:{id(file)}"
 
 
 class Scratch:
@@ -293,11 +327,6 @@ class Scratch:
 def open_source(file: File) -> Any:
     """The content of an output's file, to be read from its beginning."""
     return io.BytesIO(file.data) if file.data is not None and not file.is_here else file.path.open("rb")
-
-
-def _reference(file: File) -> str:
-    """What two files of a batch that are the same have in common."""
-    return file.id or file.url or f"data:{id(file)}"
 
 
 def _invalid(kind: type[ServicesError], where: Where, problem: str, code: str) -> ServicesError:

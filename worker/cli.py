@@ -129,6 +129,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
 
 def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     """run failed jobs again: all of a service, or one by its id"""
+    from worker.holding import run_again
     from worker.ledger import Ledger
 
     target, plugins = arguments.target, list_plugins()
@@ -136,7 +137,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         if target in plugins:
             return _retry_all(ledger, target)
-        ledger.retry(target)
+        run_again(ledger, target)
         print(f"queued again: {target}")
     except JobNotFound as error:
         return _fail(f"{error.message}, and no service this name; {say_known(plugins)}")
@@ -147,11 +148,13 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _retry_all(ledger: Ledger, service: str) -> int:
     """Every failed job of a service, as far as its queue has room."""
+    from worker.holding import run_again
+
     ids = list(ledger.failed(service))
     queued = 0
     for job_id in ids:
         try:
-            ledger.retry(job_id)
+            run_again(ledger, job_id)
         except (JobNotFound, JobExpired, JobNotRetryable) as error:
             print(f"passed over: {error.message}")  # somebody else was quicker
         except QueueFull as error:

@@ -24,6 +24,7 @@ import redis
 from worker.cache import digest_model
 from worker.dispatch import task_name
 from worker.errors import InvalidInput
+from worker.holding import hold_named
 from worker.jobs import NewJob
 from worker.ledger import Claim, Held, Ledger
 from worker.settings import Settings
@@ -184,6 +185,8 @@ def adopt(ledger: Ledger, settings: Settings, name: str, messages: list[bytes]) 
         log.info("job adopted id=%s service=%s from another Celery producer", job.id, name)
         jobs.append(job)
         errors.append(json.dumps(error.to_dict()).encode() if error else b"")
+    for job in jobs:
+        hold_named(ledger, name, job.id, job.owner, job.input)
     if jobs:
         ledger.adopt(name, jobs, errors)
 

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,21 +18,23 @@ from worker.errors import (
     FileInUse,
     FileMissing,
     InvalidInput,
+    JobNotRetryable,
     ServicesError,
     StorageUnavailable,
     StoreUnavailable,
     UploadTooLate,
 )
 from worker.fetch import check_url
-from worker.files import ID, File, Where
-from worker.jobs import TERMINAL, Status
+from worker.files import ID, File, Where, named_ids
+from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import record_key
 from worker.ledger_async import AsyncLedger
 from worker.settings import Settings
 from worker.storage import (
+    AT_ONCE,
     BLOBS_KEY,
     EXPIRES_KEY,
-    FIELDS,
+    GRACE_US,
     LEASE_US,
     LUA,
     PIECE_BYTES,
@@ -41,7 +43,7 @@ from worker.storage import (
     FileRecord,
     Storage,
     Writing,
-    file_key,
+    file_name,
     holds_key,
     new_blob,
 )
@@ -54,19 +56,15 @@ THREADS = 8
 SWEEP_S = 1.0
 SWEEP_FILES = 20
 SWEEP_BLOBS = 50
-#: A job's record is there so long after it was promised a file, or never.
-GRACE_US = 300 * 1_000_000
 #: A file that is held lives so much longer, again and again.
 POSTPONE_US = 60 * 1_000_000
 #: Holders that are looked at in one step, and in how many steps at most.
 HOLDERS = 100
-STEPS = 10
+STEPS = 100
 #: From so many holders on, each hundredth new one makes us look for those that have ended.
 MANY = 1000
 #: Times that a complete upload is told to Redis.
 BIND_TRIES = 3
-#: Files of one input that are held in one call: Lua takes some thousands of arguments.
-HOLD_AT_ONCE = 1000
 
 T = TypeVar("T")
 
@@ -87,21 +85,27 @@ class AsyncFiles:
         """Wait for no storage that hangs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def get(self, file_id: str) -> FileRecord:
-        """One file. Raises ``FileMissing``."""
-        async with self._ledger.guard():
-            values: Any = await self._ledger.redis.hmget(file_key(file_id), *FIELDS) if ID.fullmatch(file_id) else []
-        record = FileRecord.read(file_id, values)
-        if record is None:
-            raise FileMissing(f"no file has the id {file_id[:100]!r}, or its keep_for_s was over")
-        return record
+    async def get(self, file_id: str, owner: str, sees: str) -> FileRecord:
+        """The file that an API key has, or, where it sees everybody's, else another's. Raises ``FileMissing``.
+
+        ``sees``: an API key that sees its own files alone, here and below; "": all are seen.
+        """
+        found = await self._find(file_id, sees)
+        return next((record for record in found if record.owner == owner), found[0])
+
+    async def get_of(self, owner: str, file_id: str) -> FileRecord:
+        """The file that belongs to this API key; "": to none. Raises ``FileMissing``."""
+        for record in await self._find(file_id, owner):
+            if record.owner == owner:
+                return record
+        raise _missing(file_id)
 
     async def store(
-        self, pieces: AsyncIterator[bytes], tell_type: Callable[[], str], keep_for_s: float
+        self, pieces: AsyncIterator[bytes], tell_type: Callable[[], str], keep_for_s: float, owner: str
     ) -> tuple[FileRecord, bool]:
-        """Store an upload as it comes in, and whether its content is new. Nothing is left of one that fails.
+        """Store an upload as it comes in, and whether its content is new to its owner (an API key; "": none).
 
-        ``tell_type`` is called when all pieces are there.
+        Nothing is left of one that fails. ``tell_type`` is called when all pieces are there.
         """
         blob = new_blob()
         await self._call("open", blob, LEASE_US, "new")
@@ -113,7 +117,7 @@ class AsyncFiles:
         except BaseException:
             await asyncio.shield(self._discard(blob, writing))
             raise
-        record = await self._bind(blob, file_id, writing.size, tell_type(), round(keep_for_s * 1e6))
+        record = await self._bind(blob, file_name(owner, file_id), writing.size, tell_type(), round(keep_for_s * 1e6))
         if record is None or record.blob != blob:
             await self._discard(blob, None)
         if record is None:
@@ -129,20 +133,12 @@ class AsyncFiles:
             raise FileMissing("the file's bytes are gone from the storage: upload it again") from error
         return self._pieces(source, first, length)
 
-    async def hold(self, service: str, job_id: str, files: Sequence[tuple[Where, File]]) -> None:
-        """Before a job is accepted: its files are there, are what they may be, and stay until it has ended.
+    async def hold(self, job: NewJob, files: Sequence[tuple[Where, File]]) -> None:
+        """Before a job is accepted: its files are its owner's, are what they may be, and stay until it has ended.
 
         Raises ``InvalidInput`` that names each field.
         """
-        stored = list(dict.fromkeys(file.id for _, file in files if file.id))
-        found: list[Any] = []
-        for start in range(0, len(stored), HOLD_AT_ONCE):
-            some = stored[start : start + HOLD_AT_ONCE]
-            found += await self._call("hold", f"{service}/{job_id}", GRACE_US, *some)
-        records = {file_id: FileRecord.read(file_id, told[:5]) for file_id, told in zip(stored, found, strict=True)}
-        for file_id, told in zip(stored, found, strict=True):
-            if told and told[5] > MANY and told[5] % HOLDERS == 0:
-                await self._forget_ended(file_id)
+        records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
         problems = [(where, kind) for where, file in files if (kind := self._problem(file, records.get(file.id)))]
         if problems:
             errors = [{"loc": ["body", "input", *where], "msg": m, "type": k} for where, (m, k) in problems]
@@ -150,15 +146,38 @@ class AsyncFiles:
             first = ".".join(map(str, errors[0]["loc"]))
             raise InvalidInput(f"{first}: {errors[0]['msg']}{more}", errors=errors)
 
-    async def delete(self, file_id: str) -> None:
-        """Drop a file. Raises ``FileMissing`` or ``FileInUse``."""
-        await self.get(file_id)
-        if await self._is_held(file_id) or not await self._call("drop", file_id, "force"):
-            raise FileInUse(f"the file {file_id} is named in the input of a job that has not ended")
+    async def hold_again(self, job: Job, files: Sequence[tuple[Where, File]]) -> None:
+        """The same before an ended job is run again. Raises ``JobNotRetryable`` where a file is gone."""
+        records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
+        for where, file in files:
+            if file.id and file.id not in records:
+                name = ".".join(map(str, ("input", *where)))
+                must = f"its file {file.id} ({name}) is gone: upload it again, then retry"
+                raise JobNotRetryable(f"job {job.id} cannot run again: {must}")
 
-    async def sign(self, file_id: str, expires: int) -> str:
+    async def hold_named(self, service: str, job_id: str, owner: str, text: bytes) -> None:
+        """Before a job, or a chunk of a batch, is accepted that nobody validates here: what its JSON names stays.
+
+        What is not there is for the worker to tell.
+        """
+        if ids := named_ids(text):
+            await self._hold(service, job_id, owner, ids)
+
+    async def delete(self, file_id: str, sees: str) -> None:
+        """Drop a file; where everybody's are seen, all of this content. Raises ``FileMissing`` or ``FileInUse``."""
+        names = [record.name for record in await self._find(file_id, sees)]
+        in_use = FileInUse(f"the file {file_id} is named in the input of a job that has not ended")
+        for name in names:
+            if await self._is_held(name) is not False:
+                raise in_use
+        for name in names:
+            if not await self._call("drop", name, "force"):
+                raise in_use
+
+    async def sign(self, owner: str, file_id: str, expires: int) -> str:
         """The signature of a download link that is good until ``expires`` (seconds since the epoch)."""
-        return hmac.digest(await self._load_secret(), f"{file_id}\n{expires}".encode(), "sha256").hex()
+        text = f"{file_name(owner, file_id)}\n{expires}"
+        return hmac.digest(await self._load_secret(), text.encode(), "sha256").hex()
 
     async def run(self) -> None:
         """Sweep for ever. Several processes at once do no harm, and each does a bounded part a second."""
@@ -174,13 +193,35 @@ class AsyncFiles:
     async def sweep(self) -> None:
         """Drop files whose time is over and that no unfinished job names; remove blobs that belong to none."""
         for raw in await self._call("due", SWEEP_FILES):
-            file_id = raw.decode()
-            if await self._is_held(file_id):
-                await self._call("keep", file_id, POSTPONE_US)
-            elif await self._call("drop", file_id, ""):
-                log.info("file dropped id=%s: its keep_for_s was over", file_id)
+            name = raw.decode()
+            is_held = await self._is_held(name)
+            if is_held:
+                await self._call("keep", name, POSTPONE_US)
+            elif is_held is False and await self._call("drop", name, ""):
+                log.info("file dropped id=%s: its keep_for_s was over", name)
         for raw in await self._call("orphans", SWEEP_BLOBS):
             await self._discard(raw.decode(), None)
+
+    async def _find(self, file_id: str, sees: str) -> list[FileRecord]:
+        """The files with this content that are seen, one at least. Raises ``FileMissing``."""
+        found = (await self._call("find", sees, file_id))[0] if ID.fullmatch(file_id) else []
+        records = [record for told in found if (record := FileRecord.read_found(told))]
+        if not records:
+            raise _missing(file_id)
+        return records
+
+    async def _hold(self, service: str, job_id: str, owner: str, ids: Iterable[str]) -> dict[str, FileRecord]:
+        """Have files stay until a job has ended; those that are there, by their ids."""
+        wanted = list(dict.fromkeys(ids))
+        records: dict[str, FileRecord] = {}
+        for start in range(0, len(wanted), AT_ONCE):
+            found = await self._call("hold", f"{service}/{job_id}", GRACE_US, owner, *wanted[start : start + AT_ONCE])
+            for told in found:
+                if record := FileRecord.read_found(told):
+                    records[record.id] = record
+                    if told[6] > MANY and told[6] % HOLDERS == 0:
+                        await self._forget_ended(record.name)
+        return records
 
     async def _bind(self, blob: str, *about: Any) -> FileRecord | None:
         """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
@@ -237,32 +278,47 @@ class AsyncFiles:
         except (ServicesError, RuntimeError) as error:
             log.warning("blob %s is left for the sweep: %s", blob, error)
 
-    async def _is_held(self, file_id: str) -> bool:
-        """Whether an unfinished job names a file. Those that have ended are forgotten on the way."""
+    async def _is_held(self, name: str) -> bool | None:
+        """Whether an unfinished job names a file; None: there are too many to tell, and the next look goes on.
+
+        Those that have ended are forgotten on the way.
+        """
         for _ in range(STEPS):
-            looked_at, ended = await self._forget_ended(file_id)
+            looked_at, ended = await self._forget_ended(name)
             if not looked_at or ended < looked_at:
                 return bool(looked_at)
-        return True  # as far as we know; the next look goes on
+        return None
 
-    async def _forget_ended(self, file_id: str) -> tuple[int, int]:
+    async def _forget_ended(self, name: str) -> tuple[int, int]:
         """Forget those of a file's oldest holders that have ended: how many were looked at, and how many had."""
-        found = await self._call("holders", file_id, GRACE_US, HOLDERS)
-        holders = [(raw.decode(), bool(young)) for raw, young in zip(found[0::2], found[1::2], strict=True)]
+        found = await self._call("holders", name, GRACE_US, HOLDERS)
+        holders = [(raw.decode(), int(since), bool(y)) for raw, since, y in zip(*[iter(found)] * 3, strict=True)]
         ended = await self._ended(holders) if holders else []
         if ended:
             async with self._ledger.guard():
-                await self._ledger.redis.zrem(holds_key(file_id), *ended)
+                await self._ledger.redis.zrem(holds_key(name), *ended)
         return len(holders), len(ended)
 
-    async def _ended(self, holders: Sequence[tuple[str, bool]]) -> list[str]:
-        """Those of these jobs that need their files no more."""
+    async def _ended(self, holders: Sequence[tuple[str, int, bool]]) -> list[str]:
+        """Those of these jobs that need their files no more.
+
+        One that ended before it took hold is about to be run again. A chunk whose batch is on its way has no status.
+        """
         async with self._ledger.guard(), self._ledger.redis.pipeline(transaction=False) as pipe:
-            for holder, _ in holders:
-                pipe.hget(record_key(*holder.split("/", 1)), "status")
-            statuses = await pipe.execute()
-        told = zip(holders, statuses, strict=True)
-        return [h for (h, young), s in told if (Status(s.decode()) in TERMINAL if s else not young)]
+            for holder, _, _ in holders:
+                pipe.hmget(record_key(*holder.split("/", 1)), "status", "finished", "group")
+            records = await pipe.execute()
+        ended = []
+        for (holder, since, is_young), (status, finished, group) in zip(holders, records, strict=True):
+            if status is None:
+                needs = is_young or group is not None
+            elif Status(status.decode()) in TERMINAL:
+                needs = is_young and int(finished or 0) < since
+            else:
+                needs = True
+            if not needs:
+                ended.append(holder)
+        return ended
 
     def _problem(self, file: File, record: FileRecord | None) -> tuple[str, str] | None:
         """What is wrong with a file of an input, as text and type, as far as it is known here."""
@@ -292,3 +348,8 @@ class AsyncFiles:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _missing(file_id: str) -> FileMissing:
+    """The error for an id that was never seen, or that is another API key's."""
+    return FileMissing(f"no file has the id {file_id[:100]!r}, or its keep_for_s was over")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import IdempotencyConflict, JobFinished
-from worker.jobs import TERMINAL, Job, NewJob, Status
+from worker.jobs import RETRYABLE, TERMINAL, Job, NewJob, Status
 from worker.ledger import (
     LOOK_AT,
     check_retried,
@@ -104,13 +104,24 @@ class AsyncLedger(BatchLedger):
         """Cancel a job of this service; nothing happens to one that has ended."""
         await self._call(service, [*head("cancel", self._settings), job_id])
 
-    async def retry(self, job_id: str, sees: str = "", most_open: int | None = None) -> Job:
+    async def retry(
+        self,
+        job_id: str,
+        sees: str = "",
+        most_open: int | None = None,
+        before: Callable[[Job], Awaitable[None]] | None = None,
+    ) -> Job:
         """Run a failed, cancelled or expired job again and give it as it is queued.
 
-        ``most_open``: the jobs that the API key may have open, where the job is its own. Raises ``JobNotFound``,
-        ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
+        Args:
+            most_open: the jobs that the API key may have open, where the job is its own.
+            before: is called with a job that may be run again, and raises where it cannot be all the same.
+
+        Raises ``JobNotFound``, ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
         """
         job = await self.get(job_id, sees)
+        if before and job.status in RETRYABLE:
+            await before(job)
         arguments = [*head("retry", self._settings), job_id, await self._room(sees, job.service, most_open)]
         check_retried(job_id, job.service, await self._call(job.service, arguments))
         return await self.get(job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from worker.bulk import FIELDS, STAGED_S, Bulk, Chunk, NewBulk, StoredChunk
@@ -73,6 +74,12 @@ class BatchLedger(LedgerClient):
             raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
         return chunk
 
+    async def get_rows(self, batch: Bulk, number: int) -> bytes:
+        """The rows of a chunk that would run again, or are yet to run, as lines of JSON; b"" for none."""
+        async with self.guard():
+            rows: Any = await self.redis.hget(record_key(batch.service, f"{batch.id}.{number}"), "input")
+        return rows or b""
+
     async def cancel_batch(self, batch_id: str, sees: str = "") -> Bulk:
         """Cancel what has not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
         batch = await self.get_batch(batch_id, sees)
@@ -80,13 +87,24 @@ class BatchLedger(LedgerClient):
             raise JobFinished(f"batch {batch_id} has already ended")
         return await self.get_batch(batch_id)
 
-    async def retry_batch(self, batch_id: str, sees: str = "", most_open: int | None = None) -> Bulk:
+    async def retry_batch(
+        self,
+        batch_id: str,
+        sees: str = "",
+        most_open: int | None = None,
+        before: Callable[[Bulk], Awaitable[None]] | None = None,
+    ) -> Bulk:
         """Run those rows of a batch again that failed or were cancelled, and give it as they are queued.
 
-        ``most_open``: the jobs that the API key may have open, where the batch is its own. Raises ``JobNotFound``,
-        ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
+        Args:
+            most_open: the jobs that the API key may have open, where the batch is its own.
+            before: is called with a batch of which something may be run again.
+
+        Raises ``JobNotFound``, ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
         """
         batch = await self.get_batch(batch_id, sees)
+        if before and batch.ended and batch.failed + batch.cancelled:
+            await before(batch)
         arguments = [*head("retry_batch", self._settings), batch_id, uuid.uuid4().hex]
         arguments += [self._offset_us(batch.priority), build_bell(), await self._room(sees, batch.service, most_open)]
         reply = await self._call(batch.service, arguments)

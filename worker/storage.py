@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -33,6 +33,11 @@ LEASE_US = 600 * 1_000_000
 #: Seconds between two renewals of that time, while an upload goes on.
 RENEW_S = 20.0
 
+#: A job's record is there so long after it was promised a file, or never.
+GRACE_US = 300 * 1_000_000
+#: Files that are asked for in one call: Lua takes some thousands of arguments.
+AT_ONCE = 1000
+
 #: Bytes of a blob that are held in memory at a time, on the way to and from the storage.
 BLOCK_BYTES = 8 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
@@ -40,14 +45,14 @@ PIECE_BYTES = 1024 * 1024
 HEAD_BYTES = 8192
 
 
-def file_key(file_id: str) -> str:
-    """The hash with a file's record."""
-    return f"{{.files}}:file:{file_id}"
+def file_name(owner: str, file_id: str) -> str:
+    """What ``files.lua`` calls a file that belongs to this API key; "": to none."""
+    return f"{owner}/{file_id}" if owner else file_id
 
 
-def holds_key(file_id: str) -> str:
+def holds_key(name: str) -> str:
     """The set of jobs whose input names a file."""
-    return f"{{.files}}:holds:{file_id}"
+    return f"{{.files}}:holds:{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class FileRecord:
     """A stored file. Times are microseconds since the epoch by Redis's clock."""
 
     id: str  #: the SHA-256 of its content
+    owner: str  #: id of the API key that it belongs to; "" for none
     blob: str
     size: int
     content_type: str
@@ -62,12 +68,23 @@ class FileRecord:
     expires_us: int
 
     @classmethod
-    def read(cls, file_id: str, values: list[bytes] | list[bytes | None]) -> FileRecord | None:
-        """What ``files.lua`` (or HMGET of FIELDS) answers; None where there is no such file."""
+    def read(cls, name: str, values: Sequence[bytes | None]) -> FileRecord | None:
+        """What ``files.lua`` answers of a file that it calls so; None where there is no such file."""
         if not values or values[0] is None:
             return None
         blob, size, kind, created, expires = (value or b"" for value in values)
-        return cls(file_id, blob.decode(), int(size), kind.decode(), int(created), int(expires))
+        owner, _, file_id = name.rpartition("/")
+        return cls(file_id, owner, blob.decode(), int(size), kind.decode(), int(created), int(expires))
+
+    @classmethod
+    def read_found(cls, told: Sequence[bytes]) -> FileRecord | None:
+        """The same with the name before it, as ``find`` and ``hold`` give it."""
+        return cls.read(told[0].decode(), told[1:6]) if told else None
+
+    @property
+    def name(self) -> str:
+        """What ``files.lua`` calls it."""
+        return file_name(self.owner, self.id)
 
     def describe(self, links: dict[str, str]) -> dict[str, Any]:
         """As ``docs/files.md`` shows it."""
@@ -78,9 +95,6 @@ class FileRecord:
             "expires_at": rfc3339(self.expires_us),
             "links": links,
         }
-
-
-FIELDS = ("blob", "size", "type", "created", "expires")
 
 
 class Writing:

@@ -1,0 +1,35 @@
+"""Files stay while a job that names them has not ended: the worker's side of it.
+
+The API does so as it accepts a job (``files_async``). What other Celery producers send, and what `services retry` runs
+again, does not pass there.
+"""
+
+from __future__ import annotations
+
+from worker.files import named_ids
+from worker.jobs import RETRYABLE
+from worker.ledger import Ledger
+from worker.storage import AT_ONCE, EXPIRES_KEY, GRACE_US, LUA
+
+
+def hold_named(ledger: Ledger, service: str, job_id: str, owner: str, input: bytes) -> None:
+    """Have the files stay that a job's input (JSON) names. What is not there is told where the job runs.
+
+    Args:
+        owner: the API key that the job belongs to; "": none, so it may use everybody's files.
+    """
+    ids = named_ids(input)
+    if not ids:
+        return
+    hold = ledger.redis.register_script(LUA)
+    for start in range(0, len(ids), AT_ONCE):
+        some = ids[start : start + AT_ONCE]
+        hold(keys=[EXPIRES_KEY], args=["hold", f"{service}/{job_id}", GRACE_US, owner, *some])
+
+
+def run_again(ledger: Ledger, job_id: str) -> None:
+    """Run a failed, cancelled or expired job again, with its files. Raises as ``Ledger.retry`` does."""
+    job = ledger.get(job_id)
+    if job and job.status in RETRYABLE:
+        hold_named(ledger, job.service, job_id, job.owner, job.input)
+    ledger.retry(job_id)
