@@ -122,6 +122,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "attempt": {"type": "integer", "minimum": 0},
         "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
+        "estimated_start_at": {**TIME, "description": "about when it will start; null where that is not known"},
         "created_at": {"type": "string", "format": "date-time"},
         "started_at": TIME,
         "finished_at": TIME,

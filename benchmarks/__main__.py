@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks import measures, report
+from benchmarks import estimates, measures, report
 from benchmarks.measures import Figures
 from benchmarks.peer_stacks import KINDS, Peers
 
@@ -99,6 +99,12 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "services": (
         "An API with few services installed, then with 50; no worker runs and nobody asks.",
         lambda given: measures.services(2 * given.seconds, 50),
+    ),
+    "estimate": (
+        "A queue of 100 runs' work a worker, half of it sent at once, half while that is worked off. Every 30 ms one of"
+        " its jobs is asked for, and its `estimated_start_at` compared with its `started_at`; the relative error is "
+        "against the wait that was left. Before the first round of a model, nothing of it was measured.",
+        lambda given: estimates.estimate(given.rounds, 100),
     ),
     "limits": ("What the parts could do at most.", lambda given: measures.limits(given.seconds)),
 }

@@ -44,6 +44,48 @@ class Slow8(Slow):
     max_batch_size = 8
 
 
+class Steady:
+    """One row at a time, 100 ms each."""
+
+    example: ClassVar[Any] = {"n": 1}
+    max_batch_size = 1
+
+    def predict_batch(self, rows: list[Any]) -> list[Any]:
+        """Sleep."""
+        time.sleep(self.seconds(len(rows)))
+        return [0.0] * len(rows)
+
+    def seconds(self, rows: int) -> float:
+        """How long a run of so many rows takes."""
+        return 0.1
+
+
+class Steady16(Steady):
+    """At most 16 rows at once: 40 ms, and 10 ms more for each."""
+
+    max_batch_size = 16
+
+    def seconds(self, rows: int) -> float:
+        """How long a run of so many rows takes."""
+        return 0.04 + 0.01 * rows
+
+
+class Varying(Steady):
+    """One row at a time, 100 ms in the mean: most are short, few are long (exponentially distributed)."""
+
+    def seconds(self, rows: int) -> float:
+        """How long a run of so many rows takes."""
+        return random.expovariate(1 / 0.1)
+
+
+class Varying16(Steady16):
+    """At most 16 rows at once, 200 ms in the mean, spread likewise."""
+
+    def seconds(self, rows: int) -> float:
+        """How long a run of so many rows takes."""
+        return random.expovariate(1 / 0.2)
+
+
 class Large:
     """One megabyte in, its length out."""
 
@@ -95,7 +137,8 @@ def _data() -> tuple[Any, Any]:
     return data
 
 
-MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Slow, Slow8, Large, Bulk)}
+_SLEEPING = (Slow, Slow8, Steady, Steady16, Varying, Varying16)
+MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Large, Bulk, *_SLEEPING)}
 
 SCHEMA = """
 from typing import Any

@@ -130,6 +130,7 @@ class Job(NamedTuple):
     progress: float | None = None  #: from 0 to 1, as the plugin told it last
     owner: str = ""  #: id of the API key that it belongs to; "" for none
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
+    estimated_start_us: int = 0  #: about when it will start; 0: unknown, or it has begun
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     cached_from: str = ""  #: id of the job whose output this is, which then did not run; "" for its own
 
@@ -139,8 +140,11 @@ class Job(NamedTuple):
         return self.status in TERMINAL
 
     @classmethod
-    def from_record(cls, id: str, record: dict[bytes, bytes], position: int | None = None) -> Job:
+    def from_record(
+        cls, id: str, record: dict[bytes, bytes], position: int | None = None, estimated_start_us: int = 0
+    ) -> Job:
         """Read the ledger's hash (``{service}:job:<id>``)."""
+        is_queued = record[b"status"] == b"queued"
         return cls(
             id=id,
             service=record[b"service"].decode(),
@@ -163,7 +167,8 @@ class Job(NamedTuple):
             batch=record.get(b"token", b"").decode(),
             progress=float(record[b"progress"]) if b"progress" in record else None,
             owner=record.get(b"owner", b"").decode(),
-            position=position if record[b"status"] == b"queued" else None,
+            position=position if is_queued else None,
+            estimated_start_us=estimated_start_us if is_queued else 0,
             webhook=record.get(b"webhook", b""),
             cached_from=record.get(b"cached_from", b"").decode(),
         )
@@ -186,6 +191,7 @@ class Job(NamedTuple):
             "attempt": self.attempt,
             "progress": self.progress,
             "position": self.position,
+            "estimated_start_at": rfc3339(self.estimated_start_us),
             "created_at": rfc3339(self.created_us),
             "started_at": rfc3339(self.started_us),
             "finished_at": rfc3339(self.finished_us),
@@ -214,11 +220,12 @@ class Job(NamedTuple):
         earlier = self._replace(status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
         if status == Status.QUEUED:
             earlier = earlier._replace(batch_size=None)
-        return earlier._replace(output=None, error=None, timings=None, progress=None, position=None, cached_from="")
+        earlier = earlier._replace(position=None, estimated_start_us=0, cached_from="")
+        return earlier._replace(output=None, error=None, timings=None, progress=None)
 
     def as_it_ended(self, end: End) -> Job:
         """The job after its end, of which no more was said than ``end``."""
-        return self._replace(position=None, **end._asdict())
+        return self._replace(position=None, estimated_start_us=0, **end._asdict())
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""

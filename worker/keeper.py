@@ -58,6 +58,7 @@ class Keeper(threading.Thread):
         self._stop_event = threading.Event()
         self._joined = False
         self._told: object = None  # what of ``_about`` the ledger knows
+        self.count_processes: Callable[[], int] = lambda: 1  #: those that can take a batch, once the state is "ready"
         self.lease = SharedLease()  #: for the pool processes
         self.safe_until = math.inf  #: by ``time.monotonic``: from then on, others may run what this worker has claimed
         self.worker = _new_worker_id()
@@ -124,7 +125,8 @@ class Keeper(threading.Thread):
             log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
 
     def _info(self) -> dict[str, Any]:
-        return {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "state": self._state}
+        about = {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "state": self._state}
+        return about | {"processes": self.count_processes()}
 
     def _try_once(self, call: Callable[[], Any], what: str) -> None:
         try:

@@ -19,6 +19,7 @@
 --   S:partial:<id>       stream its partial outputs, every one, numbered together with those. Both are there only where the
 --                               job said something; they live as long as its record, whose "events" is the last number
 --   S:waiting            zset   queued jobs by urgency (created, or its turn, + the priority's offset)
+--   S:chunks             zset   those of them that are chunks, by which a forecast finds them
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
 --   S:index              zset   every kept job by the time of its creation
 --   S:expires            zset   finished jobs by the time at which their record is dropped
@@ -30,13 +31,18 @@
 --   S:workers            zset   live workers by the time at which their lease lapses
 --   S:workers:info       hash   worker -> JSON: host, pid, state
 --   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
+--   S:busy:<worker>      hash   pool process -> "<since> <rows> <ahead>": since when it runs the batch that it runs (or ended
+--                               its last one, until it has asked for the next); rows: of a chunk, else 0; ahead: 1 where it
+--                               has claimed another one and will run that, too, before it claims again
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, cache_for (us), model
 --                               (what stands for version and knobs in the cache's keys), failure; and what
 --                               is counted: waiting_bytes (inputs of queued jobs), rate (jobs ended a second), rate_at,
---                               pace (microseconds that a worker takes for an input), turn (of the job claimed last),
---                               parked (queued jobs that wait for an equal one; see cache.lua, which has keys of its own);
+--                               pace (microseconds that a pool process takes for an input), batch_time and row_time (the
+--                               same for a batch of jobs, and for a row of a chunk: "<mean> <weight> <when>"), turn (of the
+--                               job claimed last), parked (queued jobs that wait for an equal one; see cache.lua, which has
+--                               keys of its own);
 --                               and since ever: ended:<status> (jobs), inputs:<status> (of batches),
 --                               requeued:<why> (attempts after which a job was queued again), reused (results)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
@@ -55,7 +61,7 @@ local service = KEYS[1]
 local S = '{' .. service .. '}:'
 local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
 local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
-local OPEN, TURNS, OWNED_EXPIRES = S .. 'open', S .. 'turns', S .. 'owned:expires'
+local OPEN, TURNS, OWNED_EXPIRES, CHUNKS = S .. 'open', S .. 'turns', S .. 'owned:expires', S .. 'chunks'
 
 local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local FIRST = 4
@@ -91,6 +97,10 @@ local SWEEP_US = 400000
 local RATE_S = 10
 -- The pace is averaged over about so many inputs; what it is taken for before any has run.
 local PACE_INPUTS, DEFAULT_PACE_US = 256, 1000
+-- The time of a batch, and of a row of a chunk, is averaged over about so many runs, or over so long where that is more.
+local MEAN_RUNS, MEAN_US = 20, 10000000
+-- Chunks of which a forecast looks up the places.
+local SAMPLES = 16
 -- What an input takes of the virtual time by which API keys share a service.
 local STEP_US = 1000
 
@@ -303,6 +313,7 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
     weigh(id, -1)
     gather('ZREM', WAITING, id)
     gather('ZREM', DELAYED, id)
+    if job[5] then gather('ZREM', CHUNKS, id) end
   elseif status ~= 'succeeded' then
     note(id, status, true, status == 'failed' and value)
   end
@@ -407,10 +418,26 @@ local function forget_turns()
   end
 end
 
--- So many inputs took a worker so long.
-local function measure(inputs, us)
-  local pace = tonumber(redis.call('HGET', ABOUT, 'pace') or us / inputs)
-  redis.call('HSET', ABOUT, 'pace', int(math.max(1, pace + inputs / (inputs + PACE_INPUTS) * (us / inputs - pace))))
+-- The pool process that claimed under this token.
+local function process_of(token) return token:match('^(.*)%.%d+$') or token end
+
+local function busy(worker) return S .. 'busy:' .. worker end
+
+-- A process has ended a run of so many inputs: of a chunk with so many rows, or (0) of as many jobs. It began when it was
+-- claimed, or, where that was done ahead, when the run before it ended. The mean time of a batch is weighted by its jobs: what
+-- is asked for is how long those take that are as full as a queue makes them.
+local function measure(worker, token, inputs, rows, claimed)
+  local process, field = process_of(token), rows > 0 and 'row_time' or 'batch_time'
+  local since = (redis.call('HGET', busy(worker), process) or ''):match('^%S+')
+  local us = math.max(1, now - math.max(tonumber(since or 0), tonumber(claimed)))
+  local about = redis.call('HMGET', ABOUT, 'pace', field)
+  local pace = tonumber(about[1] or us / inputs)
+  pace = pace + inputs / (inputs + PACE_INPUTS) * (us / inputs - pace)
+  local mean, weight = (about[2] or '0 0'):match('^(%S+) (%S+)')
+  weight = weight * (1 - math.min(1 / MEAN_RUNS, us / MEAN_US)) + inputs
+  mean = mean + inputs / weight * ((rows > 0 and us / rows or us) - mean)
+  redis.call('HSET', ABOUT, 'pace', int(math.max(1, pace)), field, string.format('%.3f %.3f %.0f', mean, weight, now))
+  redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
 end
 
 --@ cache.lua
@@ -424,8 +451,9 @@ local function finish(id, status, value)
   finish_job(id, redis.call('HMGET', record(id), unpack(JOB)), status, value)
 end
 
--- A queued job may run.
-local function enqueue(id, score, wish)
+-- A queued job may run; group: of a chunk.
+local function enqueue(id, score, wish, group)
+  if group then redis.call('ZADD', CHUNKS, score, id) end
   if not wish then
     redis.call('ZADD', WAITING, score, id)
     ring(id)
@@ -463,7 +491,7 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
   else
-    enqueue(id, score, job[9])
+    enqueue(id, score, job[9], job[4])
   end
 end
 
@@ -679,6 +707,7 @@ local function append(list, id, attempt, input, first)
   list[n + 1], list[n + 2], list[n + 3], list[n + 4] = id, attempt, input, first
 end
 
+-- Gives what claim does of each, and the rows of a chunk (else 0).
 local function take(ids, worker, token, max_attempts, version, model)
   local batch = {}
   for _, id in ipairs(ids) do
@@ -686,6 +715,7 @@ local function take(ids, worker, token, max_attempts, version, model)
       unpack(TAKEN))
     if not job[1] then
       gather('ZREM', WAITING, id)  -- its record was deleted by hand
+      gather('ZREM', CHUNKS, id)
     elseif not end_if_late(id, tonumber(job[2] or 0), tonumber(job[3] or 0), job[1]) then
       -- A job whose batch died is run alone, so that only the culprit is charged.
       if job[4] == '1' and #batch > 0 then break end
@@ -694,13 +724,15 @@ local function take(ids, worker, token, max_attempts, version, model)
       if job[4] == '1' then break end
     end
   end
-  local reply, size, turn = {}, int(#batch), nil
+  local reply, size, turn, rows = {}, int(#batch), nil, 0
   for _, taken in ipairs(batch) do
     local id, job = taken[1], taken[2]
     local group, attempt, input = job[5], int(job[8] + 1), job[9] or 'null'
     if group then
       count(group, 'running', job[6])
       tell_of(group)
+      gather('ZREM', CHUNKS, id)
+      rows = job[6]
     end
     bytes_change = bytes_change - #input
     gather('ZREM', WAITING, id)
@@ -716,7 +748,15 @@ local function take(ids, worker, token, max_attempts, version, model)
   end
   flush()
   if turn then pass_turn(turn) end
-  return reply
+  return reply, rows
+end
+
+-- Whether a process has a batch in hand, among the tokens of its worker's.
+local function is_at_work(tokens, process)
+  for token in pairs(tokens) do
+    if process_of(token) == process then return true end
+  end
+  return false
 end
 
 -- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"), model. Gives {"fenced"},
@@ -726,8 +766,9 @@ function operations.claim()
   local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
   if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
   local mine = redis.call('HGETALL', S .. 'running:' .. worker)
-  local again = {}
+  local again, tokens = {}, {}
   for i = 1, #mine, 2 do
+    tokens[mine[i + 1]] = true
     if mine[i + 1] == token then
       local job = redis.call('HMGET', record(mine[i]), unpack(RUN))
       append(again, mine[i], job[1], job[2] or 'null', job[3] or '')
@@ -736,17 +777,30 @@ function operations.claim()
   if #again > 0 then return {'batch', again, redis.call('ZCARD', WAITING)} end
   local foreign = take_messages(worker, most)
   if #foreign > 0 then return {'foreign', foreign} end
-  local batch = {}
+  local process, batch, rows = process_of(token), {}, 0
+  local is_ahead = is_at_work(tokens, process)
   while #batch == 0 do
     local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
     if #ids == 0 then break end
     local size = preferred(#ids, ARGV[10])
     local wait = size == 0 and hold(ids, most, tonumber(ARGV[7])) or 0
-    if wait > 0 then return {'hold', wait} end
+    if wait > 0 then
+      if not is_ahead then redis.call('HDEL', busy(worker), process) end
+      return {'hold', wait}
+    end
     if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
-    batch = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
+    batch, rows = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
   end
-  return {'batch', batch, redis.call('ZCARD', WAITING)}
+  local left = redis.call('ZCARD', WAITING)
+  if not is_ahead and #batch > 0 then
+    redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
+  elseif not is_ahead then
+    redis.call('HDEL', busy(worker), process)
+  elseif #batch > 0 and left < most then  -- feeder.py looks ahead only where a whole batch waits
+    local run = (redis.call('HGET', busy(worker), process) or ''):match('^%S+ %S+')
+    if run then redis.call('HSET', busy(worker), process, run .. ' 1') end
+  end
+  return {'batch', batch, left}
 end
 
 -- worker, fields of S:taken:<worker> whose messages are jobs of the ledger now
@@ -761,13 +815,13 @@ end
 local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
 
 function operations.complete()
-  local token, reply, inputs, since = ARGV[4], {}, 0, now
+  local token, reply, inputs, last = ARGV[4], {}, 0, nil
   for i = 5, #ARGV, 7 do
     local id, status = ARGV[i], ARGV[i + 1]
     local job = redis.call('HMGET', record(id), unpack(ENDING))
     local mine, told = job[1] == token, 1
     if mine and job[5] == 'running' then
-      inputs, since = inputs + (job[10] or 1), job[15]
+      inputs, last = inputs + (job[10] or 1), job
       local pause = tonumber(ARGV[i + 5])
       if pause > 0 and job[2] - (job[3] or 0) < tonumber(job[4]) then
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
@@ -778,7 +832,7 @@ function operations.complete()
     end
     reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
   end
-  if inputs > 0 then measure(inputs, now - since) end
+  if last then measure(last[6], token, inputs, tonumber(last[10] or 0), last[15]) end
   return reply
 end
 
@@ -912,6 +966,7 @@ function operations.seal()
     if owner ~= '' then redis.call('HSET', record(id), 'owner', owner) end
     redis.call('PERSIST', record(id))
     redis.call('ZADD', WAITING, score, id)
+    redis.call('ZADD', CHUNKS, score, id)
     weigh(id, 1)
   end
   redis.call('LPUSH', service, ARGV[13])
@@ -981,6 +1036,7 @@ function operations.retry_batch()
       redis.call('ZADD', DELAYED, not_before, id)
     else
       redis.call('ZADD', WAITING, score, id)
+      redis.call('ZADD', CHUNKS, score, id)
     end
   end
   redis.call('LPUSH', service, ARGV[7])
@@ -1086,6 +1142,7 @@ end
 function operations.give_up()
   local worker, process, token, reason, pause = ARGV[4], ARGV[5] .. '.', ARGV[6], ARGV[7], tonumber(ARGV[8])
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
+  if ARGV[5] ~= '' then redis.call('HDEL', busy(worker), ARGV[5]) end
   for i = 1, #mine, 2 do
     local is_its = mine[i + 1] == token
     if is_its or (process ~= '.' and mine[i + 1]:sub(1, #process) == process) then
@@ -1112,7 +1169,7 @@ local function forget(worker, reason)
   for _, message in ipairs(redis.call('HVALS', S .. 'taken:' .. worker)) do
     redis.call('RPUSH', service, message)
   end
-  redis.call('DEL', S .. 'running:' .. worker, S .. 'taken:' .. worker, S .. 'cancels:' .. worker)
+  redis.call('DEL', S .. 'running:' .. worker, S .. 'taken:' .. worker, S .. 'cancels:' .. worker, busy(worker))
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', INFO, worker)
   return mine
@@ -1127,6 +1184,7 @@ end
 -- version, knobs (JSON), max_queue_size, max_queue_bytes, cache_for_us, model: what a worker knows of its service as soon
 -- as it is loaded
 function operations.tell()
+  if redis.call('HGET', ABOUT, 'model') ~= ARGV[9] then redis.call('HDEL', ABOUT, 'batch_time', 'row_time') end
   redis.call('HSET', ABOUT, 'version', ARGV[4], 'knobs', ARGV[5], 'max_queue_size', ARGV[6],
     'max_queue_bytes', ARGV[7], 'cache_for', ARGV[8], 'model', ARGV[9])
   redis.call('HDEL', ABOUT, 'failure')
@@ -1174,6 +1232,7 @@ local function mend_times()
       redis.call('HSET', record(id), 'score', score)
       if job[3] then redis.call('HSET', record(id), 'turn', now + job[3] - job[2]) end
       redis.call('ZADD', WAITING, score, id)
+      redis.call('ZADD', CHUNKS, 'XX', score, id)
     end
   end
 end
@@ -1218,8 +1277,8 @@ function operations.sweep()
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', DELAYED, id)
-    local job = redis.call('HMGET', record(id), 'score', 'cache')
-    if job[1] then enqueue(id, job[1], job[2]) end
+    local job = redis.call('HMGET', record(id), 'score', 'cache', 'group')
+    if job[1] then enqueue(id, job[1], job[2], job[3]) end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', EXPIRES, id)
@@ -1274,11 +1333,36 @@ function operations.overview()
     redis.call('HGETALL', ABOUT), running}
 end
 
+-- From what forecast.py tells when a queued job will start. Gives {now, knobs (JSON), batch_time, row_time (or empty),
+-- {info of a live worker, ...}, {what busy holds of each of their processes, ...}, {number of a chunk that waits, among all of
+-- them (from 0), its place in the queue, its rows, ...}}: of the first, the last, and some between.
+function operations.forecast()
+  local about = redis.call('HMGET', ABOUT, 'knobs', 'batch_time', 'row_time')
+  local infos, runs, found = {}, {}, {}
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '(' .. NOW, '+inf')) do
+    infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}'
+    for _, run in ipairs(redis.call('HVALS', busy(worker))) do runs[#runs + 1] = run end
+  end
+  local chunks = redis.call('ZCARD', CHUNKS)
+  local samples = math.min(chunks, SAMPLES)
+  for i = 0, samples - 1 do
+    local number = math.floor(i * (chunks - 1) / math.max(1, samples - 1))
+    local id = redis.call('ZRANGE', CHUNKS, number, number)[1]
+    local place = redis.call('ZRANK', WAITING, id)
+    if place then
+      found[#found + 1], found[#found + 2], found[#found + 3] = number, place, tonumber(redis.call('HGET', record(id), 'rows'))
+    end
+  end
+  return {NOW, about[1] or '', about[2] or '', about[3] or '', infos, runs, found}
+end
+
 -- Every call.
 
 -- A full Redis (maxmemory) refuses to store new jobs, but must never refuse to end those that it has: after one write
 -- that needs no memory, a script may go on (script.c, scriptVerifyOOM).
-if operation ~= 'create' and operation ~= 'list' and operation ~= 'overview' then redis.call('DEL', S .. 'none') end
+if operation ~= 'create' and operation ~= 'list' and operation ~= 'overview' and operation ~= 'forecast' then
+  redis.call('DEL', S .. 'none')
+end
 
 local reply = operations[operation]()
 flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import IdempotencyConflict, JobFinished
+from worker.forecast import Forecast, Forecasts
 from worker.jobs import RETRYABLE, TERMINAL, Job, NewJob, Status
 from worker.ledger import (
     LOOK_AT,
@@ -22,6 +23,7 @@ from worker.ledger_batches import BatchLedger
 from worker.overview import Overview
 from worker.replies import Outcome, as_stored, conflict, dropped, not_found
 from worker.replies import Repeated as Repeated
+from worker.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class Page:
 
 class AsyncLedger(BatchLedger):
     """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._forecasts = Forecasts(lambda service: self._call(service, head("forecast", self._settings)))
 
     async def create(self, jobs: Sequence[NewJob]) -> list[Outcome]:
         """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
@@ -53,7 +59,10 @@ class AsyncLedger(BatchLedger):
     async def _store(self, service: str, jobs: Sequence[NewJob]) -> list[Outcome]:
         *reply, self._cached_for[service] = await self._call(service, create_arguments(self._settings, jobs))
         states = reply[0::3]
-        stored = [as_stored(*told) for told in zip(jobs, states, reply[1::3], reply[2::3], strict=True)]
+        # Clients that wait are told of their ends.
+        forecast = None if all(job.awaited for job in jobs) else await self._forecasts.of(service)
+        told = zip(jobs, states, reply[1::3], reply[2::3], strict=True)
+        stored = [as_stored(*each, forecast) for each in told]
         if b"cached" in states:  # they have ended already
             hits = [i for i, state in enumerate(states) if state == b"cached"]
             read = await self._read([(service, jobs[i].id) for i in hits], placed=False)
@@ -174,19 +183,25 @@ class AsyncLedger(BatchLedger):
                     pipe.zrank(f"{{{service}}}:waiting", job_id)
             replies = await pipe.execute()
             records, ranks = (replies[0::2], replies[1::2]) if placed else (replies, [None] * len(replies))
-            if placed:
-                await self._place_paused(keys, records, ranks)
-        told = zip(keys, records, ranks, strict=True)
-        return [Job.from_record(job_id, record, rank) if record else None for (_, job_id), record, rank in told]
+            paused = await self._place_paused(keys, records, ranks) if placed else {}
+        waiting = {service for (service, _), rank in zip(keys, ranks, strict=True) if rank is not None}
+        forecasts = {service: await self._forecasts.of(service) for service in waiting}
+        jobs: list[Job | None] = []
+        for i, ((service, job_id), record, rank) in enumerate(zip(keys, records, ranks, strict=True)):
+            start_us = _estimate(forecasts.get(service), rank, paused.get(i, 0))
+            jobs.append(Job.from_record(job_id, record, rank, start_us) if record else None)
+        return jobs
 
-    async def _place_paused(self, keys: Sequence[tuple[str, str]], records: list[Any], ranks: list[Any]) -> None:
-        """Within a guard: the place of queued jobs that have no rank.
+    async def _place_paused(
+        self, keys: Sequence[tuple[str, str]], records: list[Any], ranks: list[Any]
+    ) -> dict[int, int]:
+        """Within a guard: the place of queued jobs that have no rank; and until when which of them pause.
 
         One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals.
         """
         placed = [i for i, rank in enumerate(ranks) if rank is None and records[i].get(b"status") == b"queued"]
         if not placed:
-            return
+            return {}
         async with self.redis.pipeline(transaction=False) as pipe:
             for i in placed:
                 service, job_id = keys[i]
@@ -194,12 +209,14 @@ class AsyncLedger(BatchLedger):
                 pipe.zcard(f"{{{service}}}:waiting")
                 pipe.zscore(equals, job_id)
                 pipe.zrange(equals, 0, 0)
+                pipe.zscore(f"{{{service}}}:delayed", job_id)
             found = await pipe.execute()
-            for i, first in zip(placed, found[2::3], strict=True):
+            for i, first in zip(placed, found[2::4], strict=True):
                 pipe.zrank(f"{{{keys[i][0]}}}:waiting", first[0] if first else "")
             firsts = await pipe.execute()
-        for i, behind_all, is_parked, first in zip(placed, found[0::3], found[1::3], firsts, strict=True):
+        for i, behind_all, is_parked, first in zip(placed, found[0::4], found[1::4], firsts, strict=True):
             ranks[i] = behind_all if is_parked is None else first or 0
+        return {i: int(until) for i, until in zip(placed, found[3::4], strict=True) if until}
 
     async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
         """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.
@@ -239,3 +256,11 @@ class AsyncLedger(BatchLedger):
             job if job.most_open is None else replace(job, most_open=job.most_open - elsewhere[job.owner])
             for job in jobs
         ]
+
+
+def _estimate(forecast: Forecast | None, position: int | None, not_before_us: int) -> int:
+    """About when a job with this position will start; 0: unknown. One that pauses comes first then, by its age."""
+    if forecast is None or position is None:
+        return 0
+    start_us = forecast.start_us(0 if not_before_us else position)
+    return max(start_us, not_before_us) if start_us else 0

@@ -49,6 +49,7 @@ class ServicePool(LeasedPool):
         """Start all threads. Nothing here waits for Redis or for a model."""
         self.prepare()
         self.slots = [Slot(self, index) for index in range(self.limit)]
+        self.keeper.count_processes = lambda: sum(slot.is_loaded for slot in self.slots)
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
         for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
             thread.start()
@@ -120,6 +121,7 @@ class Slot(threading.Thread):
         self._cancelled: dict[str, set[str]] = {}  # token of a batch -> jobs of it
         self._begun: dict[str, str] = {}  # token of a batch whose end its process has not told -> service
         self._load_deaths = 0
+        self.is_loaded = False  #: whether its process can take batches
 
     @property
     def pid(self) -> int | None:
@@ -133,11 +135,13 @@ class Slot(threading.Thread):
             try:
                 loaded = self._load(self._child)
                 if loaded is not None:
+                    self.is_loaded = True
                     self._watch(self._child, loaded)
             except Exception:
                 log.exception("slot failed; starting its process again")
                 time.sleep(1)
             finally:
+                self.is_loaded = False
                 self._child.end()
                 self._child = None
 

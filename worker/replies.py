@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worker.errors import IdempotencyConflict, JobExpired, JobNotFound, QueueFull, RateLimited
+from worker.forecast import Forecast
 from worker.jobs import Job, NewJob, Status
 from worker.ledger import queue_full, too_many_open
 
@@ -25,7 +26,7 @@ def not_found(id: str, what: str = "job") -> JobNotFound:
     return JobNotFound(f"no {what} has the id {id[:100]!r}")
 
 
-def as_stored(job: NewJob, state: bytes, created: bytes, position: int) -> Outcome:
+def as_stored(job: NewJob, state: bytes, created: bytes, position: int, forecast: Forecast | None) -> Outcome:
     """One job's part of what ``create`` in ``ledger.lua`` answers."""
     if state == b"full":
         return queue_full(job.service, int(created))
@@ -37,7 +38,7 @@ def as_stored(job: NewJob, state: bytes, created: bytes, position: int) -> Outco
         return conflict(created.decode())
     if state == b"gone":
         return dropped(job.id)
-    return _as_created(job, int(created), int(position))
+    return _as_created(job, int(created), int(position), forecast)
 
 
 def conflict(job_id: str) -> IdempotencyConflict:
@@ -53,7 +54,7 @@ def dropped(job_id: str) -> JobExpired:
     return JobExpired(f"job {job_id[:100]} ended and its record was dropped when its keep_for_s was over")
 
 
-def _as_created(job: NewJob, created_us: int, position: int) -> Job:
+def _as_created(job: NewJob, created_us: int, position: int, forecast: Forecast | None) -> Job:
     return Job(
         id=job.id,
         service=job.service,
@@ -72,5 +73,6 @@ def _as_created(job: NewJob, created_us: int, position: int) -> Job:
         metadata=job.metadata,
         owner=job.owner,
         position=position if position >= 0 else None,
+        estimated_start_us=forecast.start_us(position) if forecast and position >= 0 else 0,
         webhook=job.webhook,
     )

@@ -92,6 +92,7 @@ class JobFields:
     attempt: int
     progress: Any
     position: int | None  #: jobs of the service that stand before it; None unless it is queued
+    estimated_start_at: datetime | None  #: about when a queued job will start; None where that is not known
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -127,6 +128,7 @@ class JobFields:
         self.progress, self.position = raw.get("progress"), raw.get("position")
         self.started_at, self.finished_at = read_time(raw.get("started_at")), read_time(raw.get("finished_at"))
         self.expires_at = read_time(raw.get("expires_at"))
+        self.estimated_start_at = read_time(raw.get("estimated_start_at"))
         self.timings = Timings(**_known(Timings, raw.get("timings") or {}))
         self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
         self.cached_from = raw.get("cached_from")

@@ -136,12 +136,20 @@ export class JobView {
 function steps(job) {
   const reached = isOver(job) ? [job.started_at ? "running" : null, job.status] : [job.status === "running" ? "running" : null];
   const names = ["queued", ...reached.filter(Boolean)];
-  const place = job.status === "queued" && job.position ? ` (${job.position} before it)` : "";
+  const place = job.status === "queued" ? placeOf(job) : "";
   const items = names.map((name, i) =>
     make("li", { className: i + 1 < names.length ? "past" : `now ${name}` }, name + (i === 0 ? place : "")),
   );
   if (!isOver(job)) items.push(...["running", "ended"].slice(names.length - 1).map((name) => make("li", {}, name)));
   return make("ol", { className: "steps" }, ...items);
+}
+
+/** What stands before a queued job, and about when it will start, as far as that is known. */
+function placeOf(job) {
+  const parts = [];
+  if (job.position) parts.push(`${job.position} before it`);
+  if (job.estimated_start_at) parts.push(`starts about ${new Date(job.estimated_start_at).toLocaleTimeString()}`);
+  return parts.length ? ` (${parts.join(", ")})` : "";
 }
 
 function timings(job) {

@@ -127,6 +127,17 @@ def test_a_job_is_seen_to_run_is_cancelled_and_run_again(stack: System, console:
     console.sees("#try-result .now", "cancelled")
 
 
+def test_a_queued_job_says_about_when_it_starts(console: Console) -> None:
+    console.submit('{"n": 3}')
+    console.sees("#try-result .now", "succeeded")  # so the time of a run is measured
+    console.submit('{"n": 4, "sleep_s": 2}')
+    poll(lambda: console.text("#try-result .now") == "running", what="it is seen to run")
+    console.submit('{"n": 5}')
+    console.sees("#try-result .steps", "queued (starts about ")
+    console.sees("#try-result .now", "succeeded")
+    console.sees("#try-result .steps", "queued\nrunning\nsucceeded")
+
+
 def test_what_is_wrong_is_told_where_it_is_wrong(console: Console) -> None:
     console.submit("{oops")
     console.sees("#try-errors", "This is no JSON")

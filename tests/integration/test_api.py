@@ -16,8 +16,9 @@ import pytest
 from tests.support import System, finished, poll
 
 JOB_FIELDS = {
-    "id", "service", "version", "status", "output", "error", "attempt", "progress", "position", "created_at",
-    "started_at", "finished_at", "expires_at", "timings", "batch_size", "priority", "metadata", "links",
+    "id", "service", "version", "status", "output", "error", "attempt", "progress", "position",
+    "estimated_start_at", "created_at", "started_at", "finished_at", "expires_at", "timings", "batch_size", "priority",
+    "metadata", "links",
 }  # fmt: skip
 
 
