@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
-from worker.cli_input import INPUT_HELP, join_errors, positive, read_input
+from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.cli_keys import add_keys
 from worker.cli_new import new
 from worker.cli_submit import add_submit, submit
@@ -120,7 +120,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
         raise
     value = given if arguments.input else example_of(plugin, service)
     if value is None and not arguments.input:
-        return _fail(f"{plugin.name} has no example; give an input: services predict {plugin.name} INPUT")
+        return _fail(say_no_example(plugin.name, f"services predict {plugin.name}"))
     (result,) = run_inline(service, [value])
     if isinstance(result, ServicesError):
         _show(result.__cause__)
@@ -177,7 +177,7 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
     (plugin,) = find_plugins([arguments.name])
     value = read_input(arguments.input) if arguments.input else example_of(plugin)
     if value is None and not arguments.input:
-        return _fail(f"{plugin.name} has no example; give an input: services bench {plugin.name} --input INPUT")
+        return _fail(say_no_example(plugin.name, f"services bench {plugin.name} --input"))
     plan = Plan(
         batch_sizes=arguments.batch_sizes,
         clients=arguments.clients,

@@ -41,6 +41,11 @@ def _parse(text: str, name: str) -> Any:
         raise ServicesError(f"{name} is not JSON: {error}") from error
 
 
+def say_no_example(name: str, command: str) -> str:
+    """What to do where a service has no example."""
+    return f"{name} has no example; give an input: {command} JSON (or FILE, or -)"
+
+
 def join_errors(errors: Any) -> str:
     """The fields that are wrong, each with what was expected."""
     return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)

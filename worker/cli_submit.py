@@ -12,7 +12,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from worker.cli_input import INPUT_HELP, join_errors, positive, read_input
+from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.errors import ServicesError, UnknownService
 from worker.jobs import TERMINAL, Priority, Status
 from worker.settings import Settings
@@ -90,7 +90,7 @@ def submit(arguments: argparse.Namespace, settings: Settings) -> int:
     name = arguments.name
     value = read_input(arguments.input) if arguments.input is not None else api.service(name)["example"]
     if value is None and arguments.input is None:
-        raise Refused(f"{name} has no example; give an input: services submit {name} INPUT")
+        raise Refused(say_no_example(name, f"services submit {name}"))
     job = api.submit(name, value, arguments.priority)
     try:
         job = job if arguments.no_wait else api.wait(job, arguments.timeout)

@@ -71,7 +71,7 @@ def test_it_waits_as_long_as_it_is_told_to(serving: System) -> None:
         (["echo", '{"n": "x", "do": 3}'], 1, "invalid_input: body.input.n: Input should be a valid integer"),
         (["echo", '{"n": "x", "do": 3}'], 1, "; body.input.do: Input should be a valid string"),
         (["echo", "{"], 1, "the input is not JSON"),
-        (["no_schema"], 1, "no_schema has no example; give an input: services submit no_schema INPUT"),
+        (["no_schema"], 1, "no_schema has no example; give an input: services submit no_schema JSON (or FILE, or -)"),
         (["echo", "--api-key", "ä"], 1, "must be printable ASCII"),
     ],
 )
