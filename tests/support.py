@@ -269,6 +269,14 @@ class System:
                 process.stop(signal.SIGKILL)
 
 
+def services(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The command ``services`` in this installation, run to its end."""
+    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
+    return subprocess.run(
+        command, env={**system.env, **env}, cwd=system.folder, input=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
 def make_http(url: str, timeout: float) -> httpx.Client:
     """A client for many threads: one whose pool closes idle connections closes, under load, some that are in use."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)

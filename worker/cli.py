@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import sys
 import traceback
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
+from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.cli_keys import add_keys
+from worker.cli_new import new
+from worker.cli_submit import add_submit, submit
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
@@ -110,7 +112,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
     from worker.testing import example_of, load, run_inline
 
     (plugin,) = find_plugins([arguments.name])
-    given = _read_input(arguments.input) if arguments.input else None
+    given = read_input(arguments.input) if arguments.input else None
     try:
         service = load(plugin)
     except ServicesError as error:
@@ -118,7 +120,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
         raise
     value = given if arguments.input else example_of(plugin, service)
     if value is None and not arguments.input:
-        return _fail(f"{plugin.name} has no example; give an input: services predict {plugin.name} FILE (or -)")
+        return _fail(say_no_example(plugin.name, f"services predict {plugin.name}"))
     (result,) = run_inline(service, [value])
     if isinstance(result, ServicesError):
         _show(result.__cause__)
@@ -176,9 +178,9 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
     from worker.testing import example_of
 
     (plugin,) = find_plugins([arguments.name])
-    value = _read_input(arguments.input) if arguments.input else example_of(plugin)
+    value = read_input(arguments.input) if arguments.input else example_of(plugin)
     if value is None and not arguments.input:
-        return _fail(f"{plugin.name} has no example; give an input: services bench {plugin.name} --input FILE (or -)")
+        return _fail(say_no_example(plugin.name, f"services bench {plugin.name} --input"))
     plan = Plan(
         batch_sizes=arguments.batch_sizes,
         clients=arguments.clients,
@@ -238,10 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     add("list", list_services)
     add("redis", redis)
     add("run", run).add_argument("name", nargs="*", metavar="NAME", help="a service")
+    making = add("new", new)
+    making.add_argument("name", metavar="NAME", help="of the service; its package has _ for -")
+    into = "the folder to write it into (default: plugins/ of the checkout)"
+    making.add_argument("--into", type=Path, metavar="DIR", help=into)
     add("check", check).add_argument("name", metavar="NAME", help="a service")
     for_predict = add("predict", predict)
     for_predict.add_argument("name", metavar="NAME", help="a service")
-    for_predict.add_argument("input", nargs="?", metavar="FILE", help="a file with the input as JSON; - for stdin")
+    for_predict.add_argument("input", nargs="?", metavar="INPUT", help=INPUT_HELP)
+    add_submit(add("submit", submit))
     _add_bench(add("bench", bench))
     add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
     actions = ("secret", "rotate", "new")
@@ -256,12 +263,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = BENCH_HELP
     add = parser.add_argument
     add("name", metavar="NAME", help="a service")
-    add("--input", metavar="FILE", help="the input of every job, as JSON; - for stdin (default: the service's example)")
+    add("--input", metavar="INPUT", help=f"of every job: {INPUT_HELP} (default: the service's example)")
     add("--batch-sizes", type=_whole_numbers, default=(1, 4, 16, 64), metavar="N,N", help="default: 1,4,16,64")
     add("--clients", type=_whole_numbers, default=(1, 4, 16, 64), metavar="N,N", help="default: 1,4,16,64")
-    add("--budget-ms", type=_positive, default=100, metavar="MS", help="the longest latency (default: 100)")
+    add("--budget-ms", type=positive, default=100, metavar="MS", help="the longest latency (default: 100)")
     add("--percentile", choices=PERCENTILES, default="p99", help="which latency the budget is for (default: p99)")
-    add("--window-s", type=_positive, default=1, metavar="S", help="length of a window (default: 1)")
+    add("--window-s", type=positive, default=1, metavar="S", help="length of a window (default: 1)")
     plot = "where to draw throughput over latency (default: bench-NAME.svg); a .csv beside it without matplotlib"
     add("--plot", type=Path, metavar="FILE", help=plot)
 
@@ -276,35 +283,15 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return number
-
-
 def _epilog() -> str:
     plugins = list_plugins()
     lines = [f"  {plugin.name:20} {plugin.version:8} {plugin.description}" for plugin in plugins.values()]
     return "installed services:\n" + ("\n".join(lines) or "  none (`pip install -e plugins/<name>`)")
 
 
-def _read_input(name: str) -> object:
-    try:
-        return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text())
-    except OSError as error:
-        raise ServicesError(f"cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
-        raise ServicesError(f"{name} is not JSON: {error}") from error
-
-
 def _say(error: ServicesError) -> str:
     """Its message, which names the first wrong field, or all fields where there are more."""
-    fields = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors or ()]
-    return error.message if len(fields) < 2 else "; ".join(fields)
+    return join_errors(error.errors) if len(error.errors or ()) > 1 else error.message
 
 
 def _show(cause: BaseException | None) -> None:

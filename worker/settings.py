@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = False
     """Whether the API answers other machines although no API key has ever been made (`services keys create`)."""
 
+    api_key: str = Field("", repr=False)
+    """The API key that `services submit` sends; the API and the workers do not read it."""
+
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages whose scripts may use the API (CORS), comma-separated; `*`: any. Empty: none."""
 

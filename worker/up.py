@@ -80,6 +80,11 @@ def find_ports(environ: os._Environ[str] | dict[str, str]) -> dict[str, int]:
     return ports
 
 
+def find_api() -> str:
+    """The address of this machine's API, by ``PORT``. Raises ``Refused``."""
+    return f"http://127.0.0.1:{_read_port('PORT', os.environ.get('PORT') or str(DEFAULT_PORTS['PORT']))}"
+
+
 class Line(honcho.process.Process):  # type: ignore[misc]  # honcho ships no types
     """One line of the Procfile; it ends when ``services up`` is killed, however that was."""
 
@@ -249,16 +254,21 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _free_port(name: str, text: str) -> int:
+def _read_port(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65_536):
         raise Refused(f"{name} must be a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def _free_port(name: str, text: str) -> int:
+    port = _read_port(name, text)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", int(text)))
+            probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise Refused(f"port {text} ({name}) cannot be used: {error.strerror}; set {name} to another") from error
-    return int(text)
+    return port
 
 
 def _names(settings: Settings) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,17 +17,12 @@ import pytest
 
 from api.client import Client, NotFound, Unauthorized
 from tests.integration.test_api import assert_problem, body
-from tests.support import Process, System, finished, poll, running_system, status_of
+from tests.support import Process, System, finished, poll, running_system, services, status_of
 from worker.cli import main
 from worker.keys import Key, Keys, Scope
 from worker.settings import Settings
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
-
-
-def services(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "worker.cli", *arguments]
-    return subprocess.run(command, env=system.env, cwd=system.folder, capture_output=True, text=True, check=False)
 
 
 class Guarded:

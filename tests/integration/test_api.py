@@ -368,6 +368,10 @@ def test_health_docs_and_unknown_routes(serving: System) -> None:
     with serving.client() as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.get("/readyz").status_code == 200
+        for path in ("/healthz", "/readyz"):  # as probes ask that want no body
+            heard, read = client.head(path), client.get(path)
+            assert (heard.status_code, heard.content) == (200, b"")
+            assert heard.headers["content-length"] == read.headers["content-length"]
         page = client.get("/docs")
         assert page.status_code == 200 and "//cdn" not in page.text and "/static/swagger-ui-bundle.js" in page.text
         assert client.get("/static/swagger-ui-bundle.js").status_code == 200
@@ -446,6 +450,8 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
         for answer in answers:
             assert_problem(answer, 503, "store_unavailable")
             assert answer.headers["retry-after"]
+        heard = timed(lambda: client.head("/readyz"))
+        assert (heard.status_code, heard.content, heard.headers["retry-after"]) == (503, b"", "1")
         assert client.get("/healthz").status_code == 200
         poll(lambda: "Redis is away" in api.output, what="the log says so")
 

@@ -81,7 +81,9 @@ def test_a_plugin_that_cannot_be_loaded_is_named_with_its_reason(plugins: Path, 
 def test_without_an_example_an_input_is_asked_for(plugins: Path, tmp_path: Path) -> None:
     done = bench(plugins, tmp_path, "bare")
     assert done.returncode == 1
-    assert done.stderr == "Error: bare has no example; give an input: services bench bare --input FILE (or -)\n"
+    assert (
+        done.stderr == "Error: bare has no example; give an input: services bench bare --input JSON (or FILE, or -)\n"
+    )
 
 
 @pytest.mark.parametrize("given", [["--clients", "0"], ["--batch-sizes", "1,x"], ["--budget-ms", "nan"]])

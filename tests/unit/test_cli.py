@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Process, System, poll, running_system, write_plugin
+from tests.support import ROOT, Process, System, poll, running_system, services, write_plugin
 from worker.supervisor import LAST_PAUSE_S, Worker
 from worker.up import Refused, find_ports
 
@@ -49,13 +49,6 @@ def twice(tmp_path: Path) -> Iterator[System]:
         yield made
 
 
-def services(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
-    return subprocess.run(
-        command, env={**system.env, **env}, cwd=system.folder, input=stdin, capture_output=True, text=True, timeout=60
-    )
-
-
 def start_services(system: System, *arguments: str, **env: str) -> Process:
     log = system.folder / "services.log"
     command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
@@ -68,7 +61,7 @@ def test_help_lists_the_commands_and_the_services_without_importing_one(twice: S
     (twice.folder / "installed" / "twice" / "__init__.py").write_text("raise RuntimeError('imported')")
     done = services(twice, "--help")
     assert done.returncode == 0, done.stderr
-    for word in ("list", "redis", "run", "check", "predict", "up", "twice"):
+    for word in ("list", "redis", "run", "new", "check", "predict", "submit", "up", "twice"):
         assert word in done.stdout
     assert "twice" in services(twice, "list").stdout
 
@@ -84,10 +77,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones(twice: System, command: 
     assert "twice" in done.stderr
 
 
-def test_predict_runs_the_example_a_file_or_stdin(twice: System) -> None:
+def test_predict_runs_the_example_json_a_file_or_stdin(twice: System) -> None:
     (twice.folder / "input.json").write_text('{"n": 4}')
     assert json.loads(services(twice, "predict", "twice").stdout) == {"n": 4}
     assert json.loads(services(twice, "predict", "twice", "input.json").stdout) == {"n": 8}
+    assert json.loads(services(twice, "predict", "twice", "@input.json").stdout) == {"n": 8}
+    assert json.loads(services(twice, "predict", "twice", '{"n": 6}').stdout) == {"n": 12}
     assert json.loads(services(twice, "predict", "twice", "-", stdin='{"n": 8}').stdout) == {"n": 16}
 
 
@@ -97,6 +92,13 @@ def test_predict_says_in_one_line_what_is_wrong(twice: System, given: str, said:
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", ["{", "none.json", "@none.json", "installed"])
+def test_an_input_that_cannot_be_read_is_named(twice: System, given: str) -> None:
+    done = services(twice, "predict", "twice", given)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert ("is not JSON" if given == "{" else f"cannot read {given.removeprefix('@')}") in done.stderr
 
 
 def test_what_a_plugin_raises_is_shown_with_its_traceback(twice: System) -> None:

@@ -1,0 +1,130 @@
+"""``services new``: what it writes works, and it writes nothing where it should not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from worker.discovery import list_plugins
+
+NAME = "mood-teller"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with no plugin."""
+    (tmp_path / "plugins").mkdir()
+    for name in ("Procfile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("worker", "api"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+def run(folder: Path, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """``python -m …`` in a folder."""
+    env = {**os.environ, "PYTHONPATH": str(path), "MYPYPATH": str(path)}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=110, check=False)
+
+
+def new(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "worker.cli", "new", *arguments)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) -> None:
+    done = new(checkout / "plugins", NAME)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        f"  pip install -e {NAME}",
+        f"  services check {NAME}",
+        f"  services predict {NAME}",
+    ]
+    plugin, installed = checkout / "plugins" / NAME, checkout / "installed"
+    pip = run(checkout, "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(plugin))
+    assert pip.returncode == 0, pip.stderr
+
+    listed = run(checkout, "worker.cli", "list", path=installed).stdout
+    assert f"{NAME}  0.1.0     mood_teller.service:MoodTeller  Tells happy texts from sad ones" in " ".join(
+        listed.split(" ")
+    )
+    checked = run(checkout, "worker.cli", "check", NAME, path=installed)
+    assert checked.returncode == 0 and "FAILED" not in checked.stdout, checked.stdout + checked.stderr
+    assert json.loads(run(checkout, "worker.cli", "predict", NAME, path=installed).stdout) == {"score": 1.0}
+    tested = run(checkout, "pytest", str(plugin), "-q", path=installed)
+    assert tested.returncode == 0 and "2 passed" in tested.stdout, tested.stdout
+
+    again = new(checkout, NAME, "--into", str(checkout / "plugins"))
+    assert again.returncode == 1 and "nothing is overwritten" in again.stderr
+
+
+def test_what_it_writes_passes_mypy(checkout: Path) -> None:
+    assert new(checkout, NAME).returncode == 0
+    source = checkout / "plugins" / NAME / "src"
+    typed = run(checkout, "mypy", "--cache-dir", "mypy", str(source), str(source.parent / "tests"), path=source)
+    assert typed.returncode == 0, typed.stdout + typed.stderr
+
+
+@pytest.mark.parametrize("name", [NAME, "zebra", "a", "x_1-2", "a" * 20 + "-" + "b" * 19])
+def test_what_it_writes_passes_ruff_whatever_its_name(checkout: Path, name: str) -> None:
+    assert new(checkout, name).returncode == 0
+    for command in (["check", "."], ["format", "--check", "."]):
+        done = run(checkout / "plugins", "ruff", *command)
+        assert done.returncode == 0, done.stdout
+    assert not [path for path in files(checkout / "plugins") if "plugin_name" in path or "pycache" in path]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Mood", "expected at most 40 lower-case letters"),
+        ("mood-", "expected at most 40 lower-case letters"),
+        ("a" * 41, "expected at most 40 lower-case letters"),
+        ("../mood", "expected at most 40 lower-case letters"),
+        ("webhooks", "means something else"),
+        ("input", "means something else"),
+        ("class", "means something else"),
+        ("json", "there is a Python module json"),
+        ("worker", "there is a Python module worker"),
+        (next(iter(list_plugins())), "is installed already"),
+    ],
+)
+def test_a_name_that_is_not_good_is_refused_and_nothing_is_written(checkout: Path, name: str, said: str) -> None:
+    before = files(checkout / "plugins") | {path.name for path in checkout.iterdir()}
+    done = new(checkout, name)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert said in done.stderr
+    assert files(checkout / "plugins") | {path.name for path in checkout.iterdir()} == before
+
+
+def test_nothing_is_overwritten_and_no_folder_is_made_up(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (checkout / "plugins" / NAME).mkdir()
+    (elsewhere / NAME).symlink_to(elsewhere / "nowhere")
+    for folder, arguments, said in (
+        (checkout, [NAME], "nothing is overwritten"),
+        (checkout, [NAME, "--into", str(elsewhere)], "nothing is overwritten"),
+        (checkout, [NAME, "--into", "no/such"], "there is no folder no/such"),
+        (elsewhere, [NAME], "run it in the checkout, or name a folder by --into DIR"),
+    ):
+        done = new(folder, *arguments)
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert files(checkout / "plugins") == {NAME}
+    assert files(elsewhere) == {NAME}

@@ -1,0 +1,62 @@
+"""What the commands are given: an input, a number."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from worker.errors import ServicesError
+
+#: What ``read_input`` takes, for a command's help.
+INPUT_HELP = "the input as JSON; @FILE or FILE: a file with it; - for stdin"
+
+
+def read_input(given: str) -> Any:
+    """An input from the command line: JSON, ``@file``, a file's name, or ``-`` for stdin. Raises ``ServicesError``."""
+    if given == "-":
+        return _parse(sys.stdin.read(), "what came by stdin")
+    if not given.startswith("@"):
+        try:
+            return json.loads(given)
+        except ValueError as error:
+            if given.lstrip().startswith(("{", "[", '"')):
+                raise ServicesError(f"the input is not JSON: {error}") from error
+    name = given.removeprefix("@")
+    try:
+        return _parse(Path(name).read_text(encoding="utf-8"), name)
+    except OSError as error:
+        raise ServicesError(f"cannot read {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ServicesError(f"{name} is not JSON: it is not UTF-8") from error
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ServicesError(f"{name} is not JSON: {error}") from error
+
+
+def say_no_example(name: str, command: str) -> str:
+    """What to do where a service has no example."""
+    return f"{name} has no example; give an input: {command} JSON (or FILE, or -)"
+
+
+def join_errors(errors: Any) -> str:
+    """The fields that are wrong, each with what was expected."""
+    return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number

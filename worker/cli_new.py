@@ -1,0 +1,97 @@
+"""``services new``: a plugin that works at once, to begin from.
+
+``worker/new_plugin/`` is that plugin, of the name ``plugin-name``; it is copied with another name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import os
+import re
+import shlex
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from worker.discovery import list_plugins
+from worker.dispatch import WEBHOOKS
+from worker.errors import ServicesError
+from worker.settings import Settings, find_checkout
+
+TEMPLATE = Path(__file__).parent / "new_plugin"
+
+#: Narrower than a service's name may be: it is a package's and a distribution's too, and stands in lines of code.
+NAME = re.compile(r"[a-z]([a-z0-9_-]{0,38}[a-z0-9])?")
+
+#: As classes, words of the contract; a queue of our own; the checkout's tests.
+TAKEN = frozenset({"input", "output", "service", WEBHOOKS, "tests"})
+
+
+class Refused(ServicesError):
+    """It cannot be written; nothing was."""
+
+    code = "refused"
+
+
+def new(arguments: argparse.Namespace, _: Settings) -> int:
+    """write a plugin that works at once, to begin from"""
+    name: str = arguments.name
+    names = _find_names(name)
+    target = _find_folder(arguments.into) / name
+    if os.path.lexists(target):
+        raise Refused(f"{target} is there already: nothing is overwritten")
+    _write(target, names)
+    shown = shlex.quote(os.path.relpath(target) if target.is_relative_to(Path.cwd()) else str(target))
+    print(f"written: {shown}, a service that works: replace what is marked in src/{names['plugin_name']}/. Next:\n")
+    print(f"  pip install -e {shown}\n  services check {name}\n  services predict {name}")
+    return 0
+
+
+def _find_names(name: str) -> dict[str, str]:
+    """What stands for what in the template. Raises ``Refused`` for a name that is not good, or is taken."""
+    if not NAME.fullmatch(name):
+        must = "expected at most 40 lower-case letters, digits, - and _, a letter first and no - or _ last"
+        raise Refused(f"{name!r} cannot be a plugin's name: {must}")
+    package = name.replace("-", "_")
+    kind = "".join(part.capitalize() for part in package.split("_"))
+    if name in TAKEN or keyword.iskeyword(package) or keyword.iskeyword(kind):
+        raise Refused(f"{name!r} means something else already: choose another name")
+    if installed := list_plugins().get(name):
+        raise Refused(f"a service named {name} is installed already, by {installed.distribution} {installed.version}")
+    if find_spec(package) is not None:
+        raise Refused(f"there is a Python module {package} already, which this one would hide: choose another name")
+    return {"plugin_name": package, "plugin-name": name, "PluginName": kind}
+
+
+def _find_folder(into: Path | None) -> Path:
+    """The folder in which plugins are. Raises ``Refused``."""
+    if into is not None:
+        if not into.is_dir():
+            raise Refused(f"--into: there is no folder {into}")
+        return into.resolve()
+    folder = find_checkout() / "plugins"
+    if not folder.is_dir():
+        raise Refused(f"there is no folder {folder}: run it in the checkout, or name a folder by --into DIR")
+    return folder
+
+
+def _write(target: Path, names: dict[str, str]) -> None:
+    """Copy the template under its new names; nothing is left of a copy that fails. Raises ``Refused``."""
+    try:
+        target.mkdir()  # fails where somebody else was quicker
+    except OSError as error:
+        raise Refused(f"cannot write {target}: {error.strerror}") from error
+    try:
+        for source in sorted(TEMPLATE.rglob("*")):
+            if source.is_file() and "__pycache__" not in source.parts:
+                file = target / _rename(str(source.relative_to(TEMPLATE)), names)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(_rename(source.read_text(encoding="utf-8"), names), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise Refused(f"cannot write {target}: {error.strerror}") from error
+
+
+def _rename(text: str, names: dict[str, str]) -> str:
+    return re.sub("|".join(names), lambda found: names[found[0]], text)

@@ -1,0 +1,1 @@
+"""Tells happy texts from sad ones."""
