@@ -122,7 +122,7 @@ def test_a_job_is_seen_to_run_is_cancelled_and_run_again(stack: System, console:
     console.one("#try-result .cancel").click()
     console.sees("#try-result .now", "cancelled")
     console.one("#try-result .retry").click()
-    console.sees("#try-result .steps", "queued")
+    poll(lambda: console.text("#try-result .now") in ("queued", "running"), what="it is seen to be run again")
     console.one("#try-result .cancel").click()
     console.sees("#try-result .now", "cancelled")
 
