@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks import estimates, measures, report
+from benchmarks import estimates, measures, receivers, report
 from benchmarks.measures import Figures
 from benchmarks.peer_stacks import KINDS, Peers
 
@@ -90,6 +90,11 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "events": (
         "Celery events up to 100 jobs a second with Flower attached, and none.",
         lambda given: measures.events(given.rounds, given.seconds),
+    ),
+    "webhooks": (
+        "The tiny model and 64 clients, while jobs with a webhook end at 20 a second: to a receiver that answers 500, "
+        "that hangs, that is away, and (none) the same jobs without a webhook.",
+        lambda given: receivers.receivers(given.rounds, given.seconds),
     ),
     "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
     "idle": (

@@ -1,0 +1,80 @@
+"""What webhooks whose receiver is dead cost the other jobs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from benchmarks.measures import Figures, folder, say
+from benchmarks.stacks import Ours
+from tests.receiver import Receiver
+from tests.support import free_port
+
+#: Seconds between two jobs with a webhook.
+EVERY_S = 0.05
+#: What becomes of a request to the receiver; "none": the jobs have no webhook.
+KINDS = ("none", "answers 500", "hangs", "is away")
+
+
+def receivers(rounds: int, seconds: float) -> Figures:
+    """Jobs a second of 64 clients while others' jobs end at 20 a second, for whose webhooks nobody is there."""
+    found: Figures = defaultdict(list)
+    for number in range(rounds):
+        speeds = {}
+        for kind in KINDS[number % len(KINDS) :] + KINDS[: number % len(KINDS)]:  # no kind is always the first
+            with Ours(folder(), "tiny", SERVICES_WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8") as stack:
+                stack.spawn("celery", "-A", "worker", "worker", "-Q", "webhooks")
+                with _receiver(kind) as url, _fed(stack, url):
+                    stack.measure(seconds=1)
+                    speeds[kind] = stack.measure(seconds=seconds)["jobs_s"]
+        for kind in KINDS:
+            found[f"webhooks, receiver {kind}: jobs/s"].append(speeds[kind])
+        for kind in KINDS[1:]:
+            found[f"webhooks, receiver {kind}: jobs/s against none in its round"].append(speeds[kind] / speeds["none"])
+        say(found)
+    return found
+
+
+@contextmanager
+def _receiver(kind: str) -> Iterator[str]:
+    """Where the webhooks go; "" for none."""
+    if kind in ("none", "is away"):
+        yield "" if kind == "none" else f"http://127.0.0.1:{free_port()}/"
+        return
+    receiver = Receiver().start()
+    try:
+        yield receiver.hang("/") if kind == "hangs" else receiver.on("/", lambda _: (500, {}))
+    finally:
+        receiver.stop()
+
+
+@contextmanager
+def _fed(stack: Ours, url: str) -> Iterator[None]:
+    """Meanwhile, jobs with this webhook are sent."""
+    body = {"service": stack.model, "input": json.loads(stack.input.read_text()), **({"webhook": url} if url else {})}
+    stopped, failed = threading.Event(), []
+
+    def feed() -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}", trust_env=False, timeout=30) as client:
+            for _ in itertools.count():
+                answer = client.post("/jobs", json=body)
+                if answer.status_code != 202:
+                    failed.append(answer.text)
+                if stopped.wait(EVERY_S):
+                    return
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+    if failed:
+        raise RuntimeError(f"{len(failed)} jobs with a webhook were refused: {failed[0]}")
