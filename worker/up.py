@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import honcho.manager
+import honcho.printer
 import honcho.process
 from honcho.environ import parse_procfile
 
@@ -106,11 +107,23 @@ def _begin_line() -> None:
     die_with_parent(signal.SIGTERM)
 
 
+class Printer(honcho.printer.Printer):  # type: ignore[misc]  # honcho ships no types
+    """honcho's printer. Where nobody reads it any more (``make run | head``), everything is stopped as by a signal."""
+
+    def write(self, message: Any) -> None:
+        """Print one line."""
+        try:
+            super().write(message)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no types
     """honcho's manager, which also starts the guide, and knows a wanted end from an accident."""
 
     def __init__(self, guide: Guide) -> None:
-        super().__init__()
+        super().__init__(Printer(sys.stdout))
         self._process_ctor = Line
         self._guide = guide
         self._asked = False  # by a signal

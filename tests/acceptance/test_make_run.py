@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,15 @@ def test_the_readmes_plugin_is_added_by_its_three_files(running: Clone) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block)
     (commands,) = [block for block in blocks("console") if "check sentiment" in block]
-    for command in commands.strip().splitlines()[:-1]:
+    *before, run_all, submit = commands.strip().splitlines()
+    for command in before:
         said = running.run("bash", "-c", command)
         assert "FAILED" not in said
     assert json.loads(said) == {"score": 1.0}
-    assert commands.strip().splitlines()[-1] == "make run"
+    assert run_all == "make run"
+    running.press_ctrl_c()
+    running.make_run()
+    assert json.loads(running.run("bash", "-c", f"PORT={running.ports['PORT']} {submit}"))["output"] == {"score": 1.0}
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_run_knows_the_earlier_jobs(running: Clone) -> None:
@@ -197,3 +202,16 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_knows_the_earlier_jobs(running: 
     assert states == {"antifraud": "ready", "embed": "ready", "sentiment": "ready"}
     running.press_ctrl_c()
     assert not running.left_over()
+
+
+def test_it_stops_where_nobody_reads_what_it_prints(running: Clone) -> None:
+    environment = {**clean_environment(), **running.ports}
+    pipe = subprocess.Popen(["make", "run"], cwd=running.folder, env=environment, stdout=subprocess.PIPE, text=True)
+    assert pipe.stdout
+    try:
+        assert any("started" in line for line in pipe.stdout)
+        pipe.stdout.close()
+        assert pipe.wait(60) is not None
+        assert not running.left_over()
+    finally:
+        pipe.kill()

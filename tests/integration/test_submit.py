@@ -23,7 +23,16 @@ def submit(system: System, *arguments: str, stdin: str = "", **env: str) -> subp
 
 
 def start_submit(system: System, *arguments: str) -> Process:
-    command = [sys.executable, "-c", "from worker.cli import main; main()", "submit", *arguments]
+    # A shell's job in the background has SIGINT ignored, and this suite may be one.
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "-c",
+        "from worker.cli import main; main()",
+        "submit",
+        *arguments,
+    ]
     process = Process(command, {**system.env, "PORT": str(system.port)}, system.folder / "submit.log", system.folder)
     system.processes.append(process)
     return process
