@@ -92,8 +92,8 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         lambda given: measures.events(given.rounds, given.seconds),
     ),
     "webhooks": (
-        "The tiny model and 64 clients, while jobs with a webhook end at 20 a second: to a receiver that answers 500, "
-        "that hangs, that is away, and (none) the same jobs without a webhook.",
+        "The tiny model and 64 clients, while jobs with a webhook end at 20 a second: to a receiver that answers, "
+        "that answers 500, that hangs, that is away, and (none) the same jobs without a webhook.",
         lambda given: receivers.receivers(given.rounds, given.seconds),
     ),
     "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
