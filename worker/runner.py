@@ -69,7 +69,7 @@ def run_batch(
     attachments: Attachments | None = None,
     teller: Teller | None = None,
 ) -> Complete:
-    """Run these jobs. What is left is to write how they ended, which the answer does.
+    """Run these jobs. How they ended is written where what this gives is called.
 
     ``tell`` is called with "begun" and "computed" around the stages that the service's time limit is for: waiting for a
     Redis that is away is none of them.
