@@ -56,6 +56,7 @@ class Keeper(threading.Thread):
         self._about: dict[str, tuple[str, dict[str, Any]]] = {}
         self._state = "loading"
         self._stop_event = threading.Event()
+        self._wake = threading.Event()  # set: the next tick is due now
         self._joined = False
         self._told: object = None  # what of ``_about`` the ledger knows
         self.count_processes: Callable[[], int] = lambda: 1  #: those that can take a batch, once the state is "ready"
@@ -76,12 +77,14 @@ class Keeper(threading.Thread):
                 if not away:
                     log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
                 away = True
-            self._stop_event.wait(TICK_S)
+            self._wake.wait(TICK_S)
+            self._wake.clear()
 
     def ready(self, about: dict[str, tuple[str, dict[str, Any]]]) -> None:
         """The first pool process has loaded: ``about`` gives each service's version and knobs."""
         self._about = about
         self._state = "ready"
+        self._wake.set()  # its limits hold from its first job on
 
     def fail(self, service: str, reason: str) -> None:
         """Tell ``GET /services`` why a plugin cannot be loaded."""
@@ -91,8 +94,11 @@ class Keeper(threading.Thread):
     def leave(self) -> None:
         """Stop, and give back at once what is still this worker's."""
         self._stop_event.set()
+        self._wake.set()
         self.join(timeout=self._settings.lease_s)
         for name in self._names:
+            if self._about and self._about is not self._told:  # it ended before its first tick as a ready one
+                self._try_once(lambda name=name: self._ledger.tell(name, *self._about[name]), "tell its knobs")  # type: ignore[misc]
             self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
 
     def _tick(self) -> None:
