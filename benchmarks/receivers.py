@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 
 from benchmarks.measures import Figures, folder, say
-from benchmarks.stacks import Ours
+from benchmarks.stacks import Ours, cpu_s
 from tests.receiver import Receiver
 from tests.support import free_port
 
@@ -26,15 +27,18 @@ def receivers(rounds: int, seconds: float) -> Figures:
     """Jobs a second of 64 clients while others' jobs end at 20 a second, for whose webhooks nobody is there."""
     found: Figures = defaultdict(list)
     for number in range(rounds):
-        speeds = {}
+        speeds, shares = {}, {}
         for kind in KINDS[number % len(KINDS) :] + KINDS[: number % len(KINDS)]:  # no kind is always the first
             with Ours(folder(), "tiny", SERVICES_WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8") as stack:
-                stack.spawn("celery", "-A", "worker", "worker", "-Q", "webhooks")
+                sender = stack.spawn("celery", "-A", "worker", "worker", "-Q", "webhooks")
                 with _receiver(kind) as url, _fed(stack, url):
                     stack.measure(seconds=1)
+                    used, begun = cpu_s(sender.pid), time.perf_counter()
                     speeds[kind] = stack.measure(seconds=seconds)["jobs_s"]
+                    shares[kind] = (cpu_s(sender.pid) - used) / (time.perf_counter() - begun)
         for kind in KINDS:
             found[f"webhooks, receiver {kind}: jobs/s"].append(speeds[kind])
+            found[f"webhooks, receiver {kind}: their worker's share of a core"].append(shares[kind])
         for kind in KINDS[2:]:
             ratio = speeds[kind] / speeds["answers"]
             found[f"webhooks, receiver {kind}: jobs/s against one that answers, in its round"].append(ratio)
