@@ -32,7 +32,7 @@ from api.requests import (
     read_idempotency_key,
     read_nothing,
 )
-from worker.bulk import Bulk, NewBulk, StoredChunk, at_once, cut
+from worker.bulk import Bulk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
 from worker.errors import InvalidInput, ServicesError, StoreUnavailable
 from worker.jobs import TERMINAL, Priority
 from worker.service import Service
@@ -116,11 +116,12 @@ class Incoming:
         if asked.webhook:
             await state.receivers.check(asked.webhook.url)
         overview = await ledger.overview(asked.service)
-        size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
+        max_batch_size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
+        most_rows = rows_of_chunk(max_batch_size, overview.pace_s)
         batch_id = str(uuid.uuid4())
         chunks = 0
         try:
-            async for chunk in cut(self._counted(settings, caller.most_open), batch_id, size):
+            async for chunk in cut(self._counted(settings, caller.most_open), batch_id, most_rows):
                 chunks += 1
                 if entry.takes_files:
                     await state.files.hold_named(asked.service, chunk.id, caller.owner, b"\n".join(chunk.rows))

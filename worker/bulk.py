@@ -19,6 +19,9 @@ from worker.jobs import Priority, Status, rfc3339
 CHUNK_BYTES = 1024 * 1024
 #: Rows of one chunk, in batches of the service's ``max_batch_size``: enough that a claim costs little beside them.
 CHUNK_BATCHES = 4
+#: Where a row takes long, the time of a chunk, about, but at least one batch: progress is told chunk by chunk, and
+#: several workers share a batch by its chunks.
+CHUNK_S = 1.0
 #: How long chunks wait for the rest of their batch.
 STAGED_S = 3600.0
 
@@ -243,13 +246,19 @@ def merge(settled: Sequence[bytes], first: int, numbers: Sequence[int], results:
     return b"\n".join(lines)
 
 
-async def cut(pieces: AsyncIterator[list[bytes]], group: str, max_batch_size: int) -> AsyncIterator[Chunk]:
+def rows_of_chunk(max_batch_size: int, row_s: float) -> int:
+    """Rows of one chunk at most, in whole batches, where a row takes so long (0: not measured yet)."""
+    batches = int(CHUNK_S / (row_s * max_batch_size)) if row_s else CHUNK_BATCHES
+    return max_batch_size * max(1, min(CHUNK_BATCHES, batches))
+
+
+async def cut(pieces: AsyncIterator[list[bytes]], group: str, most_rows: int) -> AsyncIterator[Chunk]:
     """The chunks of a batch, as its rows come in."""
     number = first = size = 0
     rows: list[bytes] = []
     async for piece in pieces:
         for row in piece:
-            if rows and (len(rows) >= max_batch_size * CHUNK_BATCHES or size + len(row) > CHUNK_BYTES):
+            if rows and (len(rows) >= most_rows or size + len(row) > CHUNK_BYTES):
                 yield Chunk(group, number, first, rows)
                 number, first, size, rows = number + 1, first + len(rows), 0, []
             rows.append(row)

@@ -24,6 +24,7 @@ class Overview:
     failure: dict[str, Any] | None  #: why the plugin cannot be loaded
     running: int  #: jobs, and chunks of batches, that a live worker has claimed
     rate: float  #: jobs ended a second, averaged over the last seconds
+    pace_s: float  #: time that a pool process takes for an input, averaged; 0 before any was measured
     counts: dict[str, int]  #: what ``ledger.lua`` counts: waiting_bytes, "ended:<status>", "requeued:<why>", ...
 
     @classmethod
@@ -40,6 +41,7 @@ class Overview:
             failure=json.loads(fields[b"failure"]) if b"failure" in fields else None,
             running=running,
             rate=_rate_now(fields.get(b"rate"), fields.get(b"rate_at"), int(now)),
+            pace_s=float(fields.get(b"pace", 0)) / 1e6,
             counts={name.decode(): int(fields[name]) for name in counted},
         )
 

@@ -56,6 +56,20 @@ def test_results_come_in_order_and_a_bad_row_fails_alone(serving: System) -> Non
         assert batch["id"] not in client.get("/jobs?limit=100").text, "chunks are no jobs of the list"
 
 
+def test_a_batch_for_a_slow_model_shows_progress_once_its_speed_is_known(system: System) -> None:
+    system.start_api()
+    system.start_worker("one_by_one")
+    rows = [{"n": n, "sleep_s": 0.6} for n in range(4)]  # one chunk, where nothing is known of the model
+    with system.client() as client:
+        results(client, send(client, rows, service="one_by_one"))
+        batch = send(client, rows, service="one_by_one")
+        between = poll(
+            lambda: 0 < read(client, batch)["progress"] < 1 and read(client, batch), what="some rows have ended"
+        )
+        assert between["counts"]["queued"] > 0
+        assert [line["output"]["n"] for line in results(client, batch)] == [0, 1, 2, 3]
+
+
 def test_lines_of_json_are_streamed_in_and_what_is_no_json_fails_alone(serving: System) -> None:
     def body() -> Any:
         yield b'{"n": 0}\n{"n"'
