@@ -22,6 +22,9 @@ CHUNK_BATCHES = 4
 #: Where a row takes long, the time of a chunk, about, but at least one batch: progress is told chunk by chunk, and
 #: several workers share a batch by its chunks.
 CHUNK_S = 1.0
+#: Chunks of a batch after which the further ones have twice as many rows, and so on. Accepting, cancelling and retrying
+#: a batch take Redis 27 us a chunk (measured), in which it does nothing else: a million rows are under 6,000 chunks.
+DOUBLED_AFTER = 512
 #: How long chunks wait for the rest of their batch.
 STAGED_S = 3600.0
 
@@ -253,7 +256,7 @@ def rows_of_chunk(max_batch_size: int, row_s: float) -> int:
 
 
 async def cut(pieces: AsyncIterator[list[bytes]], group: str, most_rows: int) -> AsyncIterator[Chunk]:
-    """The chunks of a batch, as its rows come in."""
+    """The chunks of a batch, as its rows come in; the first ones have ``most_rows`` at most."""
     number = first = size = 0
     rows: list[bytes] = []
     async for piece in pieces:
@@ -261,6 +264,8 @@ async def cut(pieces: AsyncIterator[list[bytes]], group: str, most_rows: int) ->
             if rows and (len(rows) >= most_rows or size + len(row) > CHUNK_BYTES):
                 yield Chunk(group, number, first, rows)
                 number, first, size, rows = number + 1, first + len(rows), 0, []
+                if number % DOUBLED_AFTER == 0:
+                    most_rows *= 2
             rows.append(row)
             size += len(row)
     if rows:

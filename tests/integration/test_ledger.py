@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import redis
 
+from worker.bulk import Chunk, NewBulk
 from worker.errors import (
     IdempotencyConflict,
     JobExpired,
@@ -442,6 +443,24 @@ def test_a_retry_does_not_overlap_with_a_cancelled_run(bench: Bench) -> None:
     bench.redis.zadd("{echo}:delayed", {job_id: 1})
     bench.ledger.sweep("echo")
     assert bench.claim("t3") == [job_id]
+
+
+def test_a_retried_chunk_does_not_overlap_with_its_cancelled_run(bench: Bench) -> None:
+    async def send(ledger: AsyncLedger) -> None:
+        for number in (0, 1):
+            await ledger.stage("echo", Chunk("b", number, number, [b'{"n":1}']))
+        await ledger.seal(NewBulk("echo", "1", 2, 2, 14, Priority.NORMAL, 60, b"{}", "b"))
+
+    bench.api(send)
+    assert bench.claim("t1") == ["b.0"]
+    bench.api(lambda ledger: ledger.cancel_batch("b"))
+    bench.api(lambda ledger: ledger.retry_batch("b"))
+    assert bench.claim("t2") == ["b.1"], "b.0 was running, and may be for four seconds"
+    assert bench.claim("t3") == []
+    assert bench.redis.zrange("{echo}:delayed", 0, -1) == [b"b.0"]
+    bench.redis.zadd("{echo}:delayed", {"b.0": 1})
+    bench.ledger.sweep("echo")
+    assert bench.claim("t4") == ["b.0"]
 
 
 def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import pairwise
+
 import pytest
 
-from worker.bulk import rows_of_chunk
+from worker.bulk import Chunk, at_once, cut, rows_of_chunk
 
 
 @pytest.mark.parametrize(
@@ -13,3 +16,13 @@ from worker.bulk import rows_of_chunk
 )
 def test_a_chunk_is_about_a_second_of_work_in_whole_batches(max_batch_size: int, row_s: float, rows: int) -> None:
     assert rows_of_chunk(max_batch_size, row_s) == rows
+
+
+def test_a_million_rows_of_a_model_that_takes_one_at_a_time_are_some_thousand_chunks() -> None:
+    async def chunks() -> list[Chunk]:
+        return [chunk async for chunk in cut(at_once([b"1"] * 1_000_000), "g", 1)]
+
+    found = asyncio.run(chunks())
+    assert len(found) < 6000 and [len(chunk.rows) for chunk in found[:512]] == [1] * 512
+    assert all(after.first == before.first + len(before.rows) for before, after in pairwise(found))
+    assert found[-1].first + len(found[-1].rows) == 1_000_000
