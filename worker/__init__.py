@@ -5,8 +5,8 @@ The map, in the order in which a job passes through it:
 * ``service``: the contract that a plugin's author writes
 * ``discovery``: finds the plugins by entry point; imports one only when it is asked for
 * ``jobs``: what a job is, its states and the one table of their transitions
-* ``ledger`` and ``ledger.lua``: the truth about every job, in Redis; ``ledger_async``: the API's side of it, on
-  ``ledger_client`` and ``ledger_batches``
+* ``ledger`` and ``ledger.lua`` with its parts: the truth about every job, in Redis; ``ledger_async``: the API's side of
+  it, on ``ledger_client`` and ``ledger_batches``
 * ``store``: clients for that Redis (TLS, Sentinel)
 * ``dispatch``: a job's record and its Celery message, written together
 * ``celery``: the Celery app (``celery -A worker``)

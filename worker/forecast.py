@@ -50,7 +50,7 @@ class Forecast:
 
     @classmethod
     def from_reply(cls, reply: Any) -> Forecast:
-        """Read what ``forecast`` in ``ledger.lua`` answers."""
+        """Read what ``forecast`` in ``reads.lua`` answers."""
         now_us, knobs, batch_time, row_time, infos, runs, found = reply
         workers = [json.loads(info) for info in infos]
         processes = sum(worker.get("processes", 1) for worker in workers if worker.get("state") == "ready")
@@ -145,7 +145,7 @@ class Forecasts:
 
 
 def _jobs_of_a_claim(knobs: dict[str, Any]) -> int:
-    """What a worker takes at once where more waits: as ``claim`` in ``ledger.lua`` does."""
+    """What a worker takes at once where more waits: as ``claim`` in ``runs.lua`` does."""
     most = int(knobs["max_batch_size"])
     return max((size for size in knobs["preferred_batch_sizes"] if size <= most), default=most)
 

@@ -101,7 +101,7 @@ def too_many_open(retry_after_s: int) -> RateLimited:
 
 
 def check_retried(job_id: str, service: str, reply: Any) -> None:
-    """Raise what ``retry`` in ``ledger.lua`` says went wrong."""
+    """Raise what ``retry`` in ``jobs.lua`` says went wrong."""
     if isinstance(reply, list):
         full = reply[0] == b"full"
         raise queue_full(service, int(reply[1])) if full else too_many_open(int(reply[1]))

@@ -29,7 +29,7 @@ class Overview:
 
     @classmethod
     def from_reply(cls, reply: Any) -> Overview:
-        """Read what ``overview`` in ``ledger.lua`` answers."""
+        """Read what ``overview`` in ``reads.lua`` answers."""
         depth, oldest, now, infos, about, running = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]

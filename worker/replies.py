@@ -1,4 +1,4 @@
-"""What became of jobs that were to be stored: the replies of ``create`` in ``ledger.lua``, read."""
+"""What became of jobs that were to be stored: the replies of ``create`` in ``jobs.lua``, read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def not_found(id: str, what: str = "job") -> JobNotFound:
 
 
 def as_stored(job: NewJob, state: bytes, created: bytes, position: int, forecast: Forecast | None) -> Outcome:
-    """One job's part of what ``create`` in ``ledger.lua`` answers."""
+    """One job's part of what ``create`` in ``jobs.lua`` answers."""
     if state == b"full":
         return queue_full(job.service, int(created))
     if state == b"limited":

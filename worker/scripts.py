@@ -15,6 +15,8 @@ from typing import Any
 
 #: A definition on the top level: ``local a, b = …``, ``local function a(…)`` or ``function operations.a(…)``.
 DEFINITION = re.compile(r"^(?:local function (\w+)|function operations\.(\w+)|local ([\w, ]+?) *(?:=|$))", re.M)
+#: Where a part of the file stands that has a file of its own.
+PART = re.compile(r"^--@ (\w+\.lua)$", re.M)
 #: Where the definitions end, and what every call does begins.
 TAIL = "\n-- Every call.\n"
 WORD = re.compile(r"(?<![.:])\b[A-Za-z_]\w*")
@@ -31,9 +33,9 @@ class Definition:
 
 
 def read_source() -> str:
-    """The whole file, with ``cache.lua`` in its place."""
-    ledger, part = (files("worker").joinpath(f"{name}.lua").read_text() for name in ("ledger", "cache"))
-    return ledger.replace("--@ cache.lua\n", part)
+    """The whole file, with each of its parts (``--@ cache.lua``) in its place."""
+    folder = files("worker")
+    return PART.sub(lambda found: folder.joinpath(found[1]).read_text(), folder.joinpath("ledger.lua").read_text())
 
 
 @cache

@@ -49,13 +49,13 @@ def test_the_same_holds_with_rabbitmq_as_the_broker(tmp_path: Path) -> None:
 #: What each guarantee rests on, and how the sources look without it.
 PILLARS: dict[str, tuple[Sabotage, str]] = {
     "sweep": (
-        {"worker/ledger.lua": [("redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do", "{}) do")]},
+        {"worker/leases.lua": [("redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now)) do", "{}) do")]},
         "lost",
     ),
     "fencing": (
         {
+            "worker/runs.lua": [("    if mine and job[5] == 'running' then\n", "    if job[5] then\n")],
             "worker/ledger.lua": [
-                ("    if mine and job[5] == 'running' then\n", "    if job[5] then\n"),
                 ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
             ],
             "worker/child.py": [
@@ -69,7 +69,7 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
     ),
     "lease": (
         {
-            "worker/ledger.lua": [
+            "worker/leases.lua": [
                 ("return {0, {}} end\n  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])", "return {0, {}} end"),
                 ("redis.call('ZADD', WORKERS, 'GT', now + ARGV[5], ARGV[4])", ""),
             ],

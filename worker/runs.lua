@@ -1,0 +1,270 @@
+-- What a pool process does with a batch of jobs, from claim to complete. A part of ledger.lua, which names the keys.
+
+-- Others' messages wait for their adoption under the worker's name, so that its death cannot lose one.
+local function take_messages(worker, most)
+  local foreign = {}
+  for _, queue in ipairs(QUEUES) do
+    local messages = redis.call('RPOP', queue, most)
+    for i, message in ipairs(messages or {}) do
+      if message:sub(1, #OURS) ~= OURS then
+        local field = string.format('%.0f', now) .. ':' .. queue .. ':' .. i
+        redis.call('HSET', S .. 'taken:' .. worker, field, message)
+        foreign[#foreign + 1] = field
+        foreign[#foreign + 1] = message
+      end
+    end
+  end
+  return foreign
+end
+
+-- How long a batch that is not full is still held back for more; 0: not at all.
+local function hold(ids, most, delay)
+  if delay == 0 or #ids == 0 or #ids >= most then return 0 end
+  local oldest = now
+  for _, id in ipairs(ids) do
+    oldest = math.min(oldest, tonumber(redis.call('HGET', record(id), 'created') or now))
+  end
+  return math.max(0, oldest + delay - now)
+end
+
+-- How many of so many waiting jobs make a batch of the largest size that the author prefers (Triton's
+-- preferred_batch_size); 0 where none can be reached.
+local function preferred(waiting, sizes)
+  local best = 0
+  for size in sizes:gmatch('%d+') do
+    size = tonumber(size)
+    if size <= waiting and size > best then best = size end
+  end
+  return best
+end
+
+-- What the run of a claimed job needs, in this order; "first" is a chunk's.
+local RUN = {'attempt', 'input', 'first'}
+
+local TAKEN = {'attempt', 'input', 'first', 'watched', 'cache'}
+
+local function append(list, id, attempt, input, first)
+  local n = #list
+  list[n + 1], list[n + 2], list[n + 3], list[n + 4] = id, attempt, input, first
+end
+
+-- Gives what claim does of each, and the rows of a chunk (else 0).
+local function take(ids, worker, token, max_attempts, version, model)
+  local batch = {}
+  for _, id in ipairs(ids) do
+    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', 'turn',
+      unpack(TAKEN))
+    if not job[1] then
+      gather('ZREM', WAITING, id)  -- its record was deleted by hand
+      gather('ZREM', CHUNKS, id)
+    elseif not end_if_late(id, tonumber(job[2] or 0), tonumber(job[3] or 0), job[1]) then
+      -- A job whose batch died is run alone, so that only the culprit is charged.
+      if job[4] == '1' and #batch > 0 then break end
+      must_go(id, job[1], 'running')
+      batch[#batch + 1] = {id, job}
+      if job[4] == '1' then break end
+    end
+  end
+  local reply, size, turn, rows = {}, int(#batch), nil, 0
+  for _, taken in ipairs(batch) do
+    local id, job = taken[1], taken[2]
+    local group, attempt, input = job[5], int(job[8] + 1), job[9] or 'null'
+    if group then
+      count(group, 'running', job[6])
+      tell_of(group)
+      gather('ZREM', CHUNKS, id)
+      rows = job[6]
+    end
+    bytes_change = bytes_change - #input
+    gather('ZREM', WAITING, id)
+    gather('HSET', S .. 'running:' .. worker, id, token)
+    if job[12] then cache().lead(id, job[12], model) end
+    -- A chunk gets one attempt more, in which the row that ended the others is passed over.
+    redis.call('HSET', record(id), 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
+      'max_attempts', group and int(max_attempts + 1) or max_attempts, 'version', version, 'batch_size', size)
+    if job[2] then redis.call('HSET', record(id), 'start_by', '0') end  -- it has started in time, however often it runs
+    if job[11] then told[#told + 1] = id end
+    turn = job[7] or turn
+    append(reply, id, attempt, input, job[10] or '')
+  end
+  flush()
+  if turn then pass_turn(turn) end
+  return reply, rows
+end
+
+-- Whether a process has a batch in hand, among the tokens of its worker's.
+local function is_at_work(tokens, process)
+  for token in pairs(tokens) do
+    if process_of(token) == process then return true end
+  end
+  return false
+end
+
+-- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"), model. Gives {"fenced"},
+-- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, how
+-- many wait} (no id: nothing waits). Sent twice with one token, it gives the same batch.
+function operations.claim()
+  local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
+  if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
+  local mine = redis.call('HGETALL', S .. 'running:' .. worker)
+  local again, tokens = {}, {}
+  for i = 1, #mine, 2 do
+    tokens[mine[i + 1]] = true
+    if mine[i + 1] == token then
+      local job = redis.call('HMGET', record(mine[i]), unpack(RUN))
+      append(again, mine[i], job[1], job[2] or 'null', job[3] or '')
+    end
+  end
+  if #again > 0 then return {'batch', again, redis.call('ZCARD', WAITING)} end
+  local foreign = take_messages(worker, most)
+  if #foreign > 0 then return {'foreign', foreign} end
+  local process, batch, rows = process_of(token), {}, 0
+  local is_ahead = is_at_work(tokens, process)
+  while #batch == 0 do
+    local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
+    if #ids == 0 then break end
+    local size = preferred(#ids, ARGV[10])
+    local wait = size == 0 and hold(ids, most, tonumber(ARGV[7])) or 0
+    if wait > 0 then
+      if not is_ahead then redis.call('HDEL', busy(worker), process) end
+      return {'hold', wait}
+    end
+    if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
+    batch, rows = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
+  end
+  local left = redis.call('ZCARD', WAITING)
+  if not is_ahead and #batch > 0 then
+    redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
+  elseif not is_ahead then
+    redis.call('HDEL', busy(worker), process)
+  elseif #batch > 0 and left < most then  -- feeder.py looks ahead only where a whole batch waits
+    local run = (redis.call('HGET', busy(worker), process) or ''):match('^%S+ %S+')
+    if run then redis.call('HSET', busy(worker), process, run .. ' 1') end
+  end
+  return {'batch', batch, left}
+end
+
+-- worker, fields of S:taken:<worker> whose messages are jobs of the ledger now
+function operations.adopted()
+  redis.call('HDEL', S .. 'taken:' .. ARGV[4], unpack(ARGV, 5))
+end
+
+-- token, then per job: id, status, output or error, timings, batch_size, pause_us (0: this end is final; else a failed
+-- job is run again after the pause, as long as it has attempts left), rows of a chunk that failed (see keep_failed). Gives
+-- for each 1 where it stands as told, 2 where it will be run again, 0 where it is no longer this batch's (cancelled, or run
+-- elsewhere since): the fence against a late worker.
+local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
+
+function operations.complete()
+  local token, reply, inputs, last = ARGV[4], {}, 0, nil
+  for i = 5, #ARGV, 7 do
+    local id, status = ARGV[i], ARGV[i + 1]
+    local job = redis.call('HMGET', record(id), unpack(ENDING))
+    local mine, told = job[1] == token, 1
+    if mine and job[5] == 'running' then
+      inputs, last = inputs + (job[10] or 1), job
+      local pause = tonumber(ARGV[i + 5])
+      if pause > 0 and job[2] - (job[3] or 0) < tonumber(job[4]) then
+        put_back(id, 'failed', true, false, pause, ARGV[i + 2])
+        told = 2
+      else
+        finish_job(id, {select(5, unpack(job, 1, #ENDING))}, status, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 6])
+      end
+    end
+    reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
+  end
+  if last then measure(last[6], token, inputs, tonumber(last[10] or 0), last[15]) end
+  return reply
+end
+
+-- token, pause_us, ids of the token's jobs that have not begun: they wait so long, and it costs them no attempt
+function operations.postpone()
+  for i = 6, #ARGV do
+    local job = redis.call('HMGET', record(ARGV[i]), 'token', 'status')
+    if job[1] == ARGV[4] and job[2] == 'running' then put_back(ARGV[i], nil, false, false, tonumber(ARGV[5])) end
+  end
+end
+
+-- token, id, results so far (lines). A chunk that is run row by row has come so far: 1, or 0 where it is no longer this
+-- token's. What was lost before is no longer held against it.
+function operations.progress()
+  local key = record(ARGV[5])
+  local job = redis.call('HMGET', key, 'token', 'status', 'attempt')
+  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
+  redis.call('HSET', key, 'partial', ARGV[6], 'base', job[3] - 1)
+  return 1
+end
+
+-- token, most "progress" and "log" events to keep, then per job: id, how many events, and for each its number within this
+-- run of the job (from 1), its name, its data (JSON) and the progress that it tells (or empty). What is here already is
+-- passed over, and so is all of a job that is no longer this token's or has ended.
+function operations.say()
+  local token, most, i = ARGV[4], ARGV[5], 6
+  while i <= #ARGV do
+    local id, past = ARGV[i], i + 2 + 4 * ARGV[i + 1]
+    local key = record(id)
+    local job = redis.call('HMGET', key, 'token', 'status', 'started', 'attempt', 'events', 'said_by', 'said')
+    if job[1] == token and job[2] == 'running' then
+      local number, heard = tonumber(job[5] or 0), job[6] == token and tonumber(job[7]) or 0
+      for event = i + 2, past - 1, 4 do
+        if tonumber(ARGV[event]) > heard then
+          number, heard = number + 1, tonumber(ARGV[event])
+          local name, data, progress = ARGV[event + 1], ARGV[event + 2], ARGV[event + 3]
+          local entry = {int(number), 'name', name, 'run', job[3], 'attempt', job[4], 'data', data}
+          if name == 'output' then
+            redis.call('XADD', partial(id), unpack(entry))
+          elseif most ~= '0' then
+            redis.call('XADD', said(id), 'MAXLEN', most, unpack(entry))
+          end
+          if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
+        end
+      end
+      redis.call('HSET', key, 'events', int(number), 'said_by', token, 'said', int(heard))
+      told[#told + 1] = id
+    end
+    i = past
+  end
+end
+
+local REASONS = {
+  lost = 'the process that ran the job died',
+  memory = "the process that ran the job grew over the service's memory_limit_mb",
+  timed_out = "the run took longer than the service's time_limit_s",
+}
+
+-- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
+local function run_again(id, reason, pause)
+  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts', 'group')
+  local alone = tonumber(job[1] or 1) <= 1
+  local attempts = job[2] - (job[3] or 0)
+  local last = attempts >= tonumber(job[4])
+  local code = reason == 'timed_out' and 'timed_out' or 'worker_lost'
+  if reason == 'handed_back' then
+    put_back(id, reason, false, false, 0)
+  elseif not alone then
+    put_back(id, reason, false, true, 0)
+  elseif last or (reason == 'timed_out' and pause == 0 and not job[5]) then
+    local each = attempts > 1 and ', in each of ' .. int(attempts) .. ' attempts' or ''
+    finish(id, 'failed', error_json(code, REASONS[reason] .. each, true))
+  else
+    put_back(id, reason, true, true, math.min(MAX_PAUSE_US, pause * 2 ^ (attempts - 1)), error_json(code, REASONS[reason], true))
+  end
+end
+
+-- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
+-- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
+-- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
+-- the ids.
+function operations.give_up()
+  local worker, process, token, reason, pause = ARGV[4], ARGV[5] .. '.', ARGV[6], ARGV[7], tonumber(ARGV[8])
+  local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
+  if ARGV[5] ~= '' then redis.call('HDEL', busy(worker), ARGV[5]) end
+  for i = 1, #mine, 2 do
+    local is_its = mine[i + 1] == token
+    if is_its or (process ~= '.' and mine[i + 1]:sub(1, #process) == process) then
+      run_again(mine[i], is_its and reason or 'handed_back', pause)
+      given[#given + 1] = mine[i]
+    end
+  end
+  return given
+end
