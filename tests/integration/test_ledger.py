@@ -411,6 +411,14 @@ def test_what_a_dead_worker_had_claimed_ahead_is_neither_charged_nor_suspected(b
     assert [bench.get(job_id).attempt for job_id in ids] == [1, 1, 1, 1]
 
 
+def test_a_sweep_forgets_more_expired_jobs_than_end_between_two(bench: Bench) -> None:
+    ids = {f"j{number}": 1 for number in range(3500)}  # a queue without a model ends some 11,000 a second
+    bench.redis.zadd("{echo}:expires", ids)
+    bench.redis.zadd("{echo}:index", ids)
+    bench.sweep()
+    assert bench.redis.exists("{echo}:expires", "{echo}:index") == 0
+
+
 def test_a_retry_runs_again_with_the_same_id_and_a_history(bench: Bench) -> None:
     (job_id,) = bench.create()
     bench.claim("t1")
