@@ -55,7 +55,9 @@ class Forecast:
         workers = [json.loads(info) for info in infos]
         processes = sum(worker.get("processes", 1) for worker in workers if worker.get("state") == "ready")
         numbers, places, rows = found[0::3], found[1::3], found[2::3]
-        busy = [Run(int(since), int(rows), 1 + int(ahead)) for since, rows, ahead in (run.split() for run in runs)]
+        busy = [
+            Run(int(since), int(rows), 1 + (int(ahead) > 0)) for since, rows, ahead in (run.split() for run in runs)
+        ]
         return cls(
             now_us=int(now_us),
             batch=_jobs_of_a_claim(json.loads(knobs)) if knobs else 1,

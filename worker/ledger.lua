@@ -36,8 +36,8 @@
 --   S:workers:info       hash   worker -> JSON: host, pid, state
 --   S:running:<worker>   hash   job -> token of the batch in which this worker runs it
 --   S:busy:<worker>      hash   pool process -> "<since> <rows> <ahead>": since when it runs the batch that it runs (or ended
---                               its last one, until it has asked for the next); rows: of a chunk, else 0; ahead: 1 where it
---                               has claimed another one and will run that, too, before it claims again
+--                               its last one, until it has asked for the next); rows: of a chunk, else 0; ahead: not 0 but the
+--                               number of another one where it has claimed that and will run it before it claims again
 --   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
 --   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, cache_for (us), model
@@ -424,6 +424,8 @@ end
 
 -- The pool process that claimed under this token.
 local function process_of(token) return token:match('^(.*)%.%d+$') or token end
+-- The number that it gave this batch, from 0.
+local function number_of(token) return tonumber(token:match('%.(%d+)$') or 0) end
 
 local function busy(worker) return S .. 'busy:' .. worker end
 
@@ -432,7 +434,7 @@ local function busy(worker) return S .. 'busy:' .. worker end
 -- is asked for is how long those take that are as full as a queue makes them.
 local function measure(worker, token, inputs, rows, claimed)
   local process, field = process_of(token), rows > 0 and 'row_time' or 'batch_time'
-  local since = (redis.call('HGET', busy(worker), process) or ''):match('^%S+')
+  local since, ahead = (redis.call('HGET', busy(worker), process) or ''):match('^(%S+) %S+ (%S+)$')
   local us = math.max(1, now - math.max(tonumber(since or 0), tonumber(claimed)))
   local about = redis.call('HMGET', ABOUT, 'pace', field)
   local pace = tonumber(about[1] or us / inputs)
@@ -441,7 +443,8 @@ local function measure(worker, token, inputs, rows, claimed)
   weight = weight * (1 - math.min(1 / MEAN_RUNS, us / MEAN_US)) + inputs
   mean = mean + inputs / weight * ((rows > 0 and us / rows or us) - mean)
   redis.call('HSET', ABOUT, 'pace', int(math.max(1, pace)), field, string.format('%.3f %.3f %.0f', mean, weight, now))
-  redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
+  if tonumber(ahead or 0) <= number_of(token) + 1 then ahead = 0 end  -- that one runs now
+  redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' ' .. ahead)
 end
 
 --@ cache.lua

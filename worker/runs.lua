@@ -139,7 +139,7 @@ function operations.claim()
     redis.call('HDEL', busy(worker), process)
   elseif #batch > 0 and left < most then  -- feeder.py looks ahead only where a whole batch waits
     local run = (redis.call('HGET', busy(worker), process) or ''):match('^%S+ %S+')
-    if run then redis.call('HSET', busy(worker), process, run .. ' 1') end
+    if run then redis.call('HSET', busy(worker), process, run .. ' ' .. number_of(token)) end
   end
   return {'batch', batch, left}
 end

@@ -150,6 +150,18 @@ def test_who_claimed_ahead_runs_that_too_before_it_claims_again(hall: Hall) -> N
     assert hall.starts_in(ids[8]) == near(20)
 
 
+def test_an_end_that_is_told_late_does_not_hide_what_was_claimed_ahead(hall: Hall) -> None:
+    hall.tell(max_batch_size=4)
+    hall.create(4)
+    hall.run("a.1", 10, max_batch_size=4)
+    ids = hall.create(13)
+    first = hall.claim("a.2", max_batch_size=4)
+    hall.claim("a.3", max_batch_size=4)
+    hall.claim("a.4", max_batch_size=4)  # a.3 runs by now, but the end of a.2 is still on its way
+    hall.complete("a.2", *first)
+    assert hall.starts_in(ids[12]) == near(2 * hall.mean())
+
+
 def test_it_is_never_before_now(hall: Hall) -> None:
     hall.create(1)
     hall.run("a.1", 1)
