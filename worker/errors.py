@@ -121,7 +121,7 @@ class UnknownService(ServicesError):
 
 
 class ServiceFailed(ServicesError):
-    """The plugin cannot be imported or loaded."""
+    """The plugin cannot be imported or loaded; of a job: its files cannot be had, since their storage is away."""
 
     code = "service_failed"
 
