@@ -20,7 +20,7 @@ class ServicesError(Exception):
     retryable: bool = False
 
     def __init__(self, message: str | None = None, *, errors: list[dict[str, Any]] | None = None) -> None:
-        self.message = message or (self.__doc__ or "").strip().splitlines()[0]
+        self.message = to_utf8(message or (self.__doc__ or "").strip().splitlines()[0])
         self.errors = errors
         super().__init__(self.message)
 
@@ -30,6 +30,11 @@ class ServicesError(Exception):
         if self.errors:
             error["errors"] = self.errors
         return error
+
+
+def to_utf8(text: str) -> str:
+    """The text with lone surrogates spelled out: a plugin's exception may bear them, and no UTF-8 can."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> list[dict[str, Any]]:
@@ -45,7 +50,7 @@ def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> lis
 
 def _plain(message: str) -> str:
     """A validator's own words, without the name of the exception that bore them."""
-    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return to_utf8(message.removeprefix("Value error, ").removeprefix("Assertion failed, "))
 
 
 # -- a job's own errors -----------------------------------------------------------------------------------------------

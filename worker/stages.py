@@ -11,10 +11,11 @@ import re
 import time
 from collections.abc import Callable, Container, Generator, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import GeneratorType
 from typing import Any, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
@@ -278,9 +279,16 @@ def _dump_output(service: Service[Any, Any], output: Any) -> bytes:
         values = to_json(output.model_dump(mode="json"), inf_nan_mode="constants")
         try:
             from_json(values, allow_inf_nan=False)
+            from_json(_with_constants(output.__class__).dump_json([output]), allow_inf_nan=False)
         except ValueError as error:
             raise InvalidOutput("the output holds NaN or Infinity, which JSON has not") from error
     return text
+
+
+@lru_cache(maxsize=32)
+def _with_constants(output: type[BaseModel]) -> TypeAdapter[list[Any]]:
+    """Writes NaN as NaN where a field is ``Any``: there the outermost type's setting counts, which a model's is not."""
+    return TypeAdapter(list[output], config=ConfigDict(ser_json_inf_nan="constants"))  # type: ignore[valid-type]
 
 
 def _alive(items: list[Item]) -> list[Item]:

@@ -8,7 +8,8 @@ import random
 from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_serializer
+from pydantic_core import to_json
 
 from worker.errors import field_errors
 from worker.runner import MAX_BACKOFF_S, backoff_s
@@ -94,6 +95,36 @@ def test_one_bad_item_costs_its_own_job_only(bad: Any, code: str, words: str) ->
 
     assert [ending(item) for item in items] == [2, 4, code, 6, 8]
     assert items[2].error is not None and words in items[2].error.message
+
+
+def test_what_utf8_cannot_write_in_an_exceptions_text_is_spelled_out() -> None:
+    class Blunt(Double):
+        def preprocess(self, input: Input) -> Input:
+            raise ValueError("no such file: caf\udce9")  # as of a file's name that is no UTF-8
+
+    (item,) = run(Blunt(), [{"n": 1}])
+    assert item.error is not None
+    message = json.loads(to_json(item.error.to_dict()))["message"]
+    assert message == "ValueError: no such file: caf\\udce9 (in preprocess)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1, float("inf")], {"deep": {"er": (float("nan"),)}}])
+def test_nan_is_refused_where_the_output_may_be_anything(value: Any) -> None:
+    class Anything(BaseModel):
+        n: int = 0
+        any: Any = None
+        kept: float | None = None
+
+        @field_serializer("kept", when_used="json")
+        def as_null(self, kept: float | None) -> float | None:
+            return None if kept != kept else kept
+
+    class Free(Service[Input, Anything]):
+        def predict(self, features: Input) -> Anything:
+            return Anything(any=value) if features.do else Anything(kept=float("nan"))
+
+    # an author's own null for NaN is left alone
+    assert [ending(item) for item in run(Free(), [{"n": 1, "do": "x"}, {"n": 1}])] == ["invalid_output", 0]
 
 
 def test_field_errors_name_the_field() -> None:
