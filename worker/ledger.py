@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -81,7 +82,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         durations = (job.start_within_s, job.finish_within_s, job.keep_for_s)
         arguments += [job.id, job.version, job.priority.value]
         arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
-        arguments += [round(seconds * 1e6) for seconds in durations]
+        arguments += [math.ceil(seconds * 1e6) for seconds in durations]  # 0 means none
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
         arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else "", job.cache]

@@ -121,6 +121,11 @@ def test_the_life_of_a_job(bench: Bench) -> None:
     assert bench.claim("t2") == []
 
 
+def test_a_deadline_below_a_microsecond_is_no_missing_one(bench: Bench) -> None:
+    bench.create(start_within_s=1e-9)
+    assert bench.claim("t1") == []
+
+
 @pytest.mark.parametrize("end", sorted(TERMINAL))
 def test_a_terminal_state_is_never_changed(bench: Bench, end: Status) -> None:
     # given a job that ended in each of the four ways
