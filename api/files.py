@@ -124,7 +124,7 @@ def _read_keep_for(query: Mapping[str, str], settings: Settings) -> float:
         return settings.keep_for_s
     seconds = read_seconds("keep_for_s", query["keep_for_s"], ["query", "keep_for_s"])
     if not 0 < seconds <= settings.max_keep_for_s:
-        must = f"expected more than 0 and at most {settings.max_keep_for_s:g} seconds (SERVICES_MAX_KEEP_FOR_S)"
+        must = f"expected more than 0 and at most {settings.max_keep_for_s:.15g} seconds (SERVICES_MAX_KEEP_FOR_S)"
         raise invalid_query("keep_for_s", must, "less_than_equal")
     return seconds
 

@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from api.meter import METHODS
 from worker import errors
 
 log = logging.getLogger("services.api")
@@ -159,9 +161,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    headers = {**(error.headers or {}), **({"Allow": _allowed(request)} if error.status_code == 405 else {})}
     if _is_open_inference(request.url.path):
-        return _plain_error(error.status_code, InferFailed(detail, error.status_code, dict(error.headers or {})))
-    return problem(error.status_code, code, detail, dict(error.headers or {}))
+        return _plain_error(error.status_code, InferFailed(detail, error.status_code, headers))
+    return problem(error.status_code, code, detail, headers)
+
+
+def _allowed(request: Request) -> str:
+    """What the path takes. Each method has a route of its own, and Starlette tells the methods of the first alone."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(sorted(filter(takes, METHODS)))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -32,7 +32,7 @@ WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 #: A client's own id of a job.
 OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
 
@@ -191,7 +191,7 @@ def _why_no_json(body: bytes, error: ValueError) -> str:
 
 def _check_keep_for(asked: JobRequest | BatchRequest, most_s: float, where: str) -> None:
     if asked.keep_for_s is not None and asked.keep_for_s > most_s:
-        must = f"Input should be at most {most_s:g} (SERVICES_MAX_KEEP_FOR_S)"
+        must = f"Input should be at most {most_s:.15g} (SERVICES_MAX_KEEP_FOR_S)"
         raise _invalid(f"keep_for_s: {must}", [where, "keep_for_s"], must, "less_than_equal")
 
 

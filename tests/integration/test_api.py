@@ -102,6 +102,7 @@ def test_a_wait_that_cannot_be(serving: System, wait: str) -> None:
         answer = client.post("/jobs", params={"wait": wait}, content=body())
         assert_problem(answer, 422, "invalid_input", ["query", "wait"])
         assert_problem(client.get("/jobs/x", params={"wait": wait}), 422, "invalid_input", ["query", "wait"])
+        assert_problem(client.get("/jobs/x?wait=\u0663"), 422, "invalid_input", ["query", "wait"])  # no ASCII digit
         header = {"Prefer": f"wait={wait}"}
         assert_problem(client.post("/jobs", headers=header, content=body()), 422, "invalid_input", ["header", "prefer"])
 
@@ -364,6 +365,12 @@ def test_a_plugin_without_a_schema_is_accepted_and_a_broken_schema_refused(servi
         assert "broken schema" in problem["detail"]
 
 
+def test_the_longest_keep_for_is_told_as_a_plain_number(serving: System) -> None:
+    with serving.client() as client:
+        problem = assert_problem(client.post("/jobs", content=body(keep_for_s=1e12)), 422, "invalid_input")
+        assert "at most 2592000 (SERVICES_MAX_KEEP_FOR_S)" in problem["detail"]
+
+
 def test_health_docs_and_unknown_routes(serving: System) -> None:
     with serving.client() as client:
         assert client.get("/healthz").json() == {"status": "ok"}
@@ -376,9 +383,16 @@ def test_health_docs_and_unknown_routes(serving: System) -> None:
         assert page.status_code == 200 and "//cdn" not in page.text and "/static/swagger-ui-bundle.js" in page.text
         assert client.get("/static/swagger-ui-bundle.js").status_code == 200
         assert_problem(client.get("/nope"), 404, "not_found")
-        answer = client.put("/jobs")
-        assert_problem(answer, 405, "method_not_allowed")
-        assert answer.headers["allow"]
+        for method, path, allowed in [
+            ("PUT", "/jobs", "GET, POST"),
+            ("PATCH", "/jobs/x", "DELETE, GET, HEAD, PUT"),
+            ("DELETE", "/services", "GET"),
+        ]:
+            answer = client.request(method, path)
+            assert_problem(answer, 405, "method_not_allowed")
+            assert answer.headers["allow"] == allowed
+        answer = client.get("/v2/models/echo/infer")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
 def test_openapi_holds_each_services_own_models(serving: System) -> None:
