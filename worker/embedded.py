@@ -31,6 +31,9 @@ LINGER_S, LINGER_FOR_BUSY_S = 20.0, 110.0
 #: A client that has said something in this time is no silent one; a worker does each half second.
 SILENT_S = 3
 
+#: Seconds for which it waits for them without a word: longer than idle workers take to stop.
+SILENT_LINGER_S = 5.0
+
 #: Seconds that a worker waits for the private Redis, which may be starting beside it, before it says so.
 SILENT_WAIT_S = 1.0
 
@@ -205,10 +208,14 @@ def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: thread
 
 def _linger(settings: Settings) -> None:
     """Wait until the other clients are gone: workers that stop at the same time still hand back their jobs."""
-    begun = time.monotonic()
+    begun, told = time.monotonic(), False
     client = redis.Redis.from_url(settings.url, socket_timeout=2)
     try:
-        while time.monotonic() - begun < _patience(client):
+        while (waited_s := time.monotonic() - begun) < (patience_s := _patience(client)):
+            if waited_s > SILENT_LINGER_S and not told:
+                who = "a worker whose batch still runs, or one that was started by hand"
+                print(f"the private Redis waits for its clients ({who}), at most {patience_s:g} s", flush=True)
+                told = True
             time.sleep(0.1)
     except redis.RedisError as error:
         print(f"the private Redis no longer answers: {error}", file=sys.stderr)

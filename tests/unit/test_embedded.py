@@ -90,6 +90,7 @@ def test_it_stops_only_after_its_clients(checkout: Checkout) -> None:
         with pytest.raises(AssertionError):
             poll(lambda: process.exit_code is not None, timeout=1)
         connection.set("handed back", 1)
+        poll(lambda: "waits for its clients" in process.output, timeout=10)
     assert process.wait() == 0
 
 
