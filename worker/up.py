@@ -172,14 +172,14 @@ class Guide(threading.Thread):
     def run(self) -> None:
         """The guide's steps."""
         self._wait("the API", lambda: fetch(f"{self._api}/readyz")[0] == 200)
-        ready = self._wait_for_services()
+        ready = self.wait_for_services()
         self._wait("Flower", lambda: fetch(f"{self._flower}/healthcheck")[0] == 200)
         if ready and not self.stop.is_set():
-            self._send_sample(ready[0])
+            self.send_sample(ready)
         self._say(f"API     {self._api}  (documentation: {self._api}/docs)\nFlower  {self._flower}")
         self._say("Ctrl-C stops everything")
 
-    def _wait_for_services(self) -> list[dict[str, Any]]:
+    def wait_for_services(self) -> list[dict[str, Any]]:
         """Those that are ready, once none is still on its way; says why the others are not."""
         settled: dict[str, dict[str, Any]] = {}
 
@@ -207,10 +207,14 @@ class Guide(threading.Thread):
         failed = service["state"] == "failed" and (late or service["name"] in self._loading)
         return failed or service["state"] == "ready"
 
-    def _send_sample(self, service: dict[str, Any]) -> None:
-        name, example = service["name"], service["example"]
+    def send_sample(self, ready: Sequence[dict[str, Any]]) -> None:
+        """The example of the first service that has one, as a job."""
+        name, example = next(
+            ((each["name"], each["example"]) for each in ready if each["example"] is not None), ("", None)
+        )
         if example is None:
-            self._say(f"service {name} is ready; its Input has no example to try it with")
+            names = ", ".join(service["name"] for service in ready)
+            self._say(f"no sample job is sent: there is no example of an input of {names}")
             return
         body = json.dumps({"service": name, "input": example}, ensure_ascii=False)
         headers = {"Content-Type": "application/json", "Prefer": f"wait={SAMPLE_WAIT_S}"}

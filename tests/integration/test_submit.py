@@ -16,6 +16,7 @@ import pytest
 from tests.support import Process, System, free_port, poll, services
 from worker.keys import Key, Keys
 from worker.settings import Settings
+from worker.up import Guide
 
 
 def submit(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +71,23 @@ def test_it_waits_as_long_as_it_is_told_to(serving: System) -> None:
     assert (done.returncode, json.loads(done.stdout)["status"]) == (1, "queued")
     assert "the job is queued after 0.3 s and goes on: GET http://127.0.0.1" in done.stderr
     assert "The service is no_workers: `services run small` runs it" in done.stderr
+
+
+def test_make_run_tries_the_first_service_that_has_an_example(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system.start_api()
+    for name in ("no_schema", "echo"):
+        system.start_worker(name)
+
+    guide = Guide(["no_schema", "echo"], system.port, flower_port=1)
+    ready = guide.wait_for_services()
+    guide.send_sample(ready)
+    said = capsys.readouterr().out
+    assert "A sample job for echo:" in said and "succeeded (job " in said
+
+    guide.send_sample(ready[:1])
+    assert capsys.readouterr().out == "no sample job is sent: there is no example of an input of no_schema\n"
 
 
 @pytest.mark.parametrize(
