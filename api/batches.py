@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,10 @@ AGAIN_S = 0.5
 @router.post("/batches")
 async def create_batch(request: Request) -> Response:
     """Take all inputs, store them and enqueue them in chunks."""
+    if "service" in request.query_params and not _is_ndjson(request):
+        given = request.headers.get("content-type", "no Content-Type")[:100]
+        must = f"expected Content-Type: {NDJSON[0]} beside ?service=, got {given}"
+        raise InvalidInput(must, errors=[{"loc": ["header", "Content-Type"], "msg": must, "type": "content_type"}])
     check_query(request, LINES_QUERY if _is_ndjson(request) else set())
     key = read_idempotency_key(request)
     incoming = await (_from_lines(request) if _is_ndjson(request) else _from_json(request))
@@ -102,8 +106,11 @@ async def retry_batch(request: Request, batch_id: str) -> Response:
 class Incoming:
     """A batch on its way in: what was asked for, and its rows."""
 
-    def __init__(self, asked: BatchRequest, rows: AsyncIterator[list[bytes]], about: bytes) -> None:
+    def __init__(
+        self, asked: BatchRequest, rows: AsyncIterator[list[bytes]], about: bytes, where: Sequence[str] = ("body",)
+    ) -> None:
         self._asked = asked
+        self._where = where  #: of the rows in the request, for an error's ``loc``
         self._rows = rows
         self._hash = hashlib.sha256(about)
         self._bytes = self._count = 0
@@ -128,7 +135,7 @@ class Incoming:
                 await ledger.stage(asked.service, chunk)
             if not chunks:
                 must = "expected at least one input"
-                raise InvalidInput(must, errors=[{"loc": ["body"], "msg": must, "type": "too_short"}])
+                raise InvalidInput(must, errors=[{"loc": [*self._where], "msg": must, "type": "too_short"}])
             answered = await ledger.seal(
                 NewBulk(
                     service=asked.service,
@@ -185,7 +192,7 @@ async def _from_json(request: Request) -> Incoming:
     settings = request.app.state.settings
     body = parse_batch(await read_body(request, settings.max_body_bytes), settings.max_keep_for_s)
     rows = [dump_strictly(value, "inputs") for value in body.inputs]
-    return Incoming(body, at_once(rows), _about(body))
+    return Incoming(body, at_once(rows), _about(body), ("body", "inputs"))
 
 
 def _about(asked: BatchRequest) -> bytes:

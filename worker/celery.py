@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 from typing import Any
 
 from celery import Celery
 
 from worker.dispatch import service_of
+from worker.embedded import answers
 from worker.settings import get_settings
 
 settings = get_settings()
@@ -62,3 +65,15 @@ app.conf.update(
 
 # Flower binds every interface by default, and shows jobs to whoever comes. An own setting or option still wins.
 os.environ.setdefault("FLOWER_ADDRESS", "127.0.0.1")
+
+
+def _is_command(argv: list[str]) -> bool:
+    """Whether this process is a command of Celery's but its worker, which waits for Redis (``consumer.py``)."""
+    if not argv[0].endswith(("/celery", "/celery/__main__.py")):
+        return False
+    return "worker" not in [word for before, word in itertools.pairwise(argv) if before not in ("-A", "--app")]
+
+
+# `celery -A worker inspect` and the like tell no more than that they cannot connect.
+if settings.private_redis and _is_command(sys.argv) and not answers(settings):
+    print(settings.away_hint, file=sys.stderr)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
@@ -211,7 +212,7 @@ class Job(NamedTuple):
         return to_json(known)[:-1] + texts + b"}"
 
     def _links(self) -> dict[str, str]:
-        own = f"/jobs/{self.id}"
+        own = f"/jobs/{quote(self.id, safe='')}"  # another Celery producer's id may be any text
         links = {"self": own, "events": f"{own}/events"}
         return {**links, "deliveries": f"{own}/deliveries"} if self.webhook else links
 

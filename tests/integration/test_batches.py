@@ -99,7 +99,8 @@ def test_the_same_key_gives_the_same_batch(serving: System) -> None:
 @pytest.mark.parametrize(
     ("request_", "status", "code", "says"),
     [
-        ({"json": {"service": "echo", "inputs": []}}, 422, "invalid_input", "at least one"),
+        ({"json": {"service": "echo", "inputs": []}}, 422, "invalid_input", '"loc":["body","inputs"]'),
+        ({"data": {"n": 1}, "params": {"service": "echo"}}, 422, "invalid_input", "Content-Type: application/x-ndjson"),
         ({"json": {"service": "echo"}}, 422, "invalid_input", "inputs"),
         ({"json": {"service": "echo", "inputs": [], "x": 1}}, 422, "invalid_input", "x"),
         ({"json": {"service": "nope", "inputs": [1]}}, 404, "unknown_service", "echo"),

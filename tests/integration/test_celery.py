@@ -54,6 +54,15 @@ print(json.dumps([states, result.get(timeout=20), result.id]))
         assert stock.AsyncResult(posted["id"]).get(timeout=10) == posted["output"], "stock Celery reads it too"
 
 
+def test_the_links_of_a_job_lead_to_it_whatever_its_producer_called_it(serving: System, stock: Celery) -> None:
+    sent = stock.send_task("echo.predict", args=[{"n": 7}], queue="echo", task_id="7 of b? 100%")
+    sent.get(timeout=20)
+    with serving.client() as client:
+        (job,) = client.get("/jobs", params={"service": "echo", "limit": 1}).json()["jobs"]
+        assert job["id"] == sent.id
+        assert client.get(job["links"]["self"]).json()["id"] == sent.id
+
+
 def test_our_app_knows_a_services_queue(serving: System) -> None:
     code = """
 result = app.send_task("echo.predict", args=[{"n": 7}])

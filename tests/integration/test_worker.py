@@ -356,13 +356,12 @@ def test_a_worker_of_two_services_serves_both(system: System) -> None:
     assert [job["output"]["n"] for job in jobs] == [1, 2]
 
 
-def test_a_worker_without_redis_says_what_to_do(system: System, plugins: Any) -> None:
+@pytest.mark.parametrize(("command", "code"), [(("worker", "-Q", "echo"), 1), (("inspect", "ping"), 69)])
+def test_a_command_of_celery_without_redis_says_what_to_do(system: System, command: tuple[str, ...], code: int) -> None:
     missing = system.folder / "no-redis"
-    worker = system.start_without_redis(
-        "celery", "-A", "worker", "worker", "-Q", "echo", SERVICES_DATA_DIR=str(missing)
-    )
-    assert worker.wait(30) == 1
-    assert "run `services redis` (or `make run`), or set REDIS_URL" in worker.output
+    started = system.start_without_redis("celery", "-A", "worker", *command, SERVICES_DATA_DIR=str(missing))
+    assert started.wait(30) == code
+    assert "run `services redis` (or `make run`), or set REDIS_URL" in started.output
 
 
 def test_nothing_is_left_in_redis_but_what_is_kept(system: System) -> None:
