@@ -28,6 +28,8 @@ audit = logging.getLogger("services.audit")
 
 #: What an API key must be allowed for each method; what makes no change is "read".
 SCOPES = {"POST": keys.Scope.SUBMIT, "PUT": keys.Scope.SUBMIT, "PATCH": keys.Scope.SUBMIT, "DELETE": keys.Scope.CANCEL}
+#: What makes no change although it is sent by POST, as Triton has it.
+READS = frozenset({"/v2/repository/index"})
 #: A file's content, which a signed link opens too.
 LINK = re.compile(r"/files/[^/]+/content")
 #: What tells of no job and is open to whoever reaches the API: probes, pages and the document of the API.
@@ -100,9 +102,9 @@ class Gate:
         caller = await keyring.find(text)
         scope["caller"], scope["presented"] = caller, caller.owner
         await keyring.take(caller.key)
-        needed = SCOPES.get(scope["method"], keys.Scope.READ)
+        needed = keys.Scope.READ if scope["path"] in READS else SCOPES.get(scope["method"], keys.Scope.READ)
         if not caller.key.may(needed):
-            raise Forbidden(f"the API key has no scope {needed.value!r}, which {scope['method']} needs")
+            raise Forbidden(f"the API key has no scope {needed.value!r}, which {scope['method']} {scope['path']} needs")
 
 
 class Answer:

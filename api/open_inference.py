@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json, to_json
+from starlette.requests import ClientDisconnect
 
 from api.access import caller_of
 from api.catalog import Entry, own_version
@@ -108,7 +109,7 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
     length = read_length(request)
     caller, may_cache = caller_of(request), state.ledger.may_cache(name)
     plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings, caller, may_cache))
-    jobs = await _run(state, plan)
+    jobs = await _run(request, plan)
     size = sum(len(job.output or b"") for job in jobs)
     return await aside(size, lambda: _answer(request, plan, jobs))
 
@@ -116,8 +117,9 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
 # -- the jobs ---------------------------------------------------------------------------------------------------------
 
 
-async def _run(state: Any, plan: Plan) -> list[Job]:
+async def _run(request: Request, plan: Plan) -> list[Job]:
     """The jobs as they succeeded. Raises what became of the first that did not."""
+    state = request.app.state
     await _hold_files(state, plan)
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
@@ -125,8 +127,15 @@ async def _run(state: Any, plan: Plan) -> list[Job]:
         for end, job in zip(ends, stored, strict=True):
             if job.ended and not end.done():  # it took another's output
                 end.set_result(job)
-        done, pending = await asyncio.wait(ends, timeout=plan.wait_s)
-        ended = {job.id: job for job in (end.result() for end in done)}
+        leaving = asyncio.create_task(_give_up_at_leave(request, ends))
+        try:
+            done, pending = await asyncio.wait(ends, timeout=plan.wait_s)
+        finally:
+            leaving.cancel()
+        ended = {job.id: job for job in (end.result() for end in done) if job}
+    if len(ended) < len(done):
+        await _withdraw(state.ledger, [new for new in plan.jobs if new.id not in ended])
+        raise ClientDisconnect()
     missing = [new.id for new in plan.jobs if new.id not in ended]
     ended |= {job.id: job for job in await state.ledger.get_many(missing) if job is not None} if pending else {}
     jobs = [ended[new.id] for new in plan.jobs if new.id in ended]
@@ -138,6 +147,26 @@ async def _run(state: Any, plan: Plan) -> list[Job]:
     if waiting := [job for job in jobs if not job.ended]:
         raise _late(waiting, len(jobs), plan)
     return jobs
+
+
+async def _give_up_at_leave(request: Request, ends: Sequence[asyncio.Future[Job | None]]) -> None:
+    """When the client closes its connection, wait for nothing any more: the ends that are open become None."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    for end in ends:
+        if not end.done():
+            end.set_result(None)
+
+
+async def _withdraw(ledger: Any, jobs: Sequence[NewJob]) -> None:
+    """Cancel what has not begun, since nobody will read it: a client that gave up sends its rows again.
+
+    What runs is left alone. To stop it is to end its process, and with that the model and the batch's other jobs.
+    """
+    left = [ledger.cancel_in(job.service, job.id, but_running=True) for job in jobs]
+    with suppress(ServicesError):  # Redis is away: they run for nobody
+        await asyncio.gather(*left)
+    log.info("client left, its jobs that had not begun are cancelled service=%s jobs=%d", jobs[0].service, len(jobs))
 
 
 async def _hold_files(state: Any, plan: Plan) -> None:

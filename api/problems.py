@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from api.meter import METHODS
@@ -143,11 +144,14 @@ def install(app: FastAPI) -> None:
     """Answer every exception with a problem document."""
     app.add_exception_handler(errors.ServicesError, _on_services_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
 async def answer_any(request: Request, error: Exception) -> Response:
     """The answer to whatever a handler raised, where no FastAPI is around it."""
+    if isinstance(error, ClientDisconnect):
+        return await _on_disconnect(request, error)
     return await (_on_services_error if isinstance(error, errors.ServicesError) else _on_bug)(request, error)
 
 
@@ -175,6 +179,11 @@ def _allowed(request: Request) -> str:
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return ", ".join(sorted(filter(takes, METHODS)))
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    log.info("client left before its answer %s %s", request.method, request.url.path[:200])
+    return Response(status_code=400)  # nobody reads it
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

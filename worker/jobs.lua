@@ -102,11 +102,11 @@ function operations.create()
   return reply
 end
 
--- id. Gives the status that it had, or nothing for an unknown id.
+-- id, 1 to leave it alone where it runs. Gives the status that it had, or nothing for an unknown id.
 function operations.cancel()
   local id = ARGV[4]
   local job = redis.call('HMGET', record(id), 'status', 'worker')
-  if job[1] == 'queued' or job[1] == 'running' then
+  if job[1] == 'queued' or job[1] == 'running' and ARGV[5] ~= '1' then
     if job[1] == 'running' then stop_run(id, job[2]) end
     finish(id, 'cancelled')
   end

@@ -109,9 +109,9 @@ class AsyncLedger(BatchLedger):
             raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
         return await self.get(job_id)
 
-    async def cancel_in(self, service: str, job_id: str) -> None:
-        """Cancel a job of this service; nothing happens to one that has ended."""
-        await self._call(service, [*head("cancel", self._settings), job_id])
+    async def cancel_in(self, service: str, job_id: str, but_running: bool = False) -> None:
+        """Cancel a job of this service; nothing happens to one that has ended or, with ``but_running``, begun."""
+        await self._call(service, [*head("cancel", self._settings), job_id, int(but_running)])
 
     async def retry(
         self,

@@ -201,6 +201,10 @@ def test_the_open_inference_protocol_goes_by_the_same_keys(guarded: Guarded, bob
     refused = client.post("/v2/models/small/infer", json={"inputs": [tensor]})
     assert refused.status_code == 403 and list(refused.json()) == ["error"]
     assert [model["name"] for model in client.post("/v2/repository/index").json()] == ["echo"]
+    reader = guarded.new("looks", scopes=(Scope.READ,))
+    assert reader.post("/v2/repository/index").status_code == 200, "it only reads, whatever its method"
+    refused = reader.post("/v2/models/echo/infer", json={"inputs": [tensor]})
+    assert refused.status_code == 403 and "'submit'" in refused.json()["error"]
     with guarded.system.client() as stranger:
         refused = stranger.post("/v2/models/echo/infer", json={"inputs": [tensor]})
         assert refused.status_code == 401 and list(refused.json()) == ["error"] and refused.headers["www-authenticate"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -517,3 +518,18 @@ def test_a_client_that_goes_away_harms_no_other(serving: System) -> None:
         assert client.post("/jobs?wait=20", content=body()).json()["status"] == "succeeded"
         jobs = client.get("/jobs?service=echo&limit=100").json()["jobs"]
         assert all(finished(client, job["id"])["status"] in ("succeeded", "cancelled") for job in jobs)
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/batches?service=echo", "/v2/models/echo/infer"])
+def test_a_body_that_breaks_off_is_no_bug_of_ours(serving: System, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += "Content-Type: application/x-ndjson\r\nContent-Length: 99\r\n\r\n"
+    before = count_broken(serving)
+    with socket.create_connection(("127.0.0.1", serving.port)) as connection:
+        connection.sendall(head.encode() + b'{"n":')
+    poll(lambda: count_broken(serving) == before + 1, what="it is told in the log")
+    assert "uncaught error" not in serving.processes[0].output
+
+
+def count_broken(system: System) -> int:
+    return system.processes[0].output.count("client left before its answer POST")

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import signal
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,30 @@ def test_a_timeout_ends_the_wait_and_the_job(models: System, client: triton.Infe
     job_id = str(raised.value).split(": job ")[1].split()[0]
     with models.client() as http:
         assert finished(http, job_id)["error"]["code"] == "timed_out"
+
+
+def test_who_leaves_takes_what_has_not_begun_along(models: System) -> None:
+    def leave_once(http: httpx.Client, service: str, status: str, request: Any) -> list[str]:
+        """Send a request and close its connection once its jobs are so far; their ids."""
+        body = json.dumps(request).encode()
+        head = f"POST /v2/models/{service}/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", models.port)) as connection:
+            connection.sendall(head.encode() + body)
+            rows = request["inputs"][0]["shape"][0]
+            path = f"/jobs?service={service}&status={status}"
+            jobs = poll(lambda: len(found := http.get(path).json()["jobs"]) == rows and found, what=f"all {status}")
+            return [job["id"] for job in jobs]
+
+    with models.client() as http:
+        # given a model without a worker, whose rows wait
+        waiting = leave_once(http, "one_by_one", "queued", one("n", [3], "INT8", [1, 2, 3]))
+        for job_id in waiting:
+            assert finished(http, job_id)["status"] == "cancelled"
+
+        # given one that runs: to stop it would cost others of its batch their time
+        (running,) = leave_once(http, "echo", "running", one("input", [1], "BYTES", ['{"n": 8, "sleep_s": 1}']))
+        assert finished(http, running)["status"] == "succeeded"
+    assert "uncaught error" not in models.processes[0].output
 
 
 def test_a_full_queue_takes_none_of_the_rows(models: System) -> None:
