@@ -22,7 +22,7 @@ import mimetypes
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -161,7 +161,9 @@ class FileRules:
     """
 
     max_bytes: int | None = None
-    types: Sequence[str] = ()  #: content types such as ``image/png`` or ``image/*``; none: all
+    #: Content types such as ``image/png`` or ``image/*``; none: all. No part of the hash, which ``… | None`` asks for,
+    #: since a list has none.
+    types: Sequence[str] = field(default=(), hash=False)
 
     def problem(self, size: int, content_type: str) -> str | None:
         """What is wrong with a file of this size and type."""

@@ -37,6 +37,7 @@ class Pair:
 
 class Input(BaseModel):
     image: Annotated[File, FileRules(max_bytes=8, types=["text/*"])]
+    cover: Annotated[File, FileRules(types=["image/*"])] | None = None
     pages: list[Inner] = []
     by_name: dict[str, File] = {}
     pair: Pair = Field(default_factory=Pair)
@@ -91,6 +92,12 @@ def test_what_is_no_file_is_told_what_is(image: Any, said: str) -> None:
         Input.model_validate({"image": image})
     (error,) = caught.value.errors()
     assert error["loc"] == ("image",) and said in error["msg"]
+
+
+def test_a_file_that_may_be_left_out_has_rules_too() -> None:
+    assert Input.model_validate({"image": "data:,x", "cover": None}).cover is None
+    with pytest.raises(ValidationError, match="the file is text/plain; expected image"):
+        Input.model_validate({"image": "data:,x", "cover": "data:text/plain,x"})
 
 
 def test_a_service_with_files_runs_inline() -> None:
