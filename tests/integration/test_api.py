@@ -298,6 +298,8 @@ def test_a_dropped_job_is_gone_not_unknown(serving: System) -> None:
         poll(lambda: client.get(f"/jobs/{job_id}").status_code == 410, what="its record is dropped")
         assert_problem(client.get(f"/jobs/{job_id}"), 410, "job_expired")
         assert_problem(client.delete(f"/jobs/{job_id}"), 410, "job_expired")
+    left_s = serving.redis.client.ttl(f"{{echo}}:seen:{job_id}")
+    assert 86_000 < left_s <= 86_400, "its id is remembered for a day"
 
 
 def test_position_counts_the_jobs_before_it(system: System) -> None:

@@ -12,7 +12,7 @@ from standardwebhooks.webhooks import Webhook
 
 from worker.addresses import AddressRules, is_public, parse_networks, parse_url, resolve
 from worker.errors import AddressRefused
-from worker.sender import parse_retry_after
+from worker.sender import backoff_s, parse_retry_after
 from worker.signing import make_secret, parse_secret, sign
 
 NONE = AddressRules((), "SETTING")
@@ -122,3 +122,11 @@ def test_retry_after_in_both_of_its_forms() -> None:
     assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert parse_retry_after("Wed, 21 Oct 2043 07:28:00 GMT") > 3e8
     assert parse_retry_after(None) == parse_retry_after("soon") == parse_retry_after("-1") == 0
+
+
+def test_the_pauses_of_a_receiver_that_fails_double_up_to_an_hour() -> None:
+    """So that one which is away for a day is asked some 30 times, and not long after it is back."""
+    for attempt in range(1, 40):
+        wanted = min(3600, 5 * 2 ** (attempt - 1))
+        pauses = [backoff_s(5, attempt) for _ in range(50)]
+        assert 0.75 * wanted <= min(pauses) < max(pauses) <= 1.25 * wanted

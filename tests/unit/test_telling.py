@@ -97,6 +97,18 @@ def test_what_is_sent_is_forgotten_and_the_oldest_lines_go_first() -> None:
         assert texts(speech) == {"a": ["later"]}
 
 
+def test_a_line_has_an_end_however_long_it_is() -> None:
+    with listening() as speech:
+        speech.jobs = ["a"]
+        logging.getLogger("plugin").warning("x" * 5000)
+        for _ in range(5):
+            print("y" * 1500, end="")
+        speech.progress(0.5, "z" * 5000)
+        assert [(text[0], len(text)) for text in texts(speech)["a"]] == [
+            ("x", 2000), ("y", 2000), ("y", 2000), ("y", 1500), ("z", 2000),
+        ]  # fmt: skip
+
+
 class Yielding(Service[Input, Output]):
     closed = 0
 
@@ -119,6 +131,22 @@ def test_a_predict_that_yields_gives_what_it_returns_or_else_the_list() -> None:
         items = run(Yielding(), 2, 3, 0)
         assert [json.loads(item.value)["n"] for item in items] == [2, 33, 0]
         assert texts(speech) == {"job-2": [{"part": 0}, {"part": 1}], "job-3": [{"part": n} for n in range(3)]}
+
+
+class Flooding(Service[Input, Output]):
+    told = 0
+
+    def predict(self, features: Input) -> Generator[Any, None, Any]:
+        for self.told in range(features.n):
+            yield "x" * 2**20
+
+
+def test_a_predict_that_yields_without_end_fails_at_8_mb() -> None:
+    service = Flooding()
+    with listening():
+        (item,) = run(service, 1000)
+    assert item.error is not None and item.error.code == "invalid_output" and "yield less" in item.error.message
+    assert service.told < 9
 
 
 def test_a_cancelled_job_is_stopped_at_its_next_yield(monkeypatch: pytest.MonkeyPatch) -> None:
