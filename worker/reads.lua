@@ -62,7 +62,7 @@ function operations.overview()
   local infos, running = {}, 0
   for _, worker in ipairs(live) do
     infos[#infos + 1] = redis.call('HGET', INFO, worker) or '{}'
-    running = running + redis.call('HLEN', S .. 'running:' .. worker)
+    running = running + #redis.call('HKEYS', S .. 'running:' .. worker)
   end
   return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
     redis.call('HGETALL', ABOUT), running}

@@ -144,13 +144,17 @@ class Stack:
                 self.start_worker(index)
 
     def ask_to_stop(self, worker: Process, number: int) -> int:
-        """The exit code of a worker after this signal; one that does not end in a minute is killed."""
+        """The exit code of a worker after this signal; one that does not end in a minute is killed.
+
+        One that has not come up yet, and so has nothing to hand back, may end by the signal itself.
+        """
         worker.send_signal(number)
         try:
-            return worker.wait(60)
+            code = worker.wait(60)
         except subprocess.TimeoutExpired:
             worker.send_signal(signal.SIGKILL)
             return worker.wait()
+        return 0 if code == -number and self.kind.ready not in worker.output else code
 
     def kill(self, fault: str, *processes: Process) -> None:
         """SIGKILL, noted for the audit."""
