@@ -65,7 +65,9 @@ class Stack:
 
     def start_api(self) -> None:
         """One API process."""
-        self.spawn("uvicorn", self.api, "--port", str(self.port), "--no-access-log", "--log-level", "warning")
+        quiet = ("--no-access-log", "--log-level", "warning")
+        # The connections of an open loop may be idle for longer than uvicorn's 5 s.
+        self.spawn("uvicorn", self.api, "--port", str(self.port), "--timeout-keep-alive", "75", *quiet)
         poll(lambda: status_of(f"http://127.0.0.1:{self.port}/docs") == 200, what="the API answers")
 
     api = ""
