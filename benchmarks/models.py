@@ -165,7 +165,7 @@ class Plugin(Service[Input, Output]):
         self.model = MODELS["{name}"]()
 
     def predict_batch(self, batch):
-        return self.model.predict_batch([{{"n": item.n, "text": item.text, "x": item.x}} for item in batch])
+        return self.model.predict_batch([vars(item) for item in batch])
 
     def postprocess(self, raw):
         return Output(score=raw)

@@ -228,14 +228,13 @@ def error_line(number: int, error: ServicesError | bytes) -> bytes:
     return b'{"index":%d,"error":%b}' % (number, error if isinstance(error, bytes) else to_json(error.to_dict()))
 
 
-def is_error(line: bytes) -> bool:
-    """Whether this line is a row's error."""
-    return line.startswith(b'"error"', line.find(b",") + 1)
+def find_failed(results: Sequence[bytes]) -> list[int]:
+    """Which of these lines are rows' errors, by their places."""
+    return [i for i, line in enumerate(results) if line.startswith(b'"error"', line.find(b",") + 1)]
 
 
-def dump_failed(numbers: Sequence[int], rows: Sequence[bytes], results: Sequence[bytes]) -> bytes:
+def dump_failed(failed: Sequence[int], numbers: Sequence[int], rows: Sequence[bytes]) -> bytes:
     """Of a chunk's rows those that failed, as ``ledger.lua`` keeps them to be run again; b"" where none did."""
-    failed = [i for i, line in enumerate(results) if is_error(line)]
     if not failed:
         return b""
     return b"\n".join([",".join(str(numbers[i]) for i in failed).encode(), *(rows[i] for i in failed)])

@@ -14,7 +14,7 @@ import redis
 from pydantic_core import to_json
 
 from worker.attach import Attachments
-from worker.bulk import Rerun, dump_failed, error_line, is_error, merge, output_line
+from worker.bulk import Rerun, dump_failed, error_line, find_failed, merge, output_line
 from worker.errors import TimedOut, WorkerLost
 from worker.feeder import Batch
 from worker.jobs import Status
@@ -134,10 +134,10 @@ def run_chunk(
             break
     if len(results) < len(rows):
         return list  # cancelled, or others' now
-    failed = dump_failed(numbers, rows, results)
+    failed = find_failed(results)
     output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
-    ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), failed)
-    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), sum(map(is_error, results))), chunk.attempt)
+    ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), dump_failed(failed, numbers, rows))
+    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), len(failed)), chunk.attempt)
 
     def complete() -> list[Ended]:
         (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
