@@ -190,7 +190,11 @@ async def _hold_again(state: Any, batch: Bulk) -> None:
 
 async def _from_json(request: Request) -> Incoming:
     settings = request.app.state.settings
-    body = parse_batch(await read_body(request, settings.max_body_bytes), settings.max_keep_for_s)
+    try:
+        text = await read_body(request, settings.max_body_bytes)
+    except PayloadTooLarge as error:
+        raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON[0]}) may be larger") from error
+    body = parse_batch(text, settings.max_keep_for_s)
     rows = [dump_strictly(value, "inputs") for value in body.inputs]
     return Incoming(body, at_once(rows), _about(body), ("body", "inputs"))
 

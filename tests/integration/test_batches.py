@@ -112,6 +112,7 @@ def test_the_same_key_gives_the_same_batch(serving: System) -> None:
             "payload_too_large",
             "INPUTS",
         ),
+        ({"json": {"service": "echo", "inputs": ["x" * 3000]}}, 413, "payload_too_large", "JSON lines"),
         ({"content": b"x" * 3000, "headers": NDJSON, "params": {"service": "echo"}}, 413, "payload_too_large", "line"),
     ],
 )
