@@ -10,7 +10,6 @@ from typing import Any
 from celery import Celery
 
 from worker.dispatch import service_of
-from worker.embedded import answers
 from worker.settings import get_settings
 
 settings = get_settings()
@@ -75,5 +74,8 @@ def _is_command(argv: list[str]) -> bool:
 
 
 # `celery -A worker inspect` and the like tell no more than that they cannot connect.
-if settings.private_redis and _is_command(sys.argv) and not answers(settings):
-    print(settings.away_hint, file=sys.stderr)
+if settings.private_redis and _is_command(sys.argv):
+    from worker.embedded import answers  # a program that only sends tasks does without
+
+    if not answers(settings):
+        print(settings.away_hint, file=sys.stderr)

@@ -18,11 +18,12 @@ def test_a_chunk_is_about_a_second_of_work_in_whole_batches(max_batch_size: int,
     assert rows_of_chunk(max_batch_size, row_s) == rows
 
 
-def test_a_million_rows_of_a_model_that_takes_one_at_a_time_are_some_thousand_chunks() -> None:
+def test_a_million_rows_of_a_model_that_takes_one_at_a_time_are_no_more_chunks_than_redis_can_queue_at_once() -> None:
     async def chunks() -> list[Chunk]:
         return [chunk async for chunk in cut(at_once([b"1"] * 1_000_000), "g", 1)]
 
     found = asyncio.run(chunks())
-    assert len(found) < 6000 and [len(chunk.rows) for chunk in found[:512]] == [1] * 512
+    assert len(found) < 33_000 and max(len(chunk.rows) for chunk in found) == 128
+    assert all(len(chunk.rows) == 1 for chunk in found[:4096]), "a batch of usual length is cut as finely as any"
     assert all(after.first == before.first + len(before.rows) for before, after in pairwise(found))
     assert found[-1].first + len(found[-1].rows) == 1_000_000
