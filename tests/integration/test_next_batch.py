@@ -176,7 +176,7 @@ def test_a_frozen_worker_can_end_neither_what_it_ran_nor_what_was_next(stack: Sy
     poll((stack.folder / "run-8").exists, what="the model computes")
     ids = [first, *(post(client, "one_by_one", n) for n in (800, 801))]
     let_claim_ahead(client, ids[1])
-    pids = [frozen.pid, *frozen.children]
+    pids = [*frozen.children, frozen.pid]  # that it is woken last: awake, it ends its children
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     stack.start_worker("one_by_one")
