@@ -128,7 +128,7 @@ class Incoming:
         batch_id = str(uuid.uuid4())
         chunks = 0
         try:
-            async for chunk in cut(self._counted(settings, caller.most_open), batch_id, most_rows):
+            async for chunk in cut(self._counted(settings, caller.most_open, bool(key)), batch_id, most_rows):
                 chunks += 1
                 if entry.takes_files:
                     await state.files.hold_named(asked.service, chunk.id, caller.owner, b"\n".join(chunk.rows))
@@ -162,13 +162,15 @@ class Incoming:
             await ledger.discard(asked.service, batch_id, chunks)
         return await ledger.get_batch(answered), answered == batch_id
 
-    async def _counted(self, settings: Any, most_open: int | None) -> AsyncIterator[list[bytes]]:
-        """The rows, up to the limits."""
+    async def _counted(self, settings: Any, most_open: int | None, hashed: bool) -> AsyncIterator[list[bytes]]:
+        """The rows, up to the limits. Only where an idempotency key came along does anyone ask for their hash."""
         most, most_bytes = settings.max_batch_inputs, settings.max_batch_bytes
         async for rows in self._rows:
+            text = b"\n".join(rows)
             self._count += len(rows)
-            self._bytes += sum(map(len, rows))
-            self._hash.update(b"\n".join(rows) + b"\n")
+            self._bytes += len(text) - len(rows) + 1
+            if hashed:
+                self._hash.update(text + b"\n")
             if self._count > most:
                 raise PayloadTooLarge(f"more than {most} inputs (SERVICES_MAX_BATCH_INPUTS)")
             if most_open is not None and self._count > most_open:

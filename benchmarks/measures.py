@@ -14,7 +14,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from benchmarks.models import MODELS, Bulk
+from benchmarks.models import BULK, MODELS, bulk_inputs
 from benchmarks.peer_stacks import PEER_MODELS, Peer, Peers
 from benchmarks.stacks import BATCH, Naive, Ours, Stack, cpu_s, example_of, idle_cpu, own_memory
 from tests.support import poll
@@ -116,21 +116,21 @@ def scale(rounds: int, seconds: float, most: int) -> Figures:
 
 
 def batches(rounds: int, rows: int) -> Figures:
-    """``POST /batches`` of the batchable model, beside the bare model in this process at several sizes of batch."""
+    """``POST /batches`` and the bare model in this process, in alternation, over the same rows in batches as large."""
     found: Figures = defaultdict(list)
-    for _ in range(rounds):
-        bare = Bulk()
-        for size in (64, 256, 1024):
-            inputs, begun = [example_of("bulk")] * size, time.perf_counter()
-            for _ in range(max(1, 20_000 // size)):
-                bare.predict_batch(inputs)
-            speed = max(1, 20_000 // size) * size / (time.perf_counter() - begun)
-            found[f"bare batchable, batches of {size}, rows/s"].append(speed)
-        with Ours(folder(), "bulk") as stack:
-            speed = rows / stack.send_batch(rows)
-        best = max(values[-1] for name, values in found.items() if name.startswith("bare"))
-        found[f"POST /batches of {rows} rows, rows/s"].append(speed)
-        found["POST /batches against the bare model's best in its round"].append(speed / best)
+    inputs = bulk_inputs(rows)
+    for _, kind in itertools.product(range(rounds), BULK):
+        model, size = kind(), kind.max_batch_size
+        with Ours(folder(), kind.__name__.lower()) as stack:
+            stack.send_batch(inputs[:size])  # warm, as the bare model is
+            begun = time.perf_counter()
+            for i in range(0, rows, size):
+                model.predict_batch(inputs[i : i + size])
+            alone = rows / (time.perf_counter() - begun)
+            speed = rows / stack.send_batch(inputs)
+        found[f"the bare model, batches of {size}, rows/s"].append(alone)
+        found[f"POST /batches, batches of {size}, rows/s"].append(speed)
+        found[f"POST /batches against the bare model, batches of {size}"].append(speed / alone)
         say(found)
     return found
 

@@ -124,10 +124,28 @@ class Batchable(_Sklearn):
         self.estimator = RandomForestClassifier(n_estimators=300, max_depth=8, random_state=0).fit(*_data())
 
 
-class Bulk(Batchable):
-    """The same for ``POST /batches``."""
+class Bulk256(Batchable):
+    """The same for ``POST /batches``: the larger its batches, the less time it takes a row."""
+
+    max_batch_size = 256
+
+
+class Bulk1024(Bulk256):
+    """With larger batches."""
 
     max_batch_size = 1024
+
+
+class Bulk4096(Bulk256):
+    """With the largest: beyond, a row takes little less."""
+
+    max_batch_size = 4096
+
+
+def bulk_inputs(rows: int) -> list[dict[str, list[float]]]:
+    """So many, each another one: of equal ones the forest's branches are foretold."""
+    drawn = random.Random(0)
+    return [{"x": [round(drawn.random(), 6) for _ in range(FEATURES)]} for _ in range(rows)]
 
 
 def _data() -> tuple[Any, Any]:
@@ -137,8 +155,9 @@ def _data() -> tuple[Any, Any]:
     return data
 
 
+BULK = (Bulk256, Bulk1024, Bulk4096)
 _SLEEPING = (Slow, Slow8, Steady, Steady16, Varying, Varying16)
-MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Large, Bulk, *_SLEEPING)}
+MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Large, *BULK, *_SLEEPING)}
 
 SCHEMA = """
 from typing import Any

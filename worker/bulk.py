@@ -16,9 +16,10 @@ from worker.errors import Cancelled, ServicesError
 from worker.jobs import Priority, Status, rfc3339
 
 #: Bytes of one chunk, about; a single row may be larger.
-CHUNK_BYTES = 1024 * 1024
-#: Rows of one chunk, in batches of the service's ``max_batch_size``: enough that a claim costs little beside them.
-CHUNK_BATCHES = 4
+CHUNK_BYTES = 4 * 1024 * 1024
+#: Rows of one chunk, in batches of the service's ``max_batch_size``: enough that a claim costs little beside them. And
+#: so many rows are enough for that, where one batch has not more: the first and the last chunk wait for Redis.
+CHUNK_BATCHES, CHUNK_ROWS = 4, 4096
 #: Where a row takes long, the time of a chunk, about, but at least one batch: progress is told chunk by chunk, and
 #: several workers share a batch by its chunks.
 CHUNK_S = 1.0
@@ -252,7 +253,7 @@ def merge(settled: Sequence[bytes], first: int, numbers: Sequence[int], results:
 def rows_of_chunk(max_batch_size: int, row_s: float) -> int:
     """Rows of one chunk at most, in whole batches, where a row takes so long (0: not measured yet)."""
     batches = int(CHUNK_S / (row_s * max_batch_size)) if row_s else CHUNK_BATCHES
-    return max_batch_size * max(1, min(CHUNK_BATCHES, batches))
+    return max_batch_size * max(1, min(CHUNK_BATCHES, CHUNK_ROWS // max_batch_size, batches))
 
 
 async def cut(pieces: AsyncIterator[list[bytes]], group: str, most_rows: int) -> AsyncIterator[Chunk]:
@@ -260,6 +261,11 @@ async def cut(pieces: AsyncIterator[list[bytes]], group: str, most_rows: int) ->
     number = first = size = 0
     rows: list[bytes] = []
     async for piece in pieces:
+        length = sum(map(len, piece))
+        if len(rows) + len(piece) <= most_rows and size + length <= CHUNK_BYTES:
+            rows += piece
+            size += length
+            continue
         for row in piece:
             if rows and (len(rows) >= most_rows or size + len(row) > CHUNK_BYTES):
                 yield Chunk(group, number, first, rows)

@@ -49,7 +49,7 @@ class Batch:
     worker: str  #: the id under which it was claimed
     token: str
     jobs: list[Held]
-    more: bool  #: whether a whole further batch waited
+    more: bool  #: whether a whole further batch waited (of chunks: one that is quick)
 
     @property
     def ids(self) -> list[str]:
@@ -163,14 +163,14 @@ class Feeder:
                     self._stopping.wait(AWAY_S)
                     return None
                 case "batch":
-                    return self._as_batch(claim, name, worker, token, knobs)
+                    return self._as_batch(claim, name, worker, token)
         return None
 
-    def _as_batch(self, claim: Claim, name: str, worker: str, token: str, knobs: dict[str, Any]) -> Batch | None:
+    def _as_batch(self, claim: Claim, name: str, worker: str, token: str) -> Batch | None:
         if not claim.jobs:
             return None
         self._number += 1  # only now: a claim whose answer was lost is asked again under its token
-        return Batch(name, worker, token, claim.jobs, more=claim.waiting >= knobs["max_batch_size"])
+        return Batch(name, worker, token, claim.jobs, claim.more)
 
 
 def adopt(ledger: Ledger, settings: Settings, name: str, messages: list[bytes]) -> None:

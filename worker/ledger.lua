@@ -101,6 +101,8 @@ local SWEEP_US = 400000
 local RATE_S = 10
 -- The pace is averaged over about so many inputs; what it is taken for before any has run.
 local PACE_INPUTS, DEFAULT_PACE_US = 256, 1000
+-- Of a chunk that is claimed while the one before computes, the longest run.
+local AHEAD_US = 250000
 -- The time of a batch, and of a row of a chunk, is averaged over about so many runs, or over so long where that is more.
 local MEAN_RUNS, MEAN_US = 20, 10000000
 -- Chunks of which a forecast looks up the places.

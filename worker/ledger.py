@@ -128,7 +128,7 @@ class Claim:
 
     kind: Literal["batch", "foreign", "hold", "fenced"]
     jobs: list[Held] = field(default_factory=list)  #: "batch": the jobs that are now this worker's
-    waiting: int = 0  #: "batch": how many further ones wait
+    more: bool = False  #: "batch": whether a whole further one waits
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)  #: "foreign": others', each with its field
     hold_s: float = 0  #: "hold": how long the batch is held back for more
 
@@ -207,7 +207,7 @@ class Ledger:
         kind, *rest = self._call(service, "claim", worker, token, *limits, version, preferred, model)
         match kind:
             case b"batch":
-                return Claim("batch", [_held(*told) for told in _fours(rest[0])], waiting=rest[1])
+                return Claim("batch", [_held(*told) for told in _fours(rest[0])], more=bool(rest[1]))
             case b"foreign":
                 return Claim("foreign", messages=list(zip(rest[0][0::2], rest[0][1::2], strict=True)))
             case b"hold":

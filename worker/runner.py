@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def run_batch(
     service: Service[Any, Any],
     ledger: Ledger,
     batch: Batch,
-    cancelled: Container[str] = (),
+    cancelled: Collection[str] = (),
     tell: Callable[[str], None] = lambda _: None,
     attachments: Attachments | None = None,
     teller: Teller | None = None,
@@ -103,7 +103,7 @@ def run_chunk(
     ledger: Ledger,
     token: str,
     chunk: Held,
-    cancelled: Container[str],
+    cancelled: Collection[str],
     tell: Callable[[str], None],
     attachments: Attachments | None = None,
 ) -> Complete:
@@ -118,7 +118,7 @@ def run_chunk(
         error = TimedOut() if before.reason == "timed_out" else WorkerLost()
         results.append(error_line(numbers[len(results)], error))
         _persist(lambda: ledger.progress(name, token, chunk.id, results))
-    total = Timings(batch_size=service.max_batch_size)
+    total, clean = Timings(batch_size=service.max_batch_size), not results
     while len(results) < len(rows) and chunk.id not in cancelled:
         begin = len(results)
         end = begin + (1 if before.careful else service.max_batch_size)
@@ -129,12 +129,13 @@ def run_chunk(
         files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
         total.add(run_stages(service, items, files))
         tell("computed")
-        results.extend(_as_lines(items, chunk.id))
+        results.extend(_as_lines(numbers[begin:end], items, chunk.id))
+        clean = clean and not any(item.error for item in items)
         if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
     if len(results) < len(rows):
         return list  # cancelled, or others' now
-    failed = find_failed(results)
+    failed = [] if clean else find_failed(results)
     output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
     ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), dump_failed(failed, numbers, rows))
     item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), len(failed)), chunk.attempt)
@@ -148,15 +149,15 @@ def run_chunk(
     return complete
 
 
-def _as_lines(items: list[Item], chunk_id: str) -> Iterator[bytes]:
-    """The results of rows; each item's id is its row's number."""
-    for item in items:
-        if not item.error:
-            yield output_line(int(item.job_id), item.value)
-            continue
-        if item.error.__cause__:
-            log.warning("row %s of batch %s failed: %s", item.job_id, chunk_id, item.error.message)
-        yield error_line(int(item.job_id), item.error)
+def _as_lines(numbers: Sequence[int], items: Sequence[Item], chunk_id: str) -> list[bytes]:
+    """The results of rows."""
+    for number, item in zip(numbers, items, strict=True):
+        if item.error and item.error.__cause__:
+            log.warning("row %d of batch %s failed: %s", number, chunk_id, item.error.message)
+    return [
+        error_line(number, item.error) if item.error else output_line(number, item.value)
+        for number, item in zip(numbers, items, strict=True)
+    ]
 
 
 def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: int) -> Ending:

@@ -100,9 +100,23 @@ local function is_at_work(tokens, process)
   return false
 end
 
+-- 1 where a whole batch waits, which feeder.py then claims ahead, else 0: as many jobs as one takes, or a chunk, which is one
+-- by itself. Not a chunk that runs for long: little would be gained, and another's job would wait for it too.
+local function whole_waits(most)
+  local left = redis.call('ZCARD', WAITING)
+  if left > 0 and redis.call('ZCARD', CHUNKS) > 0 then
+    local id = redis.call('ZRANGE', WAITING, 0, 0)[1]
+    if redis.call('ZSCORE', CHUNKS, id) then
+      local rows, pace = redis.call('HGET', record(id), 'rows') or 0, redis.call('HGET', ABOUT, 'pace')
+      return pace and rows * pace <= AHEAD_US and 1 or 0
+    end
+  end
+  return left >= most and 1 or 0
+end
+
 -- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"), model. Gives {"fenced"},
--- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, how
--- many wait} (no id: nothing waits). Sent twice with one token, it gives the same batch.
+-- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, 1
+-- where a whole further one waits} (no id: nothing waits). Sent twice with one token, it gives the same batch.
 function operations.claim()
   local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
   if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
@@ -115,7 +129,7 @@ function operations.claim()
       append(again, mine[i], job[1], job[2] or 'null', job[3] or '')
     end
   end
-  if #again > 0 then return {'batch', again, redis.call('ZCARD', WAITING)} end
+  if #again > 0 then return {'batch', again, whole_waits(most)} end
   local foreign = take_messages(worker, most)
   if #foreign > 0 then return {'foreign', foreign} end
   local process, batch, rows = process_of(token), {}, 0
@@ -132,16 +146,16 @@ function operations.claim()
     if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
     batch, rows = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
   end
-  local left = redis.call('ZCARD', WAITING)
+  local more = whole_waits(most)
   if not is_ahead and #batch > 0 then
     redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
   elseif not is_ahead then
     redis.call('HDEL', busy(worker), process)
-  elseif #batch > 0 and left < most then  -- feeder.py looks ahead only where a whole batch waits
+  elseif #batch > 0 and more == 0 then  -- feeder.py will not look ahead again
     local run = (redis.call('HGET', busy(worker), process) or ''):match('^%S+ %S+')
     if run then redis.call('HSET', busy(worker), process, run .. ' ' .. number_of(token)) end
   end
-  return {'batch', batch, left}
+  return {'batch', batch, more}
 end
 
 -- worker, fields of S:taken:<worker> whose messages are jobs of the ledger now

@@ -476,6 +476,26 @@ def test_a_retried_chunk_does_not_overlap_with_its_cancelled_run(bench: Bench) -
     assert bench.claim("t4") == ["b.0"]
 
 
+def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench) -> None:
+    async def send(ledger: AsyncLedger) -> None:
+        for number in range(4):
+            await ledger.stage("echo", Chunk("b", number, number * 2, [b"1", b"2"]))
+        await ledger.seal(NewBulk("echo", "1", 8, 4, 12, Priority.NORMAL, 60, b"{}", "b"))
+
+    bench.api(send)
+    claims = []
+    for number, pace_us in enumerate(("", 125_000, 125_001, 125_000)):  # a row; two are to take 0.25 s at most
+        if pace_us:
+            bench.redis.hset("{echo}:about", "pace", pace_us)
+        claims.append(bench.ledger.claim("echo", "w1", f"p{number}.0", KNOBS))
+    assert [job.id for claim in claims for job in claim.jobs] == ["b.0", "b.1", "b.2", "b.3"]
+    assert [claim.more for claim in claims] == [False, True, False, False], "unknown, quick, slow, and none is left"
+    bench.create(9)
+    assert not bench.ledger.claim("echo", "w1", "p4.0", KNOBS | {"max_batch_size": 5}).more
+    bench.create(3)
+    assert bench.ledger.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3}).more
+
+
 def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:
     (job_id,) = bench.create()
     for attempt in (1, 2, 3):

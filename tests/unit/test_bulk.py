@@ -12,7 +12,10 @@ from worker.bulk import Chunk, at_once, cut, rows_of_chunk
 
 @pytest.mark.parametrize(
     ("max_batch_size", "row_s", "rows"),
-    [(64, 0, 256), (64, 0.0001, 256), (64, 0.005, 192), (64, 0.01, 64), (64, 5, 64), (1, 0.3, 3), (1, 60, 1)],
+    [
+        *((64, 0, 256), (64, 0.0001, 256), (64, 0.005, 192), (64, 0.01, 64), (64, 5, 64), (1, 0.3, 3), (1, 60, 1)),
+        *((1024, 0, 4096), (1500, 0.00001, 3000), (4096, 0.00001, 4096), (8192, 0, 8192)),
+    ],
 )
 def test_a_chunk_is_about_a_second_of_work_in_whole_batches(max_batch_size: int, row_s: float, rows: int) -> None:
     assert rows_of_chunk(max_batch_size, row_s) == rows
