@@ -41,6 +41,10 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.ServiceFailed: 503,
 }
 
+#: What takes an ``Idempotency-Key``, and what its sender is told beside a 503.
+KEYED = frozenset({"/jobs", "/batches"})
+SEND_AGAIN = "It may have been stored all the same: send it again with the same Idempotency-Key, and it runs once."
+
 #: Seconds after which the same request may succeed. Errors with a ``retry_after_s`` tell their own.
 RETRY_AFTER = {503: "1"}
 
@@ -158,6 +162,8 @@ async def answer_any(request: Request, error: Exception) -> Response:
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
     services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
+    if isinstance(error, errors.StoreUnavailable) and request.method == "POST" and request.url.path in KEYED:
+        error = errors.StoreUnavailable(f"{error.message} {SEND_AGAIN}")
     return answer(error, request.url.path, services)
 
 

@@ -43,8 +43,14 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _null_as(default: Any) -> BeforeValidator:
+    """Takes null for what a field is where it is left out: typed clients write their None so."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
 CacheFor = Annotated[float, Field(ge=0, le=MAX_CACHE_FOR_S)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata), _null_as({})]
+Urgency = Literal["high", "normal", "low"]
 
 
 class JobWebhook(BaseModel):
@@ -79,7 +85,7 @@ class JobRequest(BaseModel):
 
     service: str
     input: Any
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Annotated[Urgency, _null_as("normal")] = "normal"
     start_within_s: Deadline | None = None
     finish_within_s: Deadline | None = None
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
@@ -95,7 +101,7 @@ class BatchRequest(BaseModel):
 
     service: str
     inputs: list[Any]
-    priority: Literal["high", "normal", "low"] = "low"
+    priority: Annotated[Urgency, _null_as("low")] = "low"
     keep_for_s: Annotated[float, Field(gt=0)] | None = None
     metadata: Metadata = Field(default_factory=dict)
     webhook: Annotated[BatchWebhook | None, BeforeValidator(_as_webhook)] = None

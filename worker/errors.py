@@ -141,7 +141,7 @@ class BenchFailed(ServicesError):
 
 
 class StoreUnavailable(ServicesError):
-    """Redis does not answer. Try again, with the same Idempotency-Key: a job may have been stored all the same."""
+    """Redis does not answer; try again."""
 
     code = "store_unavailable"
     retryable = True

@@ -109,7 +109,8 @@ def check_retried(job_id: str, service: str, reply: Any) -> None:
     if reply is None:
         raise JobExpired(f"job {job_id} was dropped in this moment: its keep_for_s is over")
     if Status(reply.decode()) not in RETRYABLE:
-        raise JobNotRetryable(f"job {job_id} is {reply.decode()}: {JobNotRetryable.__doc__}")
+        only = "only a job that has failed, was cancelled or expired can be run again"
+        raise JobNotRetryable(f"the status of job {job_id} is {reply.decode()}: {only}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ class LedgerClient:
             async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
                 yield
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-            hint = self._settings.away_hint if isinstance(error, redis.ConnectionError | OSError) else ""
-            raise StoreUnavailable(f"{StoreUnavailable.__doc__} {hint} ({type(error).__name__})") from error
+            hint = f" {self._settings.away_hint}" if isinstance(error, redis.ConnectionError | OSError) else ""
+            raise StoreUnavailable(f"{StoreUnavailable.__doc__}{hint} ({type(error).__name__})") from error
 
     async def _call(self, service: str, arguments: list[Any]) -> Any:
         async with self.guard():

@@ -139,7 +139,6 @@ def test_a_wait_that_cannot_be(serving: System, wait: str) -> None:
         (body(zz=1), ["body", "zz"]),
         (body(webhook="http://127.0.0.1"), ["body", "webhook"]),
         (body(priority="urgent"), ["body", "priority"]),
-        (body(priority=None), ["body", "priority"]),
         (body(start_within_s=0), ["body", "start_within_s"]),
         (body(start_within_s="5"), ["body", "start_within_s"]),
         (body(finish_within_s=-1), ["body", "finish_within_s"]),
@@ -224,6 +223,25 @@ def test_a_key_that_cannot_be_kept(serving: System, keys: list[str]) -> None:
         headers = [("Idempotency-Key", key) for key in keys]
         answer = client.post("/jobs", content=body(), headers=headers)
         assert_problem(answer, 422, "invalid_input", ["header", "idempotency-key"])
+
+
+def test_null_is_as_if_it_was_left_out(serving: System) -> None:
+    optional = ["priority", "start_within_s", "finish_within_s", "keep_for_s", "metadata", "webhook", "cache_for_s"]
+    with serving.client() as client:
+        key = {"Idempotency-Key": str(uuid.uuid4())}
+        job = client.post("/jobs?wait=20", content=body(**dict.fromkeys(optional)), headers=key).json()
+        assert (job["status"], job["priority"], job["metadata"]) == ("succeeded", "normal", {})
+        assert client.post("/jobs", content=body(), headers=key).json()["id"] == job["id"], "the same request"
+        asked = {"service": "echo", "inputs": [{"n": 1}], **dict.fromkeys(["priority", "keep_for_s", "metadata"])}
+        batch = client.post("/batches", json=asked)
+        assert (batch.status_code, batch.json()["priority"], batch.json()["metadata"]) == (202, "low", {})
+
+
+def test_only_what_failed_is_run_again(serving: System) -> None:
+    with serving.client() as client:
+        job = client.post("/jobs?wait=20", content=body()).json()
+        problem = assert_problem(client.post(f"/jobs/{job['id']}/retry"), 409, "job_not_retryable")
+    assert f"the status of job {job['id']} is succeeded: only a job that has failed" in problem["detail"]
 
 
 def test_an_unknown_service_lists_the_known_ones(serving: System) -> None:
@@ -465,8 +483,9 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
         with ThreadPoolExecutor(35) as pool:
             answers = list(pool.map(timed, requests))
         for answer in answers:
-            assert_problem(answer, 503, "store_unavailable")
+            problem = assert_problem(answer, 503, "store_unavailable")
             assert answer.headers["retry-after"]
+            assert ("Idempotency-Key" in problem["detail"]) == (answer.request.method == "POST")
         heard = timed(lambda: client.head("/readyz"))
         assert (heard.status_code, heard.content, heard.headers["retry-after"]) == (503, b"", "1")
         assert client.get("/healthz").status_code == 200
