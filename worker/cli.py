@@ -15,7 +15,7 @@ from redis import RedisError
 
 from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.cli_keys import add_keys
-from worker.cli_new import new
+from worker.cli_new import new, read_name
 from worker.cli_submit import add_submit, submit
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("redis", redis)
     add("run", run).add_argument("name", nargs="*", metavar="NAME", help="a service")
     making = add("new", new)
-    making.add_argument("name", metavar="NAME", help="of the service; its package has _ for -")
+    making.add_argument("name", metavar="NAME", type=read_name, help="of the service; its package has _ for -")
     into = "the folder to write it into (default: plugins/ of the checkout)"
     making.add_argument("--into", type=Path, metavar="DIR", help=into)
     add("check", check).add_argument("name", metavar="NAME", help="a service")

@@ -47,8 +47,9 @@ def create(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def list_keys(_: argparse.Namespace, settings: Settings) -> int:
     """list the API keys (never the keys themselves)"""
+    found = Keys(settings).list()
     print("  ".join(name.ljust(width) for name, width in WIDTHS.items()) + "  EXPIRES")
-    for key in Keys(settings).list():
+    for key in found:
         cells = [key.id, key.name, key.ended() or "valid", ",".join(key.scopes), ",".join(key.services) or "all"]
         cells += [f"{key.rate:g}/{key.burst}" if key.rate else "-", str(key.concurrency or "-")]
         padded = "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS.values(), strict=True))

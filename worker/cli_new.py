@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,25 +39,46 @@ def new(arguments: argparse.Namespace, _: Settings) -> int:
     """write a plugin that works at once, to begin from"""
     name: str = arguments.name
     names = _find_names(name)
+    prefix = _find_prefix()
     target = _find_folder(arguments.into) / name
     if os.path.lexists(target):
         raise Refused(f"{target} is there already: nothing is overwritten")
     _write(target, names)
     shown = shlex.quote(os.path.relpath(target) if target.is_relative_to(Path.cwd()) else str(target))
     print(f"written: {shown}, a service that works: replace what is marked in src/{names['plugin_name']}/. Next:\n")
-    print(f"  pip install -e {shown}\n  services check {name}\n  services predict {name}")
+    print(f"  {prefix}pip install -e {shown}\n  {prefix}services check {name}\n  {prefix}services predict {name}\n")
+    print(f"For `docker compose`, its block stands in {shown}/README.md.")
     return 0
 
 
-def _find_names(name: str) -> dict[str, str]:
-    """What stands for what in the template. Raises ``Refused`` for a name that is not good, or is taken."""
-    if not NAME.fullmatch(name):
+def read_name(text: str) -> str:
+    """A plugin's name, for argparse."""
+    if not NAME.fullmatch(text):
         must = "expected at most 40 lower-case letters, digits, - and _, a letter first and no - or _ last"
-        raise Refused(f"{name!r} cannot be a plugin's name: {must}")
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a plugin's name: {must}")
+    package, kind = _in_code(text)
+    if text in TAKEN or keyword.iskeyword(package) or keyword.iskeyword(kind):
+        raise argparse.ArgumentTypeError(f"{text!r} means something else already: choose another name")
+    return text
+
+
+def _in_code(name: str) -> tuple[str, str]:
+    """The package and the class of a plugin."""
     package = name.replace("-", "_")
-    kind = "".join(part.capitalize() for part in package.split("_"))
-    if name in TAKEN or keyword.iskeyword(package) or keyword.iskeyword(kind):
-        raise Refused(f"{name!r} means something else already: choose another name")
+    return package, "".join(part.capitalize() for part in package.split("_"))
+
+
+def _find_prefix() -> str:
+    """What goes before the commands of this environment, where a shell would not find them: it was not activated."""
+    here = Path(sys.prefix) / "bin"
+    if shutil.which("services") in (None, str(here / "services")) and shutil.which("pip") == str(here / "pip"):
+        return ""
+    return shlex.quote(f"{os.path.relpath(here) if here.is_relative_to(Path.cwd()) else here}/")
+
+
+def _find_names(name: str) -> dict[str, str]:
+    """What stands for what in the template. Raises ``Refused`` for a name that is taken."""
+    package, kind = _in_code(name)
     if installed := list_plugins().get(name):
         raise Refused(f"a service named {name} is installed already, by {installed.distribution} {installed.version}")
     if find_spec(package) is not None:

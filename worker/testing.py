@@ -165,7 +165,8 @@ def _check_light(plugin: Plugin) -> str | None:
 def _check_models(plugin: Plugin, service: Service[Any, Any]) -> str | None:
     module = load_schema(plugin)
     if module is None:
-        return "it ships no schema.py, so the API accepts its jobs unvalidated"
+        must = f"put its Input and Output into a schema.py beside {plugin.target.partition(':')[0]}"
+        return f"it ships no schema.py, so the API would accept its jobs unvalidated: {must}"
     for role in ("Input", "Output"):
         if getattr(module, role, None) is not getattr(service, role):
             return f"{module.__name__}.{role} is not the one in Service[Input, Output]: import it from there"

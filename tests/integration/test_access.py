@@ -144,6 +144,13 @@ def test_a_command_that_cannot_be(
     assert (exit.value.code, told.out) == (code, "") and said in told.err, told.err
 
 
+def test_without_redis_no_table_is_begun(system: System) -> None:
+    system.redis.stop()
+    done = services(system, "keys", "list")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done
+    assert "Check that the Redis of REDIS_URL is running" in done.stderr
+
+
 def test_jobs_and_batches_are_their_owners(alice: httpx.Client, bob: httpx.Client, admin: httpx.Client) -> None:
     job = alice.post("/jobs?wait=20", content=body(), headers={"Idempotency-Key": "same"}).json()
     other = bob.post("/jobs?wait=20", content=body(), headers={"Idempotency-Key": "same"})

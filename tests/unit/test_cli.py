@@ -121,6 +121,15 @@ def test_what_a_plugin_raises_is_shown_with_its_traceback(twice: System) -> None
         assert done.returncode == 1 and "in load" in done.stderr and "OSError: no weights" in done.stderr
 
 
+def test_check_says_what_to_do_where_there_is_no_schema(twice: System) -> None:
+    package = twice.folder / "installed" / "twice"
+    (package / "schema.py").rename(package / "shapes.py")
+    (package / "service.py").write_text(SERVICE.replace("twice.schema", "twice.shapes"))
+    done = services(twice, "check", "twice")
+    (failed,) = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1 and "put its Input and Output into a schema.py beside twice.service" in failed
+
+
 def test_check_passes_what_keeps_the_contract(twice: System) -> None:
     done = services(twice, "check", "twice")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -51,10 +52,12 @@ def test_ports_are_published_on_this_machine_alone(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", ()))
 
 
-def test_every_plugin_has_a_worker_on_its_queue() -> None:
+def test_each_worker_is_a_plugins_on_its_queue() -> None:
+    """A plugin may be without one: to install it is all that it takes to add it."""
     assert all(command[command.index("-n") + 1] == f"{name}@%h" for name, command in workers())
     queues = {name: command[command.index("-Q") + 1] for name, command in workers()}
-    assert queues == {name: name for name in [*PLUGINS, "webhooks"]}
+    assert queues == {name: name for name in queues}
+    assert {"antifraud", "embed", "webhooks"} <= set(queues) <= {*PLUGINS, "webhooks"}
     for name in queues:
         assert name == "webhooks" or SERVICES[name]["build"]["args"]["PLUGIN"] == name
         assert "stop_grace_period" in SERVICES[name]
@@ -62,9 +65,18 @@ def test_every_plugin_has_a_worker_on_its_queue() -> None:
 
 
 def test_workers_are_named_by_their_services_entry_points() -> None:
-    for name in PLUGINS:
+    for name in {name for name, _ in workers()} - {"webhooks"}:
         project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
         assert name in project["entry-points"]["libs_service.services"]
+
+
+def test_the_block_that_services_new_writes_is_as_the_others() -> None:
+    readme = (ROOT / "worker" / "new_plugin" / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.S)
+    pasted = (ROOT / "docker-compose.yml").read_text().replace("\n  webhooks:", f"\n{block}\n  webhooks:")
+    found = yaml.safe_load(pasted)["services"]
+    assert set(found) - set(SERVICES) == {"plugin-name"}
+    assert json.loads(json.dumps(found["plugin-name"]).replace("plugin-name", "embed")) == SERVICES["embed"]
 
 
 def test_redis_keeps_what_it_was_given() -> None:
