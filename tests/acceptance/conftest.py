@@ -15,6 +15,9 @@ from tests.support import ROOT
 #: What a clone does not have.
 NOT_CLONED = (".git", ".venv", ".services", ".*_cache", "build", "dist", "*.egg-info", "__pycache__", ".hypothesis")
 
+#: Those that the tests know; a user may have added others.
+OUR_PLUGINS = ("antifraud", "embed")
+
 
 def run(*command: str | Path, cwd: Path | None = None, timeout: float = 600, **env: str) -> str:
     """What a command prints; fails with all of it where its exit code is not 0."""
@@ -43,9 +46,12 @@ def clean_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as a fresh clone of it would be, in another folder."""
+    """The checkout as a fresh clone of it would be, in another folder, without plugins that were added here."""
     folder = tmp_path_factory.mktemp("clone") / "checkout"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_CLONED))
+    for plugin in (folder / "plugins").iterdir():
+        if plugin.name not in OUR_PLUGINS:
+            shutil.rmtree(plugin)
     return folder
 
 

@@ -79,7 +79,7 @@ def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) 
 def test_the_next_commands_are_this_environments_where_none_is_activated(checkout: Path) -> None:
     env = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", env], check=True)
-    command = [env / "bin" / "python", "-c", "from worker.cli import main; main()", "new", NAME]
+    command = [str(env / "bin" / "python"), "-c", "from worker.cli import main; main()", "new", NAME]
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry.endswith("site-packages"))])
     settings = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
     done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)
