@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files as resources
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -40,7 +41,7 @@ log = logging.getLogger("services.api")
 
 #: What scripts of other origins may send and read, where any may at all.
 CORS: dict[str, Any] = {
-    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
     "allow_headers": ["Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID"],
     "expose_headers": ["Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"],
 }
@@ -63,14 +64,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Route("/jobs", create, methods=["POST"]),
         Route("/jobs/{job_id}", read, methods=["GET"]),
     ]
-    app.include_router(routes.router)
-    app.include_router(events.router)
-    app.include_router(batches.router)
-    app.include_router(batch_events.router)
-    app.include_router(files.router)
-    app.include_router(webhooks.router)
-    app.include_router(open_inference.router)
-    app.include_router(metrics.router)
+    for part in (routes, events, batches, batch_events, files, webhooks, open_inference, metrics):
+        _take_heads(part.router)
+        app.include_router(part.router)
     console.install(app)  # before the rest of /static
     problems.install(app)
     around = [Middleware(Gate, settings=settings)]
@@ -81,7 +77,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     app.take_short_way(create, read, around)
     _add_docs(app)
+    _take_heads(app.router)
     return app
+
+
+def _take_heads(router: APIRouter) -> None:
+    """What takes GET takes HEAD too (RFC 9110): the server leaves the body out. FastAPI would answer 405."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from api.access import caller_of
 from api.events import HEADERS, LETTERS, bad_event_id, follow
-from api.requests import check_query
+from api.requests import check_query, unless_head
 from worker.bulk import Bulk
 from worker.errors import JobExpired
 
@@ -78,7 +78,7 @@ async def get_events(request: Request, batch_id: str) -> Response:
     if batch.ended and told == Told.of(batch):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
     events = follow(state.waiter, batch.id, told, partial(_next, state.hearing, batch), REST_S)
-    return EventSourceResponse(events, headers=HEADERS)
+    return EventSourceResponse(unless_head(request, events), headers=HEADERS)
 
 
 async def _next(hearing: Any, batch: Bulk, told: Told) -> tuple[list[bytes], Told, bool]:

@@ -31,6 +31,7 @@ from api.requests import (
     read_body,
     read_idempotency_key,
     read_nothing,
+    unless_head,
 )
 from worker.bulk import Bulk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
 from worker.errors import InvalidInput, ServicesError, StoreUnavailable
@@ -79,7 +80,7 @@ async def get_results(request: Request, batch_id: str) -> Response:
     """One line for each input, in order, as they come; the answer ends with the batch."""
     check_query(request, set())
     batch = await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
-    return StreamingResponse(_results(request, batch), media_type=NDJSON[0])
+    return StreamingResponse(unless_head(request, _results(request, batch)), media_type=NDJSON[0])
 
 
 @router.delete("/batches/{batch_id}")

@@ -22,7 +22,7 @@ from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.access import caller_of
-from api.requests import check_query
+from api.requests import check_query, unless_head
 from api.waiter import Waiter
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
 from worker.hearing import Event, Heard
@@ -144,7 +144,8 @@ async def get_events(request: Request, job_id: str) -> Response:
     job = await state.ledger.get(job_id, caller_of(request).sees)
     if job.ended and told.knows(job.status, job.finished_us):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
-    return EventSourceResponse(follow(state.waiter, job.id, told, partial(_next, state, job)), headers=HEADERS)
+    events = follow(state.waiter, job.id, told, partial(_next, state, job))
+    return EventSourceResponse(unless_head(request, events), headers=HEADERS)
 
 
 async def follow(waiter: Waiter, id: str, told: T, look: Look[T], rest_s: float = 0) -> AsyncIterator[bytes]:

@@ -73,12 +73,15 @@ async def get_content(request: Request, file_id: str) -> Response:
         record = await files.get(file_id, caller.owner, caller.sees)
     else:
         record = await files.get_of(owner, file_id)
-    first, length = _read_range(request, record)
+    is_head = request.method == "HEAD"  # which knows no ranges
+    first, length = (0, record.size) if is_head else _read_range(request, record)
     headers = {**HARMLESS, "Accept-Ranges": "bytes", "ETag": f'"{record.id}"', "Content-Length": str(length)}
     headers["Content-Disposition"] = f'attachment; filename="{record.id[:16]}"'
     status = 200
     if length < record.size:
         status, headers["Content-Range"] = 206, f"bytes {first}-{first + length - 1}/{record.size}"
+    if is_head:
+        return Response(None, status, headers, record.content_type)
     content = await files.read(record, first, length)
     return StreamingResponse(content, status, headers, record.content_type)
 

@@ -40,7 +40,7 @@ from worker.webhooks import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457). Where API
-keys are configured, each request bears one."""
+keys are configured, each request bears one. What takes GET takes HEAD too."""
 
 #: Paths that have another heading in ``/docs`` than their own first word.
 HEADINGS = {"healthz": "health", "readyz": "health", "metrics": "health", "": "console"}

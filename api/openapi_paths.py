@@ -230,18 +230,11 @@ def _service_paths() -> Schema:
     alive = {"200": make_answer(status, "The process lives")}
     ready = {"200": make_answer(status, "Redis answers"), **make_problems(503)}
     metrics = {**METRICS, **make_problems(422)}
-    probes = {"/healthz": ("health", "Liveness", alive), "/readyz": ("ready", "Readiness", ready)}
     return {
         "/services": {"get": make_operation("list_services", "List the services", every)},
         "/services/{name}": {"get": make_operation("get_service", "Read a service", one, [in_path("name")])},
-        **{path: _probe(*described) for path, described in probes.items()},
+        "/healthz": {"get": make_operation("health", "Liveness", alive)},
+        "/readyz": {"get": make_operation("ready", "Readiness", ready)},
         "/metrics": {"get": make_operation("read_metrics", "Metrics for Prometheus", metrics)},
         "/": {"get": make_operation("console", "The console, a web page", CONSOLE)},
     }
-
-
-def _probe(name: str, summary: str, answers: Schema) -> Schema:
-    """GET, and HEAD for probes that want no body."""
-    bare = {status: {key: answer[key] for key in answer if key != "content"} for status, answer in answers.items()}
-    heading = make_operation(f"{name}_head", f"{summary}, without a body", bare)
-    return {"get": make_operation(name, summary, answers), "head": heading}

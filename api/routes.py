@@ -144,14 +144,12 @@ async def get_service(request: Request, name: str) -> Response:
     return _json(entry.describe(await request.app.state.ledger.overview(name)))
 
 
-@router.head("/healthz")
 @router.get("/healthz")
 async def health(request: Request) -> Response:
     """The process lives."""
     return _json({"status": "ok"})
 
 
-@router.head("/readyz")
 @router.get("/readyz")
 async def ready(request: Request) -> Response:
     """The process can take jobs: Redis answers."""

@@ -396,24 +396,49 @@ def test_health_docs_and_unknown_routes(serving: System) -> None:
     with serving.client() as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.get("/readyz").status_code == 200
-        for path in ("/healthz", "/readyz"):  # as probes ask that want no body
-            heard, read = client.head(path), client.get(path)
-            assert (heard.status_code, heard.content) == (200, b"")
-            assert heard.headers["content-length"] == read.headers["content-length"]
         page = client.get("/docs")
         assert page.status_code == 200 and "//cdn" not in page.text and "/static/swagger-ui-bundle.js" in page.text
         assert client.get("/static/swagger-ui-bundle.js").status_code == 200
         assert_problem(client.get("/nope"), 404, "not_found")
         for method, path, allowed in [
-            ("PUT", "/jobs", "GET, POST"),
+            ("PUT", "/jobs", "GET, HEAD, POST"),
             ("PATCH", "/jobs/x", "DELETE, GET, HEAD, PUT"),
-            ("DELETE", "/services", "GET"),
+            ("DELETE", "/services", "GET, HEAD"),
         ]:
             answer = client.request(method, path)
             assert_problem(answer, 405, "method_not_allowed")
             assert answer.headers["allow"] == allowed
         answer = client.get("/v2/models/echo/infer")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_head_is_answered_as_get_without_the_body_and_at_once(serving: System) -> None:
+    with serving.client(timeout=5) as client:
+        job = client.post("/jobs?wait=20", content=body()).json()
+        queued = client.post("/jobs", content=body(service="one_by_one")).json()  # which has no worker
+        batch = client.post("/batches", json={"service": "one_by_one", "inputs": [{"n": 1}]}).json()
+        file = client.post("/files", content=b"hello", headers={"Content-Type": "text/plain"}).json()
+        ids = {"job_id": job["id"], "batch_id": batch["id"], "file_id": file["id"], "name": "echo", "version": "1.0"}
+        document = client.get("/openapi.json").json()
+        paths = [path.format(**ids) for path, operations in document["paths"].items() if "get" in operations]
+        paths += ["/docs", "/openapi.json", "/static/swagger-ui.css", "/static/console/api.js", "/jobs/none"]
+        paths += ["/jobs/none/events", "/jobs?limit=0", "/healthz?x=1"]
+        streams = [batch["links"]["results"], batch["links"]["events"], queued["links"]["events"]]
+        assert len(paths) > 25 and set(streams) - set(paths) == {streams[2]}
+        for path in [*paths, *streams]:
+            with client.stream("GET", path) as read:  # the head of an answer whose body goes on
+                heard = client.head(path)
+            assert (heard.status_code, heard.content) == (read.status_code, b""), path
+            assert heard.headers["content-type"] == read.headers["content-type"], path
+            if path not in ("/metrics", "/services", "/services/echo"):  # whose numbers change
+                assert heard.headers.get("content-length") == read.headers.get("content-length"), path
+        heard = client.head(file["links"]["content"], headers={"Range": "bytes=0-1"})
+        assert (heard.status_code, heard.headers["content-length"]) == (200, "5"), "HEAD knows no ranges"
+        assert client.head("/v2/models/echo/infer").status_code == 405
+        again = client.get(f"/batches/{batch['id']}")
+        assert again.json()["status"] == "queued"
+        client.delete(f"/batches/{batch['id']}")
+        client.delete(f"/jobs/{queued['id']}")
 
 
 def test_openapi_holds_each_services_own_models(serving: System) -> None:
