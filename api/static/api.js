@@ -26,20 +26,34 @@ export class Problem extends Error {
 /** The answer's JSON. With `wait`, the API holds it until the job ends, at most so many seconds. */
 export async function call(path, { method = "GET", body, wait, signal } = {}) {
   const headers = {};
-  if (readKey()) headers.Authorization = `Bearer ${readKey()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (wait) headers.Prefer = `wait=${wait}`;
-  let response, text;
+  const answer = await ask(path, { method, headers, body, signal }, (response) => response.text());
+  return parseOr(answer, undefined);
+}
+
+/** Save an answer as a file. A link cannot bear the API key. */
+export async function save(path, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await ask(path, { headers: {} }, (response) => response.blob()));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // by then it is being written
+}
+
+/** The body of an answer that is a success, as `read` has it. */
+async function ask(path, { headers, ...options }, read) {
+  if (readKey()) headers.Authorization = `Bearer ${readKey()}`;
+  let response, body;
   try {
-    response = await fetch(path, { method, headers, body, signal, cache: "no-store" });
-    text = await response.text();
+    response = await fetch(path, { ...options, headers, cache: "no-store" });
+    body = await (response.ok ? read(response) : response.text());
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { detail: "The API does not answer: it has stopped, or the network is away." });
   }
-  const answer = parseOr(text, undefined);
-  if (!response.ok) throw new Problem(response.status, answer);
-  return answer;
+  if (!response.ok) throw new Problem(response.status, parseOr(body, undefined));
+  return body;
 }
 
 export const jobPath = (id) => `jobs/${encodeURIComponent(id)}`;

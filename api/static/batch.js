@@ -1,6 +1,6 @@
 // One batch on the page: its progress, followed to its end, cancelled, run again.
 
-import { call, isOver } from "./api.js";
+import { call, isOver, readKey, save } from "./api.js";
 import { make, pretty, terms, time } from "./dom.js";
 
 const LOOK_MS = 1000;
@@ -11,9 +11,11 @@ export class BatchView {
     this.content = make("div");
     this.cancel = make("button", { type: "button", hidden: true, className: "cancel" }, "Cancel");
     this.retry = make("button", { type: "button", hidden: true, className: "retry" }, "Retry what failed");
+    this.results = make("a", { hidden: true, className: "results" }, "Results (JSON lines)");
     this.cancel.addEventListener("click", () => this.act("", "DELETE"));
     this.retry.addEventListener("click", () => this.act("/retry", "POST"));
-    parent.replaceChildren(this.content, make("div", { className: "row" }, this.cancel, this.retry));
+    this.results.addEventListener("click", (event) => this.saveResults(event));
+    parent.replaceChildren(this.content, make("div", { className: "row" }, this.results, this.cancel, this.retry));
   }
 
   follow(id) {
@@ -58,6 +60,18 @@ export class BatchView {
     }
   }
 
+  /** A link suffices without an API key: then the browser writes them as they come. */
+  async saveResults(event) {
+    if (!readKey()) return;
+    event.preventDefault();
+    try {
+      await save(this.results.href, this.results.download);
+      this.report(null);
+    } catch (error) {
+      this.report(error);
+    }
+  }
+
   show(batch) {
     const text = JSON.stringify(batch);
     if (text === this.shown) return; // a selection in it stays
@@ -80,6 +94,9 @@ export class BatchView {
     ];
     if (Object.keys(batch.metadata).length) parts.push(make("h3", {}, "Metadata"), pretty(batch.metadata));
     this.content.replaceChildren(...parts);
+    this.results.href = `${this.path}/results`;
+    this.results.download = `batch-${batch.id}.ndjson`;
+    this.results.hidden = !isOver(batch);
     this.cancel.hidden = isOver(batch);
     this.retry.hidden = !isOver(batch) || batch.counts.failed + batch.counts.cancelled === 0;
   }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -24,9 +26,11 @@ GUARDED = """
 from api import app as api
 from api.problems import problem
 
+PATHS = ("/services", "/jobs", "/batches")
+
 async def app(scope, receive, send):
     given = dict(scope.get("headers", ())).get(b"authorization")
-    if scope["type"] == "http" and scope["path"] in ("/services", "/jobs") and given != b"Bearer good-key":
+    if scope["type"] == "http" and scope["path"].startswith(PATHS) and given != b"Bearer good-key":
         await problem(401, "unauthorized", "An API key is needed")(scope, receive, send)
     else:
         await api(scope, receive, send)
@@ -85,6 +89,13 @@ class Console:
         script = "return [...document.querySelectorAll('#jobs tbody tr')].map((row) => row.innerText)"
         return list(self.driver.execute_script(script))
 
+    def save_results(self, batch_id: str) -> list[Any]:
+        """What the batch's link saves."""
+        self.one("#job .results").click()
+        saved = self._folder / f"batch-{batch_id}.ndjson"
+        poll(saved.exists, what="the results are saved")
+        return [json.loads(line) for line in saved.read_text().splitlines()]
+
     def shoot(self, name: str) -> None:
         self.driver.save_screenshot(str(self._folder / f"{name}.png"))
 
@@ -95,6 +106,7 @@ def console(stack: System) -> Iterator[Console]:
     for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
         options.add_argument(option)
     options.add_argument("--window-size=1280,1400")
+    options.add_experimental_option("prefs", {"download.default_directory": str(stack.folder)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # Named, or selenium asks the internet for one.
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
@@ -197,6 +209,12 @@ def test_where_a_key_is_needed_it_is_asked_for(stack: System, console: Console) 
 
     console.sees("[data-key=echo]", "ready")
     assert not console.one("#problem").is_displayed() and not console.one("#key-form").is_displayed()
+
+    with stack.client() as client:
+        batch = client.post("/batches", json={"service": "echo", "inputs": [{"n": 7}]}).raise_for_status().json()
+    console.driver.get(f"http://127.0.0.1:{port}/#batches/{batch['id']}")
+    console.sees("#job .badge", "succeeded")
+    assert [line["output"]["n"] for line in console.save_results(batch["id"])] == [7], "the key goes along"
     console.driver.get(f"{stack.url}/")
 
 
@@ -221,6 +239,8 @@ def test_a_batch_is_followed_by_its_address_and_what_failed_is_run_again(stack: 
         console.sees("#job .badge", "failed")
         assert [dd.text for dd in console.all("#job .counts dd")] == ["2", "0", "0", "1", "1", "0"]
         console.shoot("batch")
+        first, second = console.save_results(batch["id"])
+        assert (first["index"], first["output"]["n"]) == (0, 1) and second["error"]["code"] == "predict_failed"
         console.one("#job .retry").click()
         poll(lambda: "succeeded\n1" in console.text("#job .counts"), what="its counts stay")
         poll(lambda: client.get(f"/batches/{batch['id']}").json()["finished_at"], what="it ended again")
