@@ -22,7 +22,7 @@ from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.access import caller_of
-from api.requests import check_query, unless_head
+from api.requests import check_query, read_job_id, unless_head
 from api.waiter import Waiter
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
 from worker.hearing import Event, Heard
@@ -136,12 +136,12 @@ def states_up_to(told: Told, heard: Heard) -> Iterator[State]:
 
 
 @router.get("/jobs/{job_id}/events")
-async def get_events(request: Request, job_id: str) -> Response:
+async def get_events(request: Request) -> Response:
     """What happens to a job, from its beginning or from the event after ``Last-Event-ID``, up to its end."""
     check_query(request, set())
     told = Told.parse(request.headers.get("last-event-id", ""))
     state = request.app.state
-    job = await state.ledger.get(job_id, caller_of(request).sees)
+    job = await state.ledger.get(read_job_id(request), caller_of(request).sees)
     if job.ended and told.knows(job.status, job.finished_us):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
     events = follow(state.waiter, job.id, told, partial(_next, state, job))

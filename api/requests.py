@@ -211,6 +211,12 @@ def _check_keep_for(asked: JobRequest | BatchRequest, most_s: float, where: str)
         raise _invalid(f"keep_for_s: {must}", [where, "keep_for_s"], must, "less_than_equal")
 
 
+def read_job_id(request: Request) -> str:
+    """The job's id in the path; see ``front`` for one with a slash."""
+    job_id: str = request.scope.get("job_id") or request.path_params["job_id"]
+    return job_id
+
+
 def read_idempotency_key(request: Request) -> str:
     """The ``Idempotency-Key`` header; "" where there is none. Raises ``InvalidInput`` for one that cannot be kept."""
     given = request.headers.getlist("idempotency-key")

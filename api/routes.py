@@ -28,6 +28,7 @@ from api.requests import (
     read_body,
     read_idempotency_key,
     read_int,
+    read_job_id,
     read_nothing,
     read_own_id,
     read_wait,
@@ -53,9 +54,9 @@ async def create_job(request: Request) -> Response:
 
 
 @router.put("/jobs/{job_id}")
-async def put_job(request: Request, job_id: str) -> Response:
+async def put_job(request: Request) -> Response:
     """The same under an id of the client's own, which makes it repeatable as a key would."""
-    return await _create(request, "", read_own_id(request, job_id))
+    return await _create(request, "", read_own_id(request, read_job_id(request)))
 
 
 async def _create(request: Request, key: str, own_id: str = "") -> Response:
@@ -84,7 +85,7 @@ async def _create(request: Request, key: str, own_id: str = "") -> Response:
 
 async def get_job(request: Request) -> Response:
     """One job as it stands, or as it ends within the wait."""
-    job_id = request.path_params["job_id"]
+    job_id = read_job_id(request)
     state = request.app.state
     query = check_query(request, {"wait", "include"})
     wait, include = read_wait(request, query, state.settings.max_wait_s), _read_include(query)
@@ -92,21 +93,22 @@ async def get_job(request: Request) -> Response:
 
 
 @router.delete("/jobs/{job_id}")
-async def cancel_job(request: Request, job_id: str) -> Response:
+async def cancel_job(request: Request) -> Response:
     """Cancel a job that has not ended."""
     check_query(request, set())
-    job = await request.app.state.ledger.cancel(job_id, caller_of(request).sees)
+    job = await request.app.state.ledger.cancel(read_job_id(request), caller_of(request).sees)
     log.info("job cancelled id=%s service=%s attempt=%d", job.id, job.service, job.attempt)
     return _job(job, 202)
 
 
 @router.post("/jobs/{job_id}/retry")
-async def retry_job(request: Request, job_id: str) -> Response:
+async def retry_job(request: Request) -> Response:
     """Run a job that has failed, was cancelled or expired again."""
     check_query(request, set())
     await read_nothing(request)
     caller, state = caller_of(request), request.app.state
-    job = await state.ledger.retry(job_id, caller.sees, caller.most_open, partial(_hold_again, state))
+    hold = partial(_hold_again, state)
+    job = await state.ledger.retry(read_job_id(request), caller.sees, caller.most_open, hold)
     log.info("job queued id=%s service=%s priority=%s attempt=%d", job.id, job.service, job.priority, job.attempt + 1)
     return _job(job, 202, headers={"Location": f"/jobs/{job.id}"})
 

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 
 from api.access import caller_of
-from api.requests import check_query, read_nothing
+from api.requests import check_query, read_job_id, read_nothing
 from worker.addresses import AddressRules, parse_url, resolve
 from worker.deliveries import LoggedDelivery, deliver_again, read_deliveries
 from worker.errors import AddressRefused, InvalidInput
@@ -68,9 +68,10 @@ class Receivers:
 
 
 @router.get("/jobs/{job_id}/deliveries")
-async def list_job_deliveries(request: Request, job_id: str) -> Response:
+async def list_job_deliveries(request: Request) -> Response:
     """What was sent of a job's ends, newest first."""
     check_query(request, set())
+    job_id = read_job_id(request)
     await request.app.state.ledger.get(job_id, caller_of(request).sees)
     return await _listed(request, "job", job_id)
 
@@ -84,9 +85,10 @@ async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
 
 
 @router.post("/jobs/{job_id}/deliveries/{delivery_id}/retry")
-async def retry_job_delivery(request: Request, job_id: str, delivery_id: str) -> Response:
+async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
     """Send an event of a job again."""
     await _check_empty(request)
+    job_id = read_job_id(request)
     await request.app.state.ledger.get(job_id, caller_of(request).sees)
     return await _again(request, "job", job_id, delivery_id)
 

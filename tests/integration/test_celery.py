@@ -14,7 +14,8 @@ import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from tests.support import System, finished, poll
+from api.client import Client
+from tests.support import System, finished, listen_to, poll
 from worker.dispatch import OURS, build_message
 
 
@@ -54,13 +55,27 @@ print(json.dumps([states, result.get(timeout=20), result.id]))
         assert stock.AsyncResult(posted["id"]).get(timeout=10) == posted["output"], "stock Celery reads it too"
 
 
-def test_the_links_of_a_job_lead_to_it_whatever_its_producer_called_it(serving: System, stock: Celery) -> None:
-    sent = stock.send_task("echo.predict", args=[{"n": 7}], queue="echo", task_id="7 of b? 100%")
+@pytest.mark.parametrize("name", ["7 of b? 100%", "a/b", "a%2Fb", "/events/", "../x"])
+def test_the_links_of_a_job_lead_to_it_whatever_its_producer_called_it(
+    serving: System, stock: Celery, name: str
+) -> None:
+    sent = stock.send_task("echo.predict", args=[{"n": 7}], queue="echo", task_id=name)
     sent.get(timeout=20)
     with serving.client() as client:
         (job,) = client.get("/jobs", params={"service": "echo", "limit": 1}).json()["jobs"]
-        assert job["id"] == sent.id
-        assert client.get(job["links"]["self"]).json()["id"] == sent.id
+        assert job["id"] == name
+        own = job["links"]["self"]
+        assert client.get(own).json()["id"] == name and client.head(own).status_code == 200
+        assert client.get(f"{own}?wait=5&include=input").json()["input"] == {"n": 7}
+        assert [data["id"] for kind, data, _ in listen_to(client, job["links"]["events"]) if kind == "status"][
+            -1
+        ] == name
+        assert client.get(f"{own}/deliveries").json() == {"deliveries": []}
+        for answer in (client.delete(own), client.post(f"{own}/retry")):
+            assert answer.status_code == 409 and name in answer.json()["detail"]
+        assert client.get(f"{own}/nope").json()["code"] == "not_found"
+        with Client(serving.url) as ours:
+            assert ours.get(name).id == name
 
 
 def test_our_app_knows_a_services_queue(serving: System) -> None:
