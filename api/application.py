@@ -118,8 +118,12 @@ async def _check_address(keyring: Keyring, settings: Settings) -> None:
     address = bound_elsewhere(sys.argv)
     if not address or settings.allow_unauthenticated:
         return
-    with suppress(StoreUnavailable):
-        if not await keyring.are_there_any():
+    try:
+        has_keys = await keyring.are_there_any()
+    except StoreUnavailable:
+        log.warning("Redis does not say whether there are API keys: until it does, requests to %s get 503", address)
+    else:
+        if not has_keys:
             raise RuntimeError(f"not started on {address}: {NEED_A_KEY}")
 
 

@@ -357,6 +357,26 @@ def test_open_on_loopback_alone_unless_told_so(system: System) -> None:
         assert far.post("/jobs", content=body()).status_code == 202
 
 
+def test_while_it_is_not_known_whether_there_are_keys_nobody_is_let_in(system: System) -> None:
+    elsewhere = _another_address()
+    if not elsewhere:
+        pytest.skip("this machine has no address but loopback")
+    system.redis.stop()
+    api = system.start("uvicorn", "api:app", "--port", str(system.port), "--host", "0.0.0.0")
+    with system.client() as near, httpx.Client(base_url=f"http://{elsewhere}:{system.port}", trust_env=False) as far:
+        poll(lambda: _status(far, "/healthz") == 200, what="it is up")
+        assert "Redis does not say whether there are API keys" in api.output
+        for client in (near, far):
+            assert_problem(client.post("/jobs", content=body()), 503, "store_unavailable")
+            assert_problem(client.get("/services", headers={"X-API-Key": "guess"}), 503, "store_unavailable")
+        system.redis.start()
+        poll(lambda: _status(near, "/services") == 200, what="there is none")
+        assert_problem(far.post("/jobs", content=body()), 403, "forbidden")
+        key = services(system, "keys", "create", "--name", "first").stdout.strip()
+        poll(lambda: _status(near, "/jobs") == 401, 3, "the first key closes the door")
+        assert far.post("/jobs", content=body(), headers={"X-API-Key": key}).status_code == 202
+
+
 def _status(client: httpx.Client, path: str) -> int:
     try:
         return client.get(path).status_code
