@@ -195,7 +195,7 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
-    """show the secrets that sign webhooks, add one beside the last (rotate), or make one for the settings (new)"""
+    """show, rotate or make the secrets that sign webhooks"""
     from worker.ledger import Ledger
     from worker.signing import make_secret
     from worker.webhooks import read_secrets, rotate_secrets
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("list", list_services)
     add("redis", redis)
-    add("run", run).add_argument("name", nargs="*", metavar="NAME", help="a service")
+    add("run", run).add_argument("name", nargs="*", metavar="NAME", help=f"a service, or {WEBHOOKS}")
     making = add("new", new)
     making.add_argument("name", metavar="NAME", type=read_name, help="of the service; its package has _ for -")
     into = "the folder to write it into (default: plugins/ of the checkout)"
@@ -252,7 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(add("bench", bench))
     add("retry", retry).add_argument("target", metavar="NAME|ID", help="a service, or the id of a job")
     actions = ("secret", "rotate", "new")
-    add("webhooks", webhooks).add_argument("action", choices=actions, help="the newest secret is printed first")
+    which = "secret: print those in use, the newest first; rotate: add one to them; new: print one for the settings"
+    add("webhooks", webhooks).add_argument("action", choices=actions, help=which)
     add_keys(add("keys", keys))
     add("up", up)
     return parser

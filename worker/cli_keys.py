@@ -89,8 +89,10 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
     making = add("create", create)
     making.add_argument("--name", required=True, type=_name, help="whose it is, for people to read")
-    making.add_argument("--service", action="append", default=[], help="a service that it may use (default: all)")
-    scopes = f"one of {', '.join(Scope)} (default: all but admin)"
+    making.add_argument(
+        "--service", action="append", default=[], help="a service that it may use, given once for each (default: all)"
+    )
+    scopes = f"one of {', '.join(Scope)}, given once for each (default: all but admin)"
     making.add_argument("--scope", action="append", default=[], metavar="SCOPE", type=_scope, help=scopes)
     making.add_argument("--rate", type=_positive, default=0, help="requests a second (default: any number)")
     making.add_argument("--burst", type=_count, default=0, help="requests that may come at once (default: a second's)")

@@ -129,10 +129,15 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help="a service")
     add("input", nargs="?", metavar="INPUT", help=INPUT_HELP)
-    add("--priority", choices=[str(priority) for priority in Priority], default=str(Priority.NORMAL))
-    add("--no-wait", action="store_true", help="print the job as it was accepted; exit code 0")
+    add(
+        "--priority",
+        choices=[str(priority) for priority in Priority],
+        default=str(Priority.NORMAL),
+        help="default: normal",
+    )
+    add("--no-wait", action="store_true", help="print the job as it was accepted, and exit with 0")
     add("--timeout", type=positive, default=60, metavar="S", help="seconds to wait for its end (default: 60)")
-    add("--url", type=_url, metavar="URL", help="the API (default: http://127.0.0.1:$PORT, 8000)")
+    add("--url", type=_url, metavar="URL", help="the API (default: this machine's, by PORT, else 8000)")
     add("--api-key", metavar="KEY", default="", help="better given by SERVICES_API_KEY: others see command lines")
 
 

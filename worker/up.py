@@ -250,7 +250,8 @@ def fetch(
         with error:
             return error.code, _parse(error.read())
     except (OSError, http.client.HTTPException) as error:
-        return 0, str(error)
+        reason = getattr(error, "reason", error)  # urllib wraps the error of the connection
+        return 0, getattr(reason, "strerror", None) or str(reason)
 
 
 def _parse(text: bytes) -> Any:
