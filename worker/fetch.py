@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
@@ -38,17 +40,15 @@ def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: Add
     try:
         target = _parse(url)
         for _ in range(MAX_REDIRECTS + 1):
-            connection = _connect(target, deadline, rules)
-            try:
+            with _connect(target, deadline, rules) as connection:
                 response = _ask(connection, target)
                 if response.status not in REDIRECTS:
                     return _read(response, file, max_bytes, deadline)
                 target = _next(target, response.headers.get("Location") or "")
-            finally:
-                connection.close()
     except AddressRefused as error:
         raise InvalidInput(error.message) from error
     except (OSError, HTTPException, ValueError) as error:
+        _left(deadline)
         raise InvalidInput(f"the URL cannot be fetched: {type(error).__name__}: {error}") from error
     raise InvalidInput(f"the URL is redirected more than {MAX_REDIRECTS} times")
 
@@ -73,17 +73,38 @@ def _parse(url: str) -> Target:
     return parse_url(url.partition("#")[0], MAX_URL)
 
 
-def _connect(target: Target, deadline: float, rules: AddressRules) -> HTTPConnection:
+@contextmanager
+def _connect(target: Target, deadline: float, rules: AddressRules) -> Iterator[HTTPConnection]:
     plain = _first_that_answers(find_addresses(target, rules), target.port, deadline)
-    connection = HTTPConnection(target.host, target.port)
-    connection.sock = plain
-    if target.scheme == "https":
-        try:
+    with plain, _cut_off(plain, deadline):
+        connection = HTTPConnection(target.host, target.port)
+        connection.sock = plain
+        if target.scheme == "https":
             connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=target.host)
-        except BaseException:
-            plain.close()
-            raise
-    return connection
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _cut_off(connected: socket.socket, deadline: float) -> Iterator[None]:
+    """End the connection at the deadline. Its own timeout counts from the last byte, and a server may drip them."""
+    same = connected.dup()  # TLS takes the socket over; this one stays ours
+
+    def end() -> None:
+        with suppress(OSError):
+            same.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        same.close()
 
 
 def _first_that_answers(addresses: list[str], port: int, deadline: float) -> socket.socket:
@@ -116,7 +137,7 @@ def _read(response: HTTPResponse, file: BinaryIO, max_bytes: int, deadline: floa
         if size > max_bytes:
             raise _too_large(max_bytes)
         file.write(piece)
-        _left(deadline)
+    _left(deadline)  # what was cut off there may look like an answer's end
     if response.length:  # read1 does not say that the connection was cut
         raise InvalidInput(f"the URL's answer broke off {response.length} bytes before its end")
     return response.headers.get_content_type()

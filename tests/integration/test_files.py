@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,13 @@ MOVED = {
     "/file": "file:///etc/passwd",
     "/user": "http://user@127.0.0.1:{}/document",
 }
+#: What these paths begin an answer with; then comes a byte a while, for ever.
+DRIPPING = {
+    "/slow-header": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "/slow-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7;",
+    "/slow-body": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+    "/silent": b"",
+}
 
 
 class Place(BaseHTTPRequestHandler):
@@ -269,6 +277,9 @@ class Place(BaseHTTPRequestHandler):
             self.send_header("Location", moved.format(self.headers["Host"].rpartition(":")[2]))
             self.end_headers()
             return
+        if self.path in DRIPPING:
+            self.drip()
+            return
         body = b"x" * 3_000_001 if self.path == "/large" else b"fetched"
         self.send_response(404 if self.path == "/none" else 200)
         self.send_header("Content-Type", "text/plain")
@@ -276,6 +287,18 @@ class Place(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) + (self.path == "/cut")))
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self) -> None:
+        self.close_connection = True
+        self.connection.settimeout(0.2)
+        with suppress(OSError):
+            self.wfile.write(DRIPPING[self.path])
+            while True:
+                with suppress(TimeoutError):
+                    if not self.connection.recv(1):
+                        return
+                if self.path != "/silent":
+                    self.wfile.write(b"a")
 
     def log_message(self, *_: Any) -> None:
         """Not into the tests' output."""
@@ -302,6 +325,7 @@ def test_a_url_is_fetched_by_the_worker_nearby_only_where_that_is_allowed(
     own = folder / "nearby"
     own.mkdir()
     allowing = {"SERVICES_DATA_DIR": str(own), "SERVICES_FETCH_ALLOWED_NETWORKS": "127.0.0.1/32"}
+    allowing["SERVICES_FETCH_TIMEOUT_S"] = "2"
     with running_system(own, folder / "plugins", SERVICES_MAX_FILE_BYTES="3000000", **allowing) as system:
         system.start_api()
         system.start_worker("turning")
@@ -311,6 +335,7 @@ def test_a_url_is_fetched_by_the_worker_nearby_only_where_that_is_allowed(
                 assert client.get(output["reversed"]["url"]).content == b"dehctef"
             wrong = {"/none": "404", "/large": "larger than", "/cut": "broke off", "/often": "more than 3 times"}
             wrong |= {"/out": "127.0.0.2 is not a public", "/file": "expected https://", "/user": "without user"}
+            wrong |= dict.fromkeys(DRIPPING, "took too long (SERVICES_FETCH_TIMEOUT_S)")
             for path, said in wrong.items():
                 error = run(client, document=nearby + path)["error"]
                 assert error["code"] == "invalid_input" and said in error["message"], error
