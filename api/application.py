@@ -42,8 +42,14 @@ log = logging.getLogger("services.api")
 #: What scripts of other origins may send and read, where any may at all.
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
-    "allow_headers": ["Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID"],
-    "expose_headers": ["Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"],
+    "allow_headers": [
+        *("Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID", "Range"),
+        "Inference-Header-Content-Length",
+    ],
+    "expose_headers": [
+        *("Location", "Preference-Applied", "Retry-After", "WWW-Authenticate", "ETag", "Content-Range"),
+        "Inference-Header-Content-Length",
+    ],
 }
 
 #: Seconds between two sweeps of all services.

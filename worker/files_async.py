@@ -52,6 +52,8 @@ log = logging.getLogger("services.api")
 
 #: Calls of the storage at a time, in one API process.
 THREADS = 8
+#: Longest that who is refused waits for the rest of an upload to be removed; it goes on without him.
+DISCARD_S = 2.0
 #: Seconds between two sweeps, and how much one does at most.
 SWEEP_S = 1.0
 SWEEP_FILES = 20
@@ -80,6 +82,7 @@ class AsyncFiles:
         # Threads of its own: a storage that hangs must not keep others from looking up a host's name.
         self._threads = ThreadPoolExecutor(THREADS, "files")
         self._secret = settings.link_secret.encode()
+        self._discards: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Wait for no storage that hangs."""
@@ -115,7 +118,10 @@ class AsyncFiles:
             await self._write(writing, blob, pieces)
             file_id = await self._in_thread(writing.finish)
         except BaseException:
-            await asyncio.shield(self._discard(blob, writing))
+            discard = asyncio.create_task(self._discard(blob, writing))
+            self._discards.add(discard)
+            discard.add_done_callback(self._discards.discard)
+            await asyncio.wait([discard], timeout=DISCARD_S)
             raise
         record = await self._bind(blob, file_name(owner, file_id), writing.size, tell_type(), round(keep_for_s * 1e6))
         if record is None or record.blob != blob:
@@ -263,7 +269,7 @@ class AsyncFiles:
                 length -= len(piece)
                 yield piece
         finally:
-            with suppress(RuntimeError):  # the process ends, and its threads are gone
+            with suppress(RuntimeError, StorageUnavailable):  # the process ends, and its threads are gone
                 await asyncio.shield(self._in_thread(source.close))
 
     async def _discard(self, blob: str, writing: Writing | None) -> None:
@@ -347,7 +353,12 @@ class AsyncFiles:
             return await self._script(keys=[EXPIRES_KEY], args=[operation, *arguments])
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        timeout_s = self._settings.storage_timeout_s
+        try:
+            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._threads, call), timeout_s)
+        except TimeoutError as error:  # a thread that hangs there goes on by itself
+            away = f"the storage of the files: no answer within {timeout_s:g} s (SERVICES_STORAGE_TIMEOUT_S)"
+            raise StorageUnavailable(away) from error
 
 
 def _missing(file_id: str) -> FileMissing:

@@ -274,10 +274,12 @@ def test_headers_and_origins(guarded: Guarded, alice: httpx.Client) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
     assert answer.headers["access-control-allow-origin"] == "https://example.org"
     assert "access-control-allow-origin" not in alice.get("/jobs", headers={"Origin": "https://evil.org"}).headers
+    exposed = answer.headers["access-control-expose-headers"]
+    assert {"Location", "Content-Range", "Inference-Header-Content-Length"} <= set(exposed.split(", "))
     page = alice.get("/docs").headers
     assert "frame-ancestors 'none'" in page["content-security-policy"] and page["x-frame-options"] == "DENY"
     asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    asked["Access-Control-Request-Headers"] = "authorization,content-type,inference-header-content-length,range"
     with guarded.system.client() as client:
         assert client.options("/jobs", headers=asked).status_code == 200, "a browser asks before it sends the key"
         refused = client.get("/jobs", headers=asked)

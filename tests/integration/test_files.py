@@ -361,3 +361,19 @@ def test_files_end_by_their_time_but_not_under_a_job_that_waits(client: httpx.Cl
     assert finished(client, job["id"])["status"] == "succeeded"
     go.unlink()
     assert client.delete(f"/files/{held['id']}").status_code == 204
+
+
+def test_a_storage_that_hangs_is_a_503_and_holds_up_nothing_else(folder: Path, tmp_path: Path) -> None:
+    settings = {"SERVICES_DATA_DIR": str(tmp_path / "data"), "SERVICES_STORAGE_TIMEOUT_S": "0.5"}
+    with running_system(tmp_path, folder / "plugins", **settings) as system, system.client() as client:
+        system.start_api()
+        file = upload(client, b"content")
+        (blob,) = (tmp_path / "data" / "files").iterdir()
+        blob.unlink()
+        os.mkfifo(blob)  # whoever opens it to read waits for one who writes
+        refused = client.get(file["links"]["content"])
+        assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
+        assert "SERVICES_STORAGE_TIMEOUT_S" in refused.json()["detail"]
+        assert client.get(file["links"]["self"]).status_code == 200
+        with blob.open("wb") as writing:
+            writing.write(b"content")
