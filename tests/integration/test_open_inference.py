@@ -20,6 +20,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from tests.data_folder import data_folder
+from tests.recorded_clients import KSERVE, MLSERVER, Recorded
 from tests.services import write_services
 from tests.support import System, finished, poll, running_system, write_plugin
 
@@ -218,6 +219,25 @@ def test_recorded_requests_of_mlserver_get_the_recorded_answers(models: System) 
     ]:
         answer = infer(models, "sum-model", (recorded / name).read_bytes())
         assert answer.status_code == 400 and reason in answer.json()["error"], answer.text
+
+
+RECORDED = [pytest.param(sent, id=name) for name, sent in (KSERVE | MLSERVER).items()]
+
+
+@pytest.mark.parametrize("sent", RECORDED)
+def test_what_kserves_and_mlservers_clients_send(models: System, sent: Recorded) -> None:
+    answer = infer(models, sent.model, sent.json + sent.binary, **sent.headers).raise_for_status()
+    asked, size = json.loads(sent.json), int(answer.headers.get("inference-header-content-length", 0))
+    wants_binary = b'"binary_data":true' in sent.json or b'"binary_data_output":true' in sent.json
+    assert bool(size) == wants_binary, "KServe's client takes the whole for JSON where the header is not there"
+    told = triton.InferenceServerClient.parse_response_body(answer.content, header_length=size or None)
+    assert told.get_response()["id"] == asked["id"] and told.get_response()["model_name"] == sent.model
+    if sent.texts:
+        vectors = [output["embedding"] for output in by_jobs(models, "embed", [{"text": text} for text in sent.texts])]
+        assert told.as_numpy("embedding") == pytest.approx(np.array(vectors), abs=1e-5)
+    else:
+        (text,) = told.as_numpy("output")
+        assert json.loads(text)["verdict"] == "invalid"
 
 
 @pytest.mark.parametrize(
