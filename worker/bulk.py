@@ -251,8 +251,8 @@ def merge(settled: Sequence[bytes], first: int, numbers: Sequence[int], results:
 
 
 def rows_of_chunk(max_batch_size: int, row_s: float) -> int:
-    """Rows of one chunk at most, in whole batches, where a row takes so long (0: not measured yet)."""
-    batches = int(CHUNK_S / (row_s * max_batch_size)) if row_s else CHUNK_BATCHES
+    """Rows of one chunk at most, in whole batches, where a row takes so long (0: not measured yet, so a batch)."""
+    batches = int(CHUNK_S / (row_s * max_batch_size)) if row_s else 1
     return max_batch_size * max(1, min(CHUNK_BATCHES, CHUNK_ROWS // max_batch_size, batches))
 
 
