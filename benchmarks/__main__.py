@@ -90,7 +90,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "batches": (
         "Random forest. From the first byte of a `POST /batches` of JSON lines, each another, to the last byte of its "
         "results; before it, the bare model in process over the same rows, in batches as large.",
-        lambda given: measures.batches(4 * given.rounds, given.jobs),
+        lambda given: measures.batches(3 * given.rounds, given.jobs),
     ),
     "scale": (
         "Workers of a model that sleeps 100 ms for up to 8 jobs, with 16 clients a worker.",
@@ -102,9 +102,9 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     ),
     "webhooks": (
         "The tiny model and 64 clients, while jobs with a webhook end at 20 a second: to a receiver that answers, "
-        "that answers 500, that hangs, that is away, and (none) the same jobs without a webhook. Three times as many "
+        "that answers 500, that hangs, that is away, and (none) the same jobs without a webhook. Twice as many "
         "rounds as elsewhere, each three times as long: the difference is smaller than the noise of three short ones.",
-        lambda given: receivers.receivers(3 * given.rounds, 3 * given.seconds),
+        lambda given: receivers.receivers(2 * given.rounds, 3 * given.seconds),
     ),
     "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
     "idle": (
