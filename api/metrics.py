@@ -34,7 +34,7 @@ Seen = Sequence[tuple[Entry, Overview]]
 #: States of a live worker.
 STATES = ("loading", "ready")
 #: Why a job was queued again after it had been claimed.
-REASONS = ("failed", "timed_out", "lost", "memory", "handed_back")
+REASONS = ("failed", "timed_out", "lost", "memory", "handed_back", "paused")
 #: How an input of ``POST /batches`` ends.
 INPUT_ENDS = ("succeeded", "failed", "cancelled")
 

@@ -25,7 +25,7 @@ CHUNK_BATCHES, CHUNK_ROWS = 4, 4096
 CHUNK_S = 1.0
 #: Chunks of a batch after which the further ones have twice as many rows, and so on. Accepting, cancelling or retrying
 #: a batch takes Redis some 25 us a chunk (measured), in which it does nothing else: under a second for a million rows.
-#: Not fewer chunks: what runs is not broken off for another job, which waits for the rest of a chunk.
+#: Not fewer chunks, for the same reasons as above.
 DOUBLED_AFTER = 4096
 #: How long chunks wait for the rest of their batch.
 STAGED_S = 3600.0

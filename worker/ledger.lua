@@ -15,7 +15,8 @@
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch.
 --                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
---                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has
+--                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has. "partial":
+--                               the lines of a chunk that waits for its rest to be run
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job

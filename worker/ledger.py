@@ -254,6 +254,15 @@ class Ledger:
         """Keep what a chunk that is run row by row has come to; False where it is no longer this token's."""
         return bool(self._call(service, "progress", token, job_id, b"\n".join(results)))
 
+    def pause(self, service: str, token: str, job_id: str, results: Sequence[bytes], done: int) -> bool:
+        """Let what is to be run before the rest of a chunk, if there is anything, be run; False: go on with it.
+
+        ``results`` are all that it has come to, ``done`` of them in this run. True also where it is no longer this
+        token's.
+        """
+        became: int = self._call(service, "pause", token, job_id, b"\n".join(results), done)
+        return became != 2
+
     def say(self, service: str, token: str, most: int, said: Mapping[str, Sequence[Said]]) -> None:
         """Keep what jobs of a running batch said, by their ids; the last ``most`` of each, and every partial output."""
         flat: list[Any] = []

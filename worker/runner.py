@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
@@ -39,6 +40,9 @@ Complete = Callable[[], "list[Ended]"]
 
 #: A chunk of which nothing is known yet.
 FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], settled=[])
+
+#: After so long, a chunk makes room between two calls of the model for a job that is to be run before its rest.
+PAUSE_S = 0.25
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300
@@ -133,8 +137,12 @@ def run_chunk(
         clean = clean and not any(item.error for item in items)
         if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
+        is_long = end < len(rows) and time.perf_counter() - started > PAUSE_S and not before.careful
+        done = len(results) - len(before.results)
+        if is_long and _persist(partial(ledger.pause, name, token, chunk.id, results, done)):
+            break
     if len(results) < len(rows):
-        return list  # cancelled, or others' now
+        return list  # cancelled, paused, or others' now
     failed = [] if clean else find_failed(results)
     output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
     ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), dump_failed(failed, numbers, rows))

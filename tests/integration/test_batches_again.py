@@ -62,13 +62,13 @@ class Plugin(Service[Input, Output]):
 
 
 @pytest.fixture
-def ward(tmp_path: Path) -> Iterator[System]:
+def ward(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[System]:
     plugins = tmp_path / "plugins"
     plugins.mkdir()
     write_plugin(plugins, "healing", SCHEMA, HEALING)
     with running_system(tmp_path, plugins) as system:
         system.start_api()
-        system.start_worker("healing", "-c", "2")
+        system.start_worker("healing", "-c", getattr(request, "param", "2"))
         with system.client() as client:  # from then on, chunks are of four times its max_batch_size
             poll(lambda: client.get("/services/healing").json()["state"] == "ready", what="its knobs are told")
         yield system
@@ -291,11 +291,30 @@ def try_to_send(client: httpx.Client) -> dict[str, Any] | None:
     return answer.json() if answer.status_code == 202 else None
 
 
+@pytest.mark.parametrize("ward", ["1"], indirect=True)
+def test_an_urgent_job_runs_between_two_calls_of_a_chunk_that_takes_long(ward: System) -> None:
+    def begun() -> list[int]:
+        lines = [line.split() for line in (ward.folder / "runs").read_text().splitlines()]
+        return [int(number) for word, number in lines if word == "begin"]
+
+    with ward.client() as client:
+        ended(client, send(client, [{"n": 1000 + n} for n in range(40)]))  # measured as quick
+        batch = send(client, [{"n": n, "sleep_s": 0.2} for n in range(32)])  # so these are chunks of four calls each
+        poll(lambda: 0 in begun(), what="a chunk runs")
+        job = client.post("/jobs", json={"service": "healing", "input": {"n": 99}, "priority": "high"}).json()
+        assert client.get(f"/jobs/{job['id']}?wait=10").json()["status"] == "succeeded"
+        assert [line["output"]["n"] for line in results(client, batch)] == list(range(32))
+        assert ended(client, batch)["counts"]["succeeded"] == 32
+    order = begun()
+    assert order.index(99) < order.index(15), "it did not wait for the end of the first chunk"
+    assert sorted(n for n in order if n < 32) == list(range(32)), "what a chunk has done is not done again"
+
+
 def test_a_worker_that_stops_hands_back_chunks_that_run_by_themselves_as_before(ward: System) -> None:
     first = ward.processes[1]
     with ward.client() as client:
         batch = send(client, [{"n": n, "sleep_s": 0.02} for n in range(400)], priority="normal")
-        poll(lambda: read(client, batch)["counts"]["running"] > 16, what="chunks are claimed ahead")
+        poll(lambda: read(client, batch)["counts"]["running"] > 8, what="more than the two that run")
         first.send_signal(signal.SIGTERM)
         singles = [{"service": "healing", "input": {"n": 1000 + i}} for i in range(8)]
         jobs = [client.post("/jobs", json=single).raise_for_status().json() for single in singles]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_ledger import Bench
+from tests.integration.test_ledger import Bench, send_chunk
 from tests.support import RedisServer, System, finished, poll
 from worker.jobs import NewJob, Priority
 from worker.keys import Key, Keys
@@ -90,6 +90,15 @@ def test_a_job_that_comes_back_keeps_its_place_and_a_retried_one_gets_a_new_one(
     bench.api(lambda ledger: ledger.retry(first[0]))
     assert bench.get(first[0]).position == 10, "behind what its key has sent meanwhile, and before nobody else's"
     assert order.next(11).count("a") == 10
+
+
+def test_the_rest_of_a_chunk_waits_behind_another_keys_job(bench: Bench) -> None:
+    bench.api(lambda ledger: send_chunk(ledger, owner="alice"))
+    assert bench.claim("t1") == ["b.0"]
+    assert not bench.ledger.pause("echo", "t1", "b.0", [b"zero"], 1), "nobody waits"
+    (job_id,) = bench.create(owner="bob")
+    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2)
+    assert [bench.claim(f"u{n}", max_batch_size=1) for n in range(3)] == [[job_id], ["b.0"], []]
 
 
 def test_low_priority_under_endless_high_load_still_ends(bench: Bench) -> None:

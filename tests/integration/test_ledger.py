@@ -496,6 +496,34 @@ def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench
     assert bench.ledger.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3}).more
 
 
+async def send_chunk(ledger: AsyncLedger, owner: str = "") -> None:
+    await ledger.stage("echo", Chunk("b", 0, 0, [b"0", b"1", b"2", b"3"]))
+    await ledger.seal(NewBulk("echo", "1", 4, 1, 7, Priority.NORMAL, 60, b"{}", "b", owner=owner))
+
+
+def test_a_chunk_makes_room_for_what_is_to_be_run_before_it_and_keeps_what_it_has(bench: Bench) -> None:
+    bench.api(send_chunk)
+    assert bench.claim("t1") == ["b.0"]
+    bench.create(priority=Priority.NORMAL)
+    assert not bench.ledger.pause("echo", "t1", "b.0", [b"zero"], 1), "what came later comes later"
+    (urgent,) = bench.create(priority=Priority.HIGH)
+    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2)
+    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2), "said again: it is no longer this run's"
+    assert bench.claim("t2", max_batch_size=1) == [urgent]
+    (chunk,) = bench.ledger.claim("echo", "w1", "t3", KNOBS).jobs
+    assert (chunk.id, chunk.input, chunk.attempt) == ("b.0", b"0\n1\n2\n3", 2)
+    rerun = bench.ledger.rerun("echo", "b.0")
+    assert rerun.results == [b"zero", b"one"] and not rerun.careful and not rerun.skip
+
+    bench.ledger.give_up("echo", "w1", "t3", "lost")
+    bench.claim("t4", max_batch_size=1)
+    rerun = bench.ledger.rerun("echo", "b.0")
+    assert rerun.results == [b"zero", b"one"] and rerun.careful and not rerun.skip, "a lost run still counts"
+    bench.complete("t4", "b.0")
+    found = bench.api(lambda ledger: ledger.get_batch("b"))
+    assert found and found.counts == {"queued": 0, "running": 0, "succeeded": 4, "failed": 0, "cancelled": 0}
+
+
 def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:
     (job_id,) = bench.create()
     for attempt in (1, 2, 3):
