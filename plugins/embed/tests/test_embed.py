@@ -66,7 +66,7 @@ def test_what_is_too_long_is_cut_and_said_to_be(service: Embed) -> None:
     short, long = run_inline(service, [{"text": "word " * n} for n in (MAX_TOKENS - 2, MAX_TOKENS - 1)])
     assert (short["tokens"], short["truncated"]) == (MAX_TOKENS, False)
     assert (long["tokens"], long["truncated"]) == (MAX_TOKENS, True)
-    assert short["embedding"] == long["embedding"]
+    assert short["embedding"] == pytest.approx(long["embedding"], abs=1e-5)  # rounded, from batches of other shapes
 
 
 def test_a_bucket_wastes_little(service: Embed) -> None:
