@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 
@@ -25,26 +26,42 @@ KINDS = ("none", "answers", *DEAD)
 
 
 def receivers(rounds: int, seconds: float) -> Figures:
-    """Jobs a second of 64 clients while others' jobs end at 20 a second, for whose webhooks nobody is there."""
+    """Jobs a second of 64 clients while others' jobs end at 20 a second, for whose webhooks nobody is there.
+
+    A stack for each kind of receiver, all there at once and measured in turn, in an order drawn anew for each round:
+    what the machine does of its own, for seconds or minutes, comes to each alike.
+    """
     found: Figures = defaultdict(list)
-    for number in range(rounds):
-        speeds, shares = {}, {}
-        for kind in KINDS[number % len(KINDS) :] + KINDS[: number % len(KINDS)]:  # no kind is always the first
-            with Ours(folder(), "tiny", SERVICES_WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8") as stack:
-                sender = stack.spawn("celery", "-A", "worker", "worker", "-Q", "webhooks")
-                with _receiver(kind) as url, _fed(stack, url):
-                    stack.measure(seconds=1)
-                    used, begun = cpu_s(sender.pid), time.perf_counter()
+    order, drawn = list(KINDS), random.Random(0)
+    with ExitStack() as opened:
+        stacks = {kind: opened.enter_context(_stack(kind)) for kind in KINDS}
+        for _ in range(rounds):
+            drawn.shuffle(order)
+            speeds = {}
+            for kind in order:
+                stack, sender, url = stacks[kind]
+                with _fed(stack, url):
+                    used, begun = cpu_s(sender), time.perf_counter()
                     speeds[kind] = stack.measure(seconds=seconds)["jobs_s"]
-                    shares[kind] = (cpu_s(sender.pid) - used) / (time.perf_counter() - begun)
-        for kind in KINDS:
-            found[f"webhooks, receiver {kind}: jobs/s"].append(speeds[kind])
-            found[f"webhooks, receiver {kind}: their worker's share of a core"].append(shares[kind])
-        for kind in DEAD:
-            ratio = speeds[kind] / speeds["answers"]
-            found[f"webhooks, receiver {kind}: jobs/s against one that answers"].append(ratio)
-        say(found)
+                    share = (cpu_s(sender) - used) / (time.perf_counter() - begun)
+                found[f"webhooks, receiver {kind}: jobs/s"].append(speeds[kind])
+                found[f"webhooks, receiver {kind}: their worker's share of a core"].append(share)
+            for kind in KINDS:
+                if kind != "answers":
+                    ratio = speeds[kind] / speeds["answers"]
+                    found[f"webhooks, receiver {kind}: jobs/s against one that answers"].append(ratio)
+            say(found)
     return found
+
+
+@contextmanager
+def _stack(kind: str) -> Iterator[tuple[Ours, int, str]]:
+    """A stack, the process that sends its webhooks, and where these go."""
+    with _receiver(kind) as url, Ours(folder(), "tiny", SERVICES_WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8") as stack:
+        sender = stack.spawn("celery", "-A", "worker", "worker", "-Q", "webhooks")
+        with _fed(stack, url):
+            stack.measure(seconds=1)
+        yield stack, sender.pid, url
 
 
 @contextmanager
