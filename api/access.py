@@ -131,7 +131,7 @@ class Answer:
         scope = self._scope
         path = scope["path"][:200]
         parts = (self._location or path).split("/")
-        job = parts[2] if len(parts) > 2 and parts[1] in ("jobs", "batches") else "-"
+        job = parts[2] if len(parts) > 2 and parts[1] in ("jobs", "batches") else scope.get("stored", "-")
         client = (scope.get("client") or ("-",))[0]
         line = "key=%s client=%s verb=%s path=%s job=%s status=%d"
         audit.info(line, scope["presented"], client, scope["method"], _quote(path), _quote(job), self._status)

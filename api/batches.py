@@ -31,6 +31,7 @@ from api.requests import (
     read_body,
     read_idempotency_key,
     read_nothing,
+    refuse_encoded,
     unless_head,
 )
 from worker.bulk import Bulk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
@@ -54,6 +55,7 @@ AGAIN_S = 0.5
 @router.post("/batches")
 async def create_batch(request: Request) -> Response:
     """Take all inputs, store them and enqueue them in chunks."""
+    refuse_encoded(request)
     if "service" in request.query_params and not _is_ndjson(request):
         given = request.headers.get("content-type", "no Content-Type")[:100]
         must = f"expected Content-Type: {NDJSON[0]} beside ?service=, got {given}"

@@ -124,6 +124,7 @@ async def _run(request: Request, plan: Plan) -> list[Job]:
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
         stored = await _store(state, plan.jobs)
+        request.scope["stored"] = stored[0].id  # for the audit log
         for end, job in zip(ends, stored, strict=True):
             if job.ended and not end.done():  # it took another's output
                 end.set_result(job)

@@ -127,6 +127,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+def refuse_encoded(request: Request) -> None:
+    """Raises ``InvalidInput`` for a compressed body, which would be read as it is; ``/v2`` alone takes one."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        must = f"expected none, got {coding[:100]!r}; send the body uncompressed"
+        raise _invalid(f"Content-Encoding: {must}", ["header", "content-encoding"], must, "content_encoding")
+
+
 async def read_nothing(request: Request) -> None:
     """Refuse a body where none is taken: what it asks for would be left undone. An empty object will do."""
     body = await read_body(request, MAX_METADATA_BYTES)

@@ -32,6 +32,7 @@ from api.requests import (
     read_nothing,
     read_own_id,
     read_wait,
+    refuse_encoded,
 )
 from api.waiter import ended_within
 from worker.jobs import End, Job, NewJob, Priority, Status
@@ -62,6 +63,7 @@ async def put_job(request: Request) -> Response:
 async def _create(request: Request, key: str, own_id: str = "") -> Response:
     state = request.app.state
     wait = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
+    refuse_encoded(request)
     body = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
     new, files = _new_job(body, key, own_id, bool(wait), state, caller_of(request))
     if body.webhook:

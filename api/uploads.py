@@ -11,7 +11,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from api.problems import PayloadTooLarge, UnsupportedFileType
-from api.requests import DRAIN_BYTES
+from api.requests import DRAIN_BYTES, refuse_encoded
 from worker.errors import InvalidInput
 from worker.files import CONTENT_TYPE, matches
 from worker.settings import Settings
@@ -32,6 +32,7 @@ class Upload:
     """One file on its way in: its pieces, and its type once the first of them is there."""
 
     def __init__(self, request: Request, settings: Settings) -> None:
+        refuse_encoded(request)
         self._request = request
         self._settings = settings
         declared = request.headers.get("content-type", "")

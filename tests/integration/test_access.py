@@ -312,6 +312,8 @@ def test_the_audit_log_says_who_did_what(guarded: Guarded) -> None:
     made = client.post("/jobs", content=body()).json()
     client.delete("/jobs/a%0Ab")
     client.get("/jobs")
+    tensor = {"name": "n", "datatype": "INT64", "shape": [1, 1], "data": [5]}
+    inferred = client.post("/v2/models/echo/infer", json={"inputs": [tensor]}).json()["parameters"]["job_id"]
     with guarded.system.client() as stranger:
         stranger.post("/jobs", content=body(), headers={"X-API-Key": "guess"})
     lines = [line for line in guarded.api.output.splitlines() if " services.audit " in line]
@@ -320,6 +322,7 @@ def test_the_audit_log_says_who_did_what(guarded: Guarded) -> None:
     assert mine == [
         f"{who} verb=POST path=/jobs job={made['id']} status=202",
         f"{who} verb=DELETE path='/jobs/a\\nb' job='a\\nb' status=403",
+        f"{who} verb=POST path=/v2/models/echo/infer job={inferred} status=200",
     ]
     assert lines[-1].endswith("key=- client=127.0.0.1 verb=POST path=/jobs job=- status=401")
     assert "guess" not in guarded.api.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import socket
@@ -223,6 +224,17 @@ def test_a_key_that_cannot_be_kept(serving: System, keys: list[str]) -> None:
         headers = [("Idempotency-Key", key) for key in keys]
         answer = client.post("/jobs", content=body(), headers=headers)
         assert_problem(answer, 422, "invalid_input", ["header", "idempotency-key"])
+
+
+@pytest.mark.parametrize("method_and_path", ["POST /jobs", "POST /batches?service=echo", "POST /files"])
+def test_a_compressed_body_is_refused_and_not_taken_for_what_it_is_not(serving: System, method_and_path: str) -> None:
+    method, path = method_and_path.split()
+    kind = "application/json" if path == "/jobs" else "application/x-ndjson"
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    with serving.client() as client:
+        answer = client.request(method, path, content=gzip.compress(b'{"n":1}\n'), headers=headers)
+        assert_problem(answer, 422, "invalid_input", ["header", "content-encoding"])
+        assert "'gzip'; send the body uncompressed" in answer.json()["detail"]
 
 
 def test_null_is_as_if_it_was_left_out(serving: System) -> None:
