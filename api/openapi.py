@@ -34,7 +34,6 @@ from api.schemas import (
     make_ref,
     make_webhook,
     name_for_clients,
-    or_null,
 )
 from worker.jobs import Priority, Status
 from worker.webhooks import JOB_EVENTS
@@ -92,11 +91,11 @@ def _request_schema(entry: Entry) -> Schema:
         "properties": {
             "service": {"type": "string", "const": name},
             "input": make_ref(f"{name}.Input"),
-            "priority": or_null(make_enum(Priority, description="default: normal")),
+            "priority": make_enum(Priority, description="default: normal"),
             "start_within_s": {**deadline, "description": "seconds until it must have started, else `expired`"},
             "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
             "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
-            "metadata": {"type": ["object", "null"], "description": "the caller's own; given back as it is (16 kB)"},
+            "metadata": {"type": "object", "description": "the caller's own; given back as it is (16 kB)"},
             "webhook": make_webhook(JOB_EVENTS),
             "cache_for_s": {
                 "type": ["number", "null"],

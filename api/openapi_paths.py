@@ -32,7 +32,6 @@ from api.schemas import (
     make_object,
     make_ref,
     make_webhook,
-    or_null,
 )
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS
@@ -110,9 +109,9 @@ def batch_request(entries: list[Entry]) -> Schema:
     asked: Schema = {
         "service": _names(entries),
         "inputs": {**inputs, "description": "each is checked by the worker, and fails alone"},
-        "priority": or_null(make_enum(Priority, description="default: low")),
+        "priority": make_enum(Priority, description="default: low"),
         "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
-        "metadata": {"type": ["object", "null"]},
+        "metadata": {"type": "object"},
         "webhook": make_webhook(BATCH_EVENTS),
     }
     return {**make_object(asked, ["service", "inputs"]), "additionalProperties": False}

@@ -33,12 +33,6 @@ def make_enum(values: Iterable[str], **more: Any) -> Schema:
     return {"type": "string", "enum": [str(value) for value in values], **more}
 
 
-def or_null(schema: Schema) -> Schema:
-    """The same, or null, which is as if it were left out."""
-    values = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
-    return {**schema, "type": [schema["type"], "null"], **values}
-
-
 def describe_models(name: str, input: type[BaseModel] | None, output: type[BaseModel] | None) -> dict[str, Schema]:
     """A service's Input and Output; their own definitions bear its name, so that none clash."""
     found: dict[str, Schema] = {}
