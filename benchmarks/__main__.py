@@ -103,7 +103,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "webhooks": (
         "The tiny model and 64 clients, while jobs with a webhook end at 20 a second: to a receiver that answers, "
         "that answers 500, that hangs, that is away, and (none) the same jobs without a webhook. The stacks are up "
-        "at once and measured in turn, six times as many rounds as elsewhere: the difference is smaller than the noise.",
+        "at once and measured in turn, in six times as many rounds: the difference is smaller than the noise.",
         lambda given: receivers.receivers(6 * given.rounds, given.seconds),
     ),
     "memory": ("Redis's own account.", lambda given: measures.memory(10_000)),
