@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     """Content types that `POST /files` takes, comma-separated, such as `image/*,application/pdf`. Empty: all."""
 
     storage_timeout_s: float = Field(30, gt=0)
-    """Longest wait for one answer of the storage of files in the API; then 503 `storage_unavailable`."""
+    """Longest wait for an answer of the file storage: the API's, then 503 `storage_unavailable`; a worker's, of S3."""
 
     link_for_s: float = Field(3600, gt=0)
     """How long the download link of a file is good."""

@@ -134,6 +134,10 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.files_url or str(settings.data_folder / "files")
+        # botocore's own are a minute, five times; s3fs tries five times in all.
+        waits = dict.fromkeys(("connect_timeout", "read_timeout"), settings.storage_timeout_s)
+        is_s3 = self._url.startswith(("s3://", "s3a://"))
+        self._options = {"config_kwargs": {**waits, "retries": {"total_max_attempts": 1}}} if is_s3 else {}
         self._opened: tuple[Any, str] | None = None
         self._lock = threading.Lock()
 
@@ -195,7 +199,7 @@ class Storage:
             if self._opened is None:
                 import fsspec
 
-                filesystem, root = fsspec.core.url_to_fs(self._url)
+                filesystem, root = fsspec.core.url_to_fs(self._url, **self._options)
                 self._opened = filesystem, root.rstrip("/")
         return self._opened
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ class Bucket:
     def stop(self) -> None:
         if self._process:
             self._process.stop(signal.SIGKILL)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile it takes connections and answers nothing."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def open(self) -> Any:
         keys = {"key": ACCESS["AWS_ACCESS_KEY_ID"], "secret": ACCESS["AWS_SECRET_ACCESS_KEY"]}
@@ -144,6 +155,16 @@ def test_a_job_reads_a_file_and_returns_one(client: httpx.Client, bucket: Bucket
     assert client.get(f"/files/{given}/content").status_code == 404, "whose bytes are gone from the bucket"
     assert client.post("/files", content=content).status_code in (200, 201)
     assert run(client, given)["status"] == "succeeded", "an upload mends it"
+
+
+def test_a_storage_that_hangs_fails_the_job_that_needs_it_and_holds_up_none_for_good(
+    client: httpx.Client, bucket: Bucket
+) -> None:
+    given = client.post("/files", content=os.urandom(1000)).json()["id"]
+    with bucket.frozen():
+        job = client.post("/jobs?wait=60", json={"service": "turning", "input": {"document": {"file": given}}}).json()
+    assert (job["error"]["code"], job["error"]["retryable"]) == ("service_failed", True), "after six tries of 2 s each"
+    assert run(client, given)["status"] == "succeeded"
 
 
 def test_without_the_storage_503_and_then_on_by_itself(client: httpx.Client, bucket: Bucket) -> None:
