@@ -260,8 +260,7 @@ class Ledger:
         ``results`` are all that it has come to, ``done`` of them in this run. True also where it is no longer this
         token's.
         """
-        became: int = self._call(service, "pause", token, job_id, b"\n".join(results), done)
-        return became != 2
+        return bool(self._call(service, "pause", token, job_id, b"\n".join(results), done))
 
     def say(self, service: str, token: str, most: int, said: Mapping[str, Sequence[Said]]) -> None:
         """Keep what jobs of a running batch said, by their ids; the last ``most`` of each, and every partial output."""

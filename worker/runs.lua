@@ -176,7 +176,7 @@ function operations.complete()
     local job = redis.call('HMGET', record(id), unpack(ENDING))
     local mine, told = job[1] == token, 1
     if mine and job[5] == 'running' then
-      if not (job[10] and job[3]) then inputs, last = inputs + (job[10] or 1), job end  -- not of the rest of a chunk
+      if not (job[10] and job[3]) then inputs, last = inputs + (job[10] or 1), job end  -- not of what is left of a chunk
       local pause = tonumber(ARGV[i + 5])
       if pause > 0 and job[2] - (job[3] or 0) < tonumber(job[4]) then
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
@@ -210,19 +210,19 @@ function operations.progress()
 end
 
 -- token, id, results so far (lines), how many of these came of this run. A chunk whose rows turn out to take long makes room
--- for what is to be run before its rest: 1, and it waits with its results; 2 where there is nothing and it is to go on; 0
--- where it is no longer this token's. Where there are turns, its rest has one of its own, as if it had come now.
+-- for what is to be run before its rest, and waits with its results: 1, also where it is no longer this token's; 0 where
+-- there is nothing, and it is to go on. Where there are turns, its rest has one of its own, as if it had come now.
 function operations.pause()
   local id, done = ARGV[5], tonumber(ARGV[7])
   local key = record(id)
   local job = redis.call('HMGET', key, 'token', 'status', 'attempt', 'score', 'turn', 'created', 'worker', 'started')
-  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
+  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 1 end
   local last, score = tonumber(redis.call('HGET', ABOUT, 'turn')), tonumber(job[4])
   local turn = last and tonumber(job[5] or job[6])
   local rest = turn and math.max(turn + done * STEP_US, last)
   if rest then score = score + rest - turn end
   local first = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
-  if not first[1] or tonumber(first[2]) >= score then return 2 end
+  if not first[1] or tonumber(first[2]) >= score then return 0 end
   redis.call('HSET', key, 'partial', ARGV[6], 'base', job[3], 'retried', job[3], 'score', int(score))
   put_back(id, 'paused', true, false, 0)
   if rest then redis.call('HSET', key, 'turn', int(rest)) end

@@ -275,7 +275,7 @@ class Settings(BaseSettings):
     def away_hint(self) -> str:
         """What to do when Redis cannot be reached."""
         if self.private_redis:
-            return "The private Redis is not running: run `services redis` (or `make run`), or set REDIS_URL."
+            return "If the private Redis is not running, run `services redis` (or `make run`), or set REDIS_URL."
         return "Check that the Redis of REDIS_URL is running and can be reached from here."
 
 

@@ -134,7 +134,7 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.files_url or str(settings.data_folder / "files")
-        # botocore's own are a minute, five times; s3fs tries five times in all.
+        # botocore's own are a minute, five times, in each of the five times that s3fs tries.
         waits = dict.fromkeys(("connect_timeout", "read_timeout"), settings.storage_timeout_s)
         is_s3 = self._url.startswith(("s3://", "s3a://"))
         self._options = {"config_kwargs": {**waits, "retries": {"total_max_attempts": 1}}} if is_s3 else {}

@@ -163,7 +163,7 @@ def test_a_storage_that_hangs_fails_the_job_that_needs_it_and_holds_up_none_for_
     given = client.post("/files", content=os.urandom(1000)).json()["id"]
     with bucket.frozen():
         job = client.post("/jobs?wait=60", json={"service": "turning", "input": {"document": {"file": given}}}).json()
-    assert (job["error"]["code"], job["error"]["retryable"]) == ("service_failed", True), "after six tries of 2 s each"
+    assert (job["error"]["code"], job["error"]["retryable"]) == ("service_failed", True), "after five tries of 2 s"
     assert run(client, given)["status"] == "succeeded"
 
 
