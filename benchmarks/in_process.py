@@ -13,8 +13,10 @@ from typing import Any
 from benchmarks.measures import Figures, say
 from benchmarks.stacks import example_of
 from worker.discovery import find_plugins, load_service
+from worker.errors import ServicesError
+from worker.passage import Passage
 from worker.service import Service
-from worker.stages import Item, postprocess, predict, preprocess, validate
+from worker.stages import postprocess, predict, preprocess, validate
 
 #: Full batches of each plugin that take about the same time.
 BATCHES = {"antifraud": 100, "embed": 5}
@@ -82,28 +84,28 @@ def _inputs(name: str, count: int) -> list[bytes]:
     return [json.dumps({"text": " ".join(chance.choices(WORDS, k=length))}).encode() for length in lengths]
 
 
-def _prepare(service: Service[Any, Any], batch: list[bytes]) -> list[Item]:
-    items = [Item(str(number), value) for number, value in enumerate(batch)]
-    validate(service, items)
-    preprocess(service, items)
-    return items
+def _prepare(service: Service[Any, Any], batch: list[bytes]) -> Passage:
+    passage = Passage(batch)
+    validate(service, passage)
+    preprocess(service, passage)
+    return passage
 
 
-def _finish(service: Service[Any, Any], items: list[Item]) -> None:
-    predict(service, items)
-    postprocess(service, items)
-    failed = [item.error for item in items if item.error]
-    if failed:
-        raise failed[0]
+def _finish(service: Service[Any, Any], passage: Passage) -> None:
+    predict(service, passage)
+    postprocess(service, passage)
+    for outcome in passage.outcomes():
+        if isinstance(outcome, ServicesError):
+            raise outcome
 
 
 def _in_turn(service: Service[Any, Any], batches: list[list[bytes]]) -> float:
     """Gives the seconds before the model."""
     before_s = 0.0
     for batch in batches:
-        seconds, items = _timed(_prepare, service, batch)
+        seconds, passage = _timed(_prepare, service, batch)
         before_s += seconds
-        _finish(service, items)
+        _finish(service, passage)
     return before_s
 
 
@@ -111,10 +113,10 @@ def _prepared_ahead(service: Service[Any, Any], batches: list[list[bytes]]) -> N
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(_prepare, service, batches[0])
         for following in [*batches[1:], None]:
-            items = coming.result()
+            passage = coming.result()
             if following:
                 coming = thread.submit(_prepare, service, following)
-            _finish(service, items)
+            _finish(service, passage)
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -132,7 +132,7 @@ class Attachments:
 
 
 class BatchFiles:
-    """The files of one run of the stages over a list of items."""
+    """The files of one run of the stages."""
 
     def __init__(self, attachments: Attachments, service: str, tell: Tell, persist: Persist, job_id: str) -> None:
         self._all = attachments
@@ -156,7 +156,7 @@ class BatchFiles:
             self._persist(lambda: self._bring_all(missing))
             self._tell("begun")
         for item, where, file in found:
-            if item.alive:
+            if item.error is None:
                 item.error = self._hand_over(item, file, where)
 
     def keep(self, items: Sequence[Item]) -> None:
@@ -165,7 +165,7 @@ class BatchFiles:
         if found:
             self._tell("computed")
             for item, where, file in found:
-                if item.alive:
+                if item.error is None:
                     self._persist(partial(self._keep, item, where, file))
             self._tell("begun")
 

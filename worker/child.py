@@ -39,11 +39,11 @@ from worker.feeder import Batch, Feeder
 from worker.lease import SharedLease
 from worker.ledger import Ledger
 from worker.logs import setup_logging
+from worker.passage import PLUGIN_ERRORS
 from worker.runner import run_batch
 from worker.sample import Sample
 from worker.service import Service
 from worker.settings import Settings, get_settings
-from worker.stages import PLUGIN_ERRORS
 from worker.telling import Teller, capture
 
 log = logging.getLogger("services.worker")
@@ -152,7 +152,7 @@ class Runs:
 
         def end() -> None:
             ended = complete()
-            told = [job.describe() for job in ended if job.item.job_id in shown]
+            told = [job.describe() for job in ended if job.job_id in shown]
             _send(self._link, {"ended": told, "batch": batch.token, "service": batch.service, "count": len(ended)})
             self._listener.end(batch)
 

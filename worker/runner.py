@@ -16,12 +16,13 @@ from pydantic_core import to_json
 
 from worker.attach import Attachments
 from worker.bulk import Rerun, dump_failed, error_line, find_failed, merge, output_line
-from worker.errors import TimedOut, WorkerLost
+from worker.errors import ServicesError, TimedOut, WorkerLost
 from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
+from worker.passage import Outcome, Passage
 from worker.service import Service
-from worker.stages import Item, Timings, may_hold_constants, refuse_constants, run_stages, say
+from worker.stages import Timings, may_hold_constants, run_stages, say
 from worker.telling import Teller
 
 log = logging.getLogger("services.worker")
@@ -52,16 +53,20 @@ MAX_BACKOFF_S = 300
 class Ended:
     """What became of one job of a batch, for Celery's events."""
 
-    item: Item
+    job_id: str
+    outcome: Outcome
     became: Stored
     seconds: float
 
     def describe(self) -> dict[str, Any]:
         """In JSON's types."""
-        error = self.item.error.message if self.item.error else None
-        result = None if self.item.error else self.item.value[:200].decode(errors="replace")
+        error = result = None
+        if isinstance(self.outcome, ServicesError):
+            error = self.outcome.message
+        else:
+            result = self.outcome[:200].decode(errors="replace")
         retried = self.became == Stored.RETRIED
-        return {"id": self.item.job_id, "error": error, "retried": retried, "result": result, "seconds": self.seconds}
+        return {"id": self.job_id, "error": error, "retried": retried, "result": result, "seconds": self.seconds}
 
 
 def run_batch(
@@ -81,22 +86,27 @@ def run_batch(
     started = time.perf_counter()
     if len(batch.jobs) == 1 and batch.jobs[0].first is not None:
         return run_chunk(service, batch.service, ledger, batch.token, batch.jobs[0], cancelled, tell, attachments)
-    items = [Item(job.id, job.input, job.attempt, cancelled=cancelled) for job in batch.jobs]
+    jobs = batch.jobs
+    passage = Passage([job.input for job in jobs], [job.id for job in jobs], cancelled)
     tell("begun")
     files = attachments.of_batch(batch.service, tell, _persist) if attachments else None
     with teller.listening(batch.service, batch.token) if teller else nullcontext():
-        timings = run_stages(service, items, files)
+        timings = run_stages(service, passage, files)
     tell("computed")
     if teller:
         _persist(teller.flush)
     told = timings.to_json()
-    endings = [_ending(service, item, told, timings.batch_size) for item in items]
+    outcomes: list[Outcome] = passage.outcomes()
+    size = timings.batch_size
+    endings = [_ending(service, job, outcome, told, size) for job, outcome in zip(jobs, outcomes, strict=True)]
 
     def complete() -> list[Ended]:
         stored: list[Stored] = _persist(lambda: ledger.complete(batch.service, batch.token, endings))
         seconds = time.perf_counter() - started
-        log_ends(batch, items, stored, timings.batch_size, seconds)
-        return [Ended(item, became, seconds) for item, became in zip(items, stored, strict=True) if became]
+        ends = zip(jobs, outcomes, stored, strict=True)
+        ended = [Ended(job.id, outcome, became, seconds) for job, outcome, became in ends]
+        _log_ends(batch, ended, size)
+        return [one for one in ended if one.became]
 
     return complete
 
@@ -126,15 +136,13 @@ def run_chunk(
     while len(results) < len(rows) and chunk.id not in cancelled:
         begin = len(results)
         end = begin + (1 if before.careful else service.max_batch_size)
-        items = [Item(str(number), row) for number, row in zip(numbers[begin:end], rows[begin:end], strict=True)]
-        if suspicious:
-            refuse_constants(items)
+        passage = Passage(rows[begin:end])
         tell("begun")
         files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
-        total.add(run_stages(service, items, files))
+        total.add(run_stages(service, passage, files, strictly=suspicious))
         tell("computed")
-        results.extend(_as_lines(numbers[begin:end], items, chunk.id))
-        clean = clean and not any(item.error for item in items)
+        results.extend(_as_lines(numbers[begin:end], passage.outcomes(), chunk.id))
+        clean = clean and not passage.has_failed
         if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
             break
         is_long = end < len(rows) and time.perf_counter() - started > PAUSE_S and not before.careful
@@ -146,36 +154,38 @@ def run_chunk(
     failed = [] if clean else find_failed(results)
     output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
     ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), dump_failed(failed, numbers, rows))
-    item = Item(chunk.id, b"%d rows, %d failed" % (len(rows), len(failed)), chunk.attempt)
 
     def complete() -> list[Ended]:
         (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
-        seconds = time.perf_counter() - started
-        _log_end(name, token, item, became, len(rows), seconds)
-        return [Ended(item, became, seconds)] if became else []
+        told = b"%d rows, %d failed" % (len(rows), len(failed))
+        ended = Ended(chunk.id, told, became, time.perf_counter() - started)
+        _log_end(name, token, ended, chunk.attempt, len(rows))
+        return [ended] if became else []
 
     return complete
 
 
-def _as_lines(numbers: Sequence[int], items: Sequence[Item], chunk_id: str) -> list[bytes]:
+def _as_lines(numbers: Sequence[int], outcomes: Sequence[Outcome], chunk_id: str) -> list[bytes]:
     """The results of rows."""
-    for number, item in zip(numbers, items, strict=True):
-        if item.error and item.error.__cause__:
-            log.warning("row %d of batch %s failed: %s", number, chunk_id, item.error.message)
-    return [
-        error_line(number, item.error) if item.error else output_line(number, item.value)
-        for number, item in zip(numbers, items, strict=True)
-    ]
+    lines = []
+    for number, outcome in zip(numbers, outcomes, strict=True):
+        if isinstance(outcome, ServicesError):
+            lines.append(error_line(number, outcome))
+            if outcome.__cause__:
+                log.warning("row %d of batch %s failed: %s", number, chunk_id, outcome.message)
+        else:
+            lines.append(output_line(number, outcome))
+    return lines
 
 
-def _ending(service: Service[Any, Any], item: Item, timings: bytes, batch_size: int) -> Ending:
-    if not item.error:
-        return Ending(item.job_id, Status.SUCCEEDED, item.value, timings, batch_size)
+def _ending(service: Service[Any, Any], job: Held, outcome: Outcome, timings: bytes, batch_size: int) -> Ending:
+    if not isinstance(outcome, ServicesError):
+        return Ending(job.id, Status.SUCCEEDED, outcome, timings, batch_size)
     pause_s = 0.0
-    if isinstance(item.error.__cause__, service.retry_on):
-        item.error.retryable = True
-        pause_s = backoff_s(service.retry_backoff_s, item.attempt)
-    return Ending(item.job_id, Status.FAILED, to_json(item.error.to_dict()), timings, batch_size, pause_s=pause_s)
+    if isinstance(outcome.__cause__, service.retry_on):
+        outcome.retryable = True
+        pause_s = backoff_s(service.retry_backoff_s, job.attempt)
+    return Ending(job.id, Status.FAILED, to_json(outcome.to_dict()), timings, batch_size, pause_s=pause_s)
 
 
 def backoff_s(first_s: float, attempt: int) -> float:
@@ -196,22 +206,23 @@ def _persist(call: Callable[[], Any]) -> Any:
             pause = min(pause * 2, 1)
 
 
-def log_ends(batch: Batch, items: list[Item], stored: list[Stored], batch_size: int, seconds: float) -> None:
+def _log_ends(batch: Batch, ended: Sequence[Ended], batch_size: int) -> None:
     """One line a job; nothing is put together that nobody reads."""
     all_ended = log.isEnabledFor(logging.INFO)
-    for item, became in zip(items, stored, strict=True):
-        if all_ended or item.error:
-            _log_end(batch.service, batch.token, item, became, batch_size, seconds)
+    for job, one in zip(batch.jobs, ended, strict=True):
+        if all_ended or isinstance(one.outcome, ServicesError):
+            _log_end(batch.service, batch.token, one, job.attempt, batch_size)
 
 
-def _log_end(name: str, token: str, item: Item, became: Stored, batch_size: int, seconds: float) -> None:
+def _log_end(name: str, token: str, ended: Ended, attempt: int, batch_size: int) -> None:
     """One line a job. ``batch`` is also in the job's attempts, so that a failed job leads to its traceback here."""
-    ending = {Stored.DROPPED: "dropped (it was no longer this batch's)", Stored.RETRIED: "will be retried"}.get(
-        became, "failed" if item.error else "succeeded"
+    error = ended.outcome if isinstance(ended.outcome, ServicesError) else None
+    became = {Stored.DROPPED: "dropped (it was no longer this batch's)", Stored.RETRIED: "will be retried"}.get(
+        ended.became, "failed" if error else "succeeded"
     )
-    told = item.error if became else None
+    told = error if ended.became else None
     line = "job %s id=%s service=%s attempt=%d batch=%s batch_size=%d ms=%.1f"
-    values = [ending, item.job_id, name, item.attempt, token, batch_size, seconds * 1000]
+    values = [became, ended.job_id, name, attempt, token, batch_size, ended.seconds * 1000]
     if told:
         line, values = line + " error=%s: %s", [*values, told.code, told.message]
     log.log(logging.WARNING if told else logging.INFO, line, *values, exc_info=told and told.__cause__)

@@ -1,7 +1,7 @@
 """The stages of a batch that need no ledger: validate → preprocess → predict → postprocess.
 
-Each stage is a function over a list of items. An item that fails keeps its error and is passed over by the stages
-that follow, so one bad input, one bad output or one exception costs its own job only.
+Each is a function over a ``Passage``: the inputs that have come so far. One that fails keeps its error and goes no
+further, so one bad input, one bad output or one exception costs its own job only.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import repeat
 from types import GeneratorType
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from pydantic_core import from_json, to_json
 
 from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
 from worker.files import holds_files
+from worker.passage import PLUGIN_ERRORS, Passage
 from worker.service import Service, has_own
 from worker.telling import MAX_PARTIAL_BYTES, current
 
@@ -32,26 +34,14 @@ MAX_MESSAGE = 2000
 #: seven times as fast as one that begins with either of two (a tenth of the time of a chunk of rows).
 LARGE_EXPONENTS = (re.compile(rb"e\+?\d{3}"), re.compile(rb"E\+?\d{3}"))
 
-#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must not take its batch along.
-PLUGIN_ERRORS = (Exception, SystemExit)
-
 
 @dataclass(slots=True)
 class Item:
-    """A job inside a batch: ``value`` goes from stage to stage until ``error`` is set."""
+    """An input or an output, for the files in it."""
 
-    job_id: str
-    value: Any  #: input JSON → Input → features → raw → Output → output JSON
-    attempt: int = 1
+    job_id: str  #: "" for a row
+    value: Any  #: an ``Input`` or an ``Output``
     error: ServicesError | None = None
-    cancelled: Collection[str] = ()  #: ids of the batch's jobs that are no longer wanted; grows as it runs
-
-    @property
-    def alive(self) -> bool:
-        """Whether the next stage is to run it."""
-        if self.error is None and self.job_id in self.cancelled:
-            self.error = Cancelled()
-        return self.error is None
 
 
 @dataclass(slots=True)
@@ -88,25 +78,33 @@ class Files(Protocol):
         """Remove what is local."""
 
 
-def run_stages(service: Service[Any, Any], items: list[Item], files: Files | None = None) -> Timings:
-    """The four stages that need no ledger, in place; ``value`` of each item without error is its output's JSON."""
+def run_stages(
+    service: Service[Any, Any], passage: Passage, files: Files | None = None, strictly: bool = False
+) -> Timings:
+    """The four stages; the outcomes of ``passage`` are how its inputs ended.
+
+    Args:
+        strictly: whether to look for constants that are not JSON, which the API does for a job, but not for a row.
+    """
     timings = Timings()
     try:
-        timings.preprocess_ms = _timed(lambda: _prepare(service, items, files))
-        timings.batch_size = len(_alive(items))
-        timings.predict_ms = _timed(lambda: predict(service, items))
-        timings.postprocess_ms = _timed(lambda: postprocess(service, items, files))
+        timings.preprocess_ms = _timed(lambda: _prepare(service, passage, files, strictly))
+        timings.batch_size = len(passage.values)
+        timings.predict_ms = _timed(lambda: predict(service, passage))
+        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, files))
     finally:
         if files:
             files.clear()
     return timings
 
 
-def _prepare(service: Service[Any, Any], items: list[Item], files: Files | None) -> None:
-    validate(service, items)
+def _prepare(service: Service[Any, Any], passage: Passage, files: Files | None, strictly: bool) -> None:
+    if strictly:
+        passage.each(_refuse_constants, _input_failure)
+    validate(service, passage)
     if files and holds_files(service.Input):
-        files.bring(_alive(items))
-    preprocess(service, items)
+        _look_after_files(passage, files.bring)
+    preprocess(service, passage)
 
 
 def may_hold_constants(text: bytes) -> bool:
@@ -114,71 +112,57 @@ def may_hold_constants(text: bytes) -> bool:
     return b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in LARGE_EXPONENTS)
 
 
-def refuse_constants(items: list[Item]) -> None:
+def _refuse_constants(text: bytes) -> bytes:
     """Rows come as their client wrote them: NaN, and a number that reads as Infinity, are not JSON."""
-    for item in items:
-        if may_hold_constants(item.value):
-            try:
-                from_json(to_json(from_json(item.value), inf_nan_mode="constants"), allow_inf_nan=False)
-            except ValueError as error:
-                item.error = InvalidInput(f"the input is not JSON: {error}")
+    if may_hold_constants(text):
+        try:
+            from_json(to_json(from_json(text), inf_nan_mode="constants"), allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidInput(f"the input is not JSON: {error}") from None
+    return text
 
 
-def validate(service: Service[Any, Any], items: list[Item]) -> None:
+def validate(service: Service[Any, Any], passage: Passage) -> None:
     """Stage 1: the input's JSON becomes the service's ``Input``."""
     # Not ``Input.model_validate_json``, whose look at its arguments takes as long as a small input itself.
-    validate_json = service.Input.__pydantic_validator__.validate_json
-    for item in _alive(items):
-        try:
-            item.value = validate_json(item.value)
-        except ValidationError as error:
-            item.error = InvalidInput(_count(error, "input"), errors=field_errors(error))
-        except PLUGIN_ERRORS as error:
-            item.error = _failed(error, "the Input's validation")
+    passage.each(service.Input.__pydantic_validator__.validate_json, _input_failure)
 
 
-def preprocess(service: Service[Any, Any], items: list[Item]) -> None:
+def preprocess(service: Service[Any, Any], passage: Passage) -> None:
     """Stage 2: each input becomes what the model takes."""
-    if not has_own(type(service), "preprocess"):
-        return
-    speech = current()
-    for item in _alive(items):
-        speech.jobs = (item.job_id,)
-        try:
-            item.value = service.preprocess(item.value)
-        except PLUGIN_ERRORS as error:
-            item.error = _failed(error, "preprocess")
+    if has_own(type(service), "preprocess"):
+        passage.each(service.preprocess, partial(_failed, verb="preprocess"))
 
 
-def predict(service: Service[Any, Any], items: list[Item]) -> None:
+def predict(service: Service[Any, Any], passage: Passage) -> None:
     """Stage 3: the model. One call for all, where the author wrote ``predict_batch``."""
-    alive = _alive(items)
-    if has_own(type(service), "predict_batch"):
-        for together in _buckets(service, alive):
-            _predict_together(service, _alive(together))
+    if not has_own(type(service), "predict_batch"):
+        passage.each(partial(_predict_one, service, passage), _predict_failure)
         return
-    speech = current()
-    for item in alive:
-        if not item.alive:
-            continue  # cancelled since
-        speech.jobs = (item.job_id,)
-        try:
-            raw = service.predict(item.value)
-            item.value = _drain(raw, item) if isinstance(raw, GeneratorType) else raw
-        except InvalidOutput as error:
-            item.error = error
-        except PLUGIN_ERRORS as error:
-            item.error = _failed(error, "predict")
+    if has_own(type(service), "bucket"):
+        passage.values = _predict_in_buckets(service, passage)
+    else:
+        passage.drop_cancelled()
+        passage.values = _predict_together(service, passage.values, passage.job_ids)
+    passage.drop({i: raw for i, raw in enumerate(passage.values) if isinstance(raw, ServicesError)})
 
 
-def _drain(yielding: Generator[Any, Any, Any], item: Item) -> Any:
+def _predict_one(service: Service[Any, Any], passage: Passage, value: Any) -> Any:
+    job_id = current().jobs[0] if passage.job_ids else ""
+    if passage.is_cancelled(job_id):
+        raise Cancelled()
+    raw = service.predict(value)
+    return _drain(raw, job_id, passage) if isinstance(raw, GeneratorType) else raw
+
+
+def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) -> Any:
     """Tell what a ``predict`` yields as it comes; what it returns or, where that is nothing, the list of all."""
     speech, size = current(), 0
     parts: list[Any] = []
     try:
-        while item.alive:
+        while not passage.is_cancelled(job_id):
             part = next(yielding)
-            size += speech.output(item.job_id, len(parts), part)
+            size += speech.output(job_id, len(parts), part)
             if size > MAX_PARTIAL_BYTES:
                 raise InvalidOutput(f"what predict yields is over {MAX_PARTIAL_BYTES} bytes in all: yield less")
             parts.append(part)
@@ -186,73 +170,83 @@ def _drain(yielding: Generator[Any, Any, Any], item: Item) -> Any:
         return parts if end.value is None else end.value
     finally:
         yielding.close()
-    return None  # cancelled since
+    raise Cancelled()
 
 
-def _buckets(service: Service[Any, Any], items: list[Item]) -> list[list[Item]]:
-    """The items by their buckets, in the order in which the first of each came."""
-    if not has_own(type(service), "bucket"):
-        return [items] if items else []
-    found: dict[Hashable, list[Item]] = {}
-    speech = current()
-    for item in items:
-        speech.jobs = (item.job_id,)
-        try:
-            found.setdefault(service.bucket(item.value), []).append(item)
-        except PLUGIN_ERRORS as error:
-            item.error = _failed(error, "bucket")
-    return list(found.values())
+def _predict_in_buckets(service: Service[Any, Any], passage: Passage) -> list[Any]:
+    """As ``_predict_together``, one bucket after the other, in the order in which the first value of each came."""
+    buckets: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(passage.ask_each(partial(_bucket_of, service), partial(_failed, verb="bucket"))):
+        buckets.setdefault(key, []).append(i)
+    raws: list[Any] = [None] * len(passage.values)
+    for together in buckets.values():
+        part = passage.part(together)
+        part.drop_cancelled()
+        part.values = _predict_together(service, part.values, part.job_ids)
+        for i, raw in zip(together, part.outcomes(), strict=True):
+            raws[i] = raw
+    return raws
 
 
-def postprocess(service: Service[Any, Any], items: list[Item], files: Files | None = None) -> None:
+def _bucket_of(service: Service[Any, Any], value: Any) -> Hashable:
+    key = service.bucket(value)
+    hash(key)  # or it raises, for this value alone
+    return key
+
+
+def postprocess(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
     """Stage 4: each raw result becomes the ``Output``, as JSON, once its files are stored."""
-    if not files or not holds_files(service.Output, "serialization"):
-        _convert(items, lambda raw: _dump_output(service, service.postprocess(raw)))
-        return
-    _convert(items, lambda raw: _as_output(service, service.postprocess(raw)))
-    files.keep(_alive(items))
-    _convert(items, lambda output: _dump_output(service, output))
+    if has_own(type(service), "postprocess"):
+        passage.each(service.postprocess, _output_failure)
+    if set(map(type, passage.values)) != {service.Output}:
+        passage.each(partial(_as_output, service.Output), _output_failure)
+    if files and holds_files(service.Output, "serialization"):
+        _look_after_files(passage, files.keep)
+    texts = passage.ask_each(to_json, _output_failure)
+    # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
+    if b"null" in b"".join(texts):
+        passage.each(_dump_strictly, _output_failure)
+    else:
+        passage.values = texts
 
 
-def _convert(items: list[Item], step: Callable[[Any], Any]) -> None:
-    speech = current()
-    for item in _alive(items):
-        speech.jobs = (item.job_id,)
-        try:
-            item.value = step(item.value)
-        except ValidationError as error:
-            item.error = InvalidOutput(_count(error, "output"), errors=field_errors(error))
-        except InvalidOutput as error:
-            item.error = error
-        except PLUGIN_ERRORS as error:
-            item.error = _failed(error, "postprocess")
-    speech.jobs = ()
+def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) -> None:
+    passage.drop_cancelled()
+    items = [Item(*item) for item in zip(passage.job_ids or repeat(""), passage.values, strict=False)]
+    work(items)
+    passage.drop({i: item.error for i, item in enumerate(items) if item.error})
 
 
-def _predict_together(service: Service[Any, Any], items: list[Item], level: int = logging.WARNING) -> None:
-    """One call of the model; where it raises, its halves again, down to the culprit. ``level`` is this call's log's."""
-    if not items:
-        return  # all were cancelled since
+def _predict_together(
+    service: Service[Any, Any], values: Sequence[Any], job_ids: Sequence[str], level: int = logging.WARNING
+) -> list[Any]:
+    """What the model gives for each value, in one call; where it raises, its halves again, down to the culprit.
+
+    Args:
+        level: of the log's line for a call that raises.
+
+    Returns:
+        For each value its raw result, or the error that it ends with.
+    """
+    if not values:
+        return []
     failure: ServicesError
-    current().jobs = [item.job_id for item in items]
+    speech = current()
+    speech.jobs = job_ids
     try:
-        results = _one_each(service.predict_batch([item.value for item in items]), len(items))
+        return _one_each(service.predict_batch(list(values)), len(values))
     except InvalidOutput as error:
         failure, split = error, False  # a wrong number of results is the author's to mend: no run of less hides it
     except PLUGIN_ERRORS as error:
-        failure, split = _failed(error, "predict_batch"), service.split_failed_batches and len(items) > 1
-    else:
-        for item, raw in zip(items, results, strict=True):
-            item.value = raw
-        return
-    if split:
-        half = len(items) // 2
-        log.log(level, "%s raised on %d items; running its halves", failure.message, len(items))
-        _predict_together(service, items[:half], logging.DEBUG)
-        _predict_together(service, items[half:], logging.DEBUG)
-        return
-    for item in items:
-        item.error = failure
+        failure, split = _failed(error, "predict_batch"), service.split_failed_batches and len(values) > 1
+    finally:
+        speech.jobs = ()
+    if not split:
+        return [failure] * len(values)
+    log.log(level, "%s raised on %d items; running its halves", failure.message, len(values))
+    half = len(values) // 2
+    first = _predict_together(service, values[:half], job_ids[:half], logging.DEBUG)
+    return first + _predict_together(service, values[half:], job_ids[half:], logging.DEBUG)
 
 
 def _one_each(raws: Any, expected: int) -> list[Any]:
@@ -267,14 +261,12 @@ def _one_each(raws: Any, expected: int) -> list[Any]:
     return results
 
 
-def _as_output(service: Service[Any, Any], output: Any) -> Any:
-    return output if isinstance(output, service.Output) else service.Output.model_validate(output)
+def _as_output(expected: type[BaseModel], output: Any) -> BaseModel:
+    return output if isinstance(output, expected) else expected.model_validate(output)
 
 
-def _dump_output(service: Service[Any, Any], output: Any) -> bytes:
-    output = _as_output(service, output)
+def _dump_strictly(output: BaseModel) -> bytes:
     text: bytes = to_json(output)
-    # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
     if b"null" in text:
         values = to_json(output.model_dump(mode="json"), inf_nan_mode="constants")
         try:
@@ -291,15 +283,26 @@ def _with_constants(output: type[BaseModel]) -> TypeAdapter[list[Any]]:
     return TypeAdapter(list[output], config=ConfigDict(ser_json_inf_nan="constants"))  # type: ignore[valid-type]
 
 
-def _alive(items: list[Item]) -> list[Item]:
-    # Five times a batch. By the property alone it took 0.5 us a row, of some 8 beside the model (measured).
-    return [item for item in items if item.error is None and (not item.cancelled or item.alive)]
-
-
 def _timed(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return round((time.perf_counter() - started) * 1000, 3)
+
+
+def _input_failure(error: BaseException) -> ServicesError:
+    if isinstance(error, ValidationError):
+        return InvalidInput(_count(error, "input"), errors=field_errors(error))
+    return error if isinstance(error, InvalidInput) else _failed(error, "the Input's validation")
+
+
+def _predict_failure(error: BaseException) -> ServicesError:
+    return error if isinstance(error, InvalidOutput | Cancelled) else _failed(error, "predict")
+
+
+def _output_failure(error: BaseException) -> ServicesError:
+    if isinstance(error, ValidationError):
+        return InvalidOutput(_count(error, "output"), errors=field_errors(error))
+    return error if isinstance(error, InvalidOutput) else _failed(error, "postprocess")
 
 
 def _failed(error: BaseException, verb: str) -> PredictFailed:

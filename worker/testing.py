@@ -16,6 +16,7 @@ from typing import Any
 from worker.discovery import Plugin, load_schema, load_service
 from worker.errors import InvalidInput, ServiceFailed, ServicesError
 from worker.files import find_files, suffix_of
+from worker.passage import Outcome, Passage
 from worker.service import Service
 from worker.stages import Item, run_stages
 
@@ -66,9 +67,11 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
     Returns:
         For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job fails with.
     """
-    items = [Item(str(i), json.dumps(value).encode()) for i, value in enumerate(inputs)]
-    run_stages(service, items, InlineFiles())
-    return [item.error or json.loads(item.value) for item in items]
+    texts = [json.dumps(value).encode() for value in inputs]
+    passage = Passage(texts, [str(i) for i in range(len(texts))])
+    run_stages(service, passage, InlineFiles())
+    outcomes: list[Outcome] = passage.outcomes()
+    return [one if isinstance(one, ServicesError) else json.loads(one) for one in outcomes]
 
 
 class InlineFiles:

@@ -376,4 +376,4 @@ def test_a_storage_that_hangs_is_a_503_and_holds_up_nothing_else(folder: Path, t
         assert "SERVICES_STORAGE_TIMEOUT_S" in refused.json()["detail"]
         assert client.get(file["links"]["self"]).status_code == 200
         with blob.open("wb"):
-            pass  # lets the thread go that opened it for the refused answer; it may close before a byte would be written
+            pass  # the thread that opened it for the refused answer goes on, and may be gone before a byte is written

@@ -11,10 +11,11 @@ import pytest
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_serializer
 from pydantic_core import to_json
 
-from worker.errors import field_errors
+from worker.errors import ServicesError, field_errors
+from worker.passage import Outcome, Passage
 from worker.runner import MAX_BACKOFF_S, backoff_s
 from worker.service import Service
-from worker.stages import Item, run_stages
+from worker.stages import run_stages
 
 
 class Input(BaseModel):
@@ -54,26 +55,23 @@ def no_calls() -> None:
     Double.calls.clear()
 
 
-def run(service: Service[Any, Any], inputs: list[Any]) -> list[Item]:
-    items = [
-        Item(str(i), value if isinstance(value, bytes) else json.dumps(value).encode())
-        for i, value in enumerate(inputs)
-    ]
-    run_stages(service, items)
-    return items
+def run(service: Service[Any, Any], inputs: list[Any]) -> list[Outcome]:
+    passage = Passage([value if isinstance(value, bytes) else json.dumps(value).encode() for value in inputs])
+    run_stages(service, passage)
+    return passage.outcomes()
 
 
-def ending(item: Item) -> Any:
-    return item.error.code if item.error else json.loads(item.value)["n"]
+def ending(outcome: Outcome) -> Any:
+    return outcome.code if isinstance(outcome, ServicesError) else json.loads(outcome)["n"]
 
 
 def test_every_output_answers_its_own_input() -> None:
     # given inputs in a random order, so that a swap cannot hide
     numbers = random.Random(7).sample(range(400), 64)
 
-    items = run(Double(), [{"n": n} for n in numbers])
+    ended = run(Double(), [{"n": n} for n in numbers])
 
-    assert [ending(item) for item in items] == [2 * n for n in numbers]
+    assert [ending(one) for one in ended] == [2 * n for n in numbers]
     assert Double.calls == [64]
 
 
@@ -91,10 +89,11 @@ def test_every_output_answers_its_own_input() -> None:
     ],
 )
 def test_one_bad_item_costs_its_own_job_only(bad: Any, code: str, words: str) -> None:
-    items = run(Double(), [{"n": 1}, {"n": 2}, bad, {"n": 3}, {"n": 4}])
+    ended = run(Double(), [{"n": 1}, {"n": 2}, bad, {"n": 3}, {"n": 4}])
 
-    assert [ending(item) for item in items] == [2, 4, code, 6, 8]
-    assert items[2].error is not None and words in items[2].error.message
+    assert [ending(one) for one in ended] == [2, 4, code, 6, 8]
+    error = ended[2]
+    assert isinstance(error, ServicesError) and words in error.message
 
 
 def test_what_utf8_cannot_write_in_an_exceptions_text_is_spelled_out() -> None:
@@ -102,9 +101,9 @@ def test_what_utf8_cannot_write_in_an_exceptions_text_is_spelled_out() -> None:
         def preprocess(self, input: Input) -> Input:
             raise ValueError("no such file: caf\udce9")  # as of a file's name that is no UTF-8
 
-    (item,) = run(Blunt(), [{"n": 1}])
-    assert item.error is not None
-    message = json.loads(to_json(item.error.to_dict()))["message"]
+    (error,) = run(Blunt(), [{"n": 1}])
+    assert isinstance(error, ServicesError)
+    message = json.loads(to_json(error.to_dict()))["message"]
     assert message == "ValueError: no such file: caf\\udce9 (in preprocess)"
 
 
@@ -128,9 +127,9 @@ def test_nan_is_refused_where_the_output_may_be_anything(value: Any) -> None:
 
 
 def test_field_errors_name_the_field() -> None:
-    (item,) = run(Double(), [{"n": "x"}])
-    assert item.error is not None
-    assert item.error.errors == [
+    (error,) = run(Double(), [{"n": "x"}])
+    assert isinstance(error, ServicesError)
+    assert error.errors == [
         {
             "loc": ["n"],
             "msg": "Input should be a valid integer, unable to parse string as an integer",
@@ -148,8 +147,8 @@ def test_a_batch_that_fails_as_a_whole_is_told_once(
         def predict_batch(self, batch: list[Any]) -> list[Any]:
             raise ZeroDivisionError
 
-    items = run(Broken(), [{"n": n} for n in range(32)])
-    assert {ending(item) for item in items} == {"predict_failed"}
+    ended = run(Broken(), [{"n": n} for n in range(32)])
+    assert {ending(one) for one in ended} == {"predict_failed"}
     assert {record.message for record in caplog.records if record.levelno >= logging.WARNING} == {
         "ZeroDivisionError (in predict_batch) raised on 32 items; running its halves"
     }
@@ -173,10 +172,37 @@ def test_a_failing_batch_is_halved_only_where_the_author_lets_it() -> None:
     class Impure(Double):
         split_failed_batches = False
 
-    items = run(Impure(), [{"n": 1}, {"n": 1, "do": "predict"}])
+    ended = run(Impure(), [{"n": 1}, {"n": 1, "do": "predict"}])
 
-    assert [ending(item) for item in items] == ["predict_failed", "predict_failed"]
+    assert [ending(one) for one in ended] == ["predict_failed", "predict_failed"]
     assert Double.calls == [2]
+
+
+def test_what_a_verb_raises_or_drops_moves_no_other_input() -> None:
+    seen: list[int] = []
+
+    class Moody(Service[Input, Output]):
+        def preprocess(self, input: Input) -> int:
+            seen.append(input.n)
+            if input.n % 3 == 0:
+                raise StopIteration  # which would end a loop over all of them
+            return input.n
+
+        def predict_batch(self, batch: list[int]) -> list[int]:
+            batch.reverse()  # the list is the author's own
+            return [n + 100 for n in reversed(batch)]
+
+        def postprocess(self, raw: int) -> Output:
+            if raw % 5 == 0:
+                raise ValueError("bad one")
+            return Output(n=raw)
+
+    ended = run(Moody(), [{"n": n} if n % 7 else {} for n in range(60)])
+
+    assert seen == [n for n in range(60) if n % 7], "each once, in order"
+    assert [ending(one) for one in ended] == [
+        "invalid_input" if n % 7 == 0 else "predict_failed" if n % 3 == 0 or n % 5 == 0 else n + 100 for n in range(60)
+    ]
 
 
 def test_predict_is_called_one_by_one_and_never_twice() -> None:
@@ -189,9 +215,9 @@ def test_predict_is_called_one_by_one_and_never_twice() -> None:
                 raise ValueError("bad one")
             return {"n": features.n}
 
-    items = run(Single(), [{"n": 1}, {"n": 2, "do": "x"}, {"n": 3}])
+    ended = run(Single(), [{"n": 1}, {"n": 2, "do": "x"}, {"n": 3}])
 
-    assert [ending(item) for item in items] == [1, "predict_failed", 3]
+    assert [ending(one) for one in ended] == [1, "predict_failed", 3]
     assert seen == [1, 2, 3]
 
 
@@ -212,9 +238,9 @@ def test_a_wrong_number_of_outputs_names_expected_and_got(answer: Any, words: st
         def predict_batch(self, batch: list[Input]) -> Any:
             return answer
 
-    for item in run(Wrong(), [{"n": n} for n in range(3)]):
-        assert item.error is not None
-        assert item.error.code == "invalid_output" and words in item.error.message
+    for error in run(Wrong(), [{"n": n} for n in range(3)]):
+        assert isinstance(error, ServicesError)
+        assert error.code == "invalid_output" and words in error.message
 
 
 def test_a_batch_with_no_valid_input_never_reaches_the_model() -> None:
@@ -223,8 +249,7 @@ def test_a_batch_with_no_valid_input_never_reaches_the_model() -> None:
 
 
 def test_timings_and_the_batch_size_that_the_model_saw() -> None:
-    items = [Item("a", b'{"n": 1}'), Item("b", b"{}"), Item("c", b'{"n": 1}')]
-    timings = run_stages(Double(), items)
+    timings = run_stages(Double(), Passage([b'{"n": 1}', b"{}", b'{"n": 1}']))
     assert timings.batch_size == 2
     told = json.loads(timings.to_json())
     assert set(told) == {"preprocess_ms", "predict_ms", "postprocess_ms"} and all(ms >= 0 for ms in told.values())
@@ -249,10 +274,11 @@ class Bucketed(Service[Input, Output]):
 def test_only_items_of_one_bucket_go_to_a_predict_batch_and_none_is_swapped() -> None:
     service = Bucketed()
     service.load()
-    items = run(service, [{"n": 7}, {"n": 70}, {"n": 8}, {"n": 5, "do": "bucket"}, {"n": 700}, {"n": 71}])
+    ended = run(service, [{"n": 7}, {"n": 70}, {"n": 8}, {"n": 5, "do": "bucket"}, {"n": 700}, {"n": 71}])
     assert service.calls == [[7, 8], [70, 71], [700]]
-    assert [json.loads(item.value)["n"] for item in items if not item.error] == [7, 70, 8, 700, 71]
-    assert items[3].error and "no such length (in bucket)" in items[3].error.message
+    error = ended.pop(3)
+    assert [ending(one) for one in ended] == [7, 70, 8, 700, 71]
+    assert isinstance(error, ServicesError) and "no such length (in bucket)" in error.message
 
 
 def test_the_pause_before_a_retry_doubles_with_jitter_and_has_a_limit() -> None:

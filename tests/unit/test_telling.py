@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from worker.errors import ServicesError
+from worker.passage import Outcome, Passage
 from worker.service import Service
-from worker.stages import Item, run_stages
+from worker.stages import run_stages
 from worker.telling import Logged, Printed, Speech, _speech
 
 
@@ -38,10 +40,10 @@ def listening(most: int = 100) -> Iterator[Speech]:
         _speech.reset(before)
 
 
-def run(service: Service[Any, Any], *numbers: int) -> list[Item]:
-    items = [Item(f"job-{n}", b'{"n": %d}' % n) for n in numbers]
-    run_stages(service, items)
-    return items
+def run(service: Service[Any, Any], *numbers: int, cancelled: Collection[str] = ()) -> list[Outcome]:
+    passage = Passage([b'{"n": %d}' % n for n in numbers], [f"job-{n}" for n in numbers], cancelled)
+    run_stages(service, passage)
+    return passage.outcomes()
 
 
 def texts(speech: Speech) -> dict[str, list[Any]]:
@@ -128,8 +130,8 @@ class Yielding(Service[Input, Output]):
 
 def test_a_predict_that_yields_gives_what_it_returns_or_else_the_list() -> None:
     with listening() as speech:
-        items = run(Yielding(), 2, 3, 0)
-        assert [json.loads(item.value)["n"] for item in items] == [2, 33, 0]
+        outputs = run(Yielding(), 2, 3, 0)
+        assert [json.loads(one)["n"] for one in outputs if isinstance(one, bytes)] == [2, 33, 0]
         assert texts(speech) == {"job-2": [{"part": 0}, {"part": 1}], "job-3": [{"part": n} for n in range(3)]}
 
 
@@ -144,20 +146,19 @@ class Flooding(Service[Input, Output]):
 def test_a_predict_that_yields_without_end_fails_at_8_mb() -> None:
     service = Flooding()
     with listening():
-        (item,) = run(service, 1000)
-    assert item.error is not None and item.error.code == "invalid_output" and "yield less" in item.error.message
+        (error,) = run(service, 1000)
+    assert isinstance(error, ServicesError) and error.code == "invalid_output" and "yield less" in error.message
     assert service.told < 9
 
 
 def test_a_cancelled_job_is_stopped_at_its_next_yield(monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: set[str] = set()
     service = Yielding()
-    item = Item("job", b'{"n": 1000000}', cancelled=cancelled)
 
     def output(self: Speech, job_id: str, index: int, value: Any) -> int:
         cancelled.add(job_id) if index == 4 else None
         return 0
 
     monkeypatch.setattr(Speech, "output", output)
-    run_stages(service, [item])
-    assert item.error is not None and item.error.code == "cancelled" and service.closed == 1
+    (error,) = run(service, 1000000, cancelled=cancelled)
+    assert isinstance(error, ServicesError) and error.code == "cancelled" and service.closed == 1

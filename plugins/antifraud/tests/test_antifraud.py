@@ -14,7 +14,8 @@ from antifraud.reasons import RULES
 from antifraud.schema import CLICK, CRAWLER
 from antifraud.service import HOSTING_RANGES, PROXY_RANGES, Antifraud
 
-from worker.stages import Item, run_stages
+from worker.errors import ServicesError
+from worker.testing import run_inline
 
 PLUGIN = Path(__file__).resolve().parent.parent
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36"
@@ -68,10 +69,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Antifraud:
 
 
 def run(service: Antifraud, *events: dict[str, Any]) -> list[dict[str, Any]]:
-    items = [Item(str(i), json.dumps(event).encode()) for i, event in enumerate(events)]
-    run_stages(service, items)
-    assert not any(item.error for item in items), [item.error for item in items]
-    return [json.loads(item.value) for item in items]
+    outputs = run_inline(service, events)
+    assert not any(isinstance(one, ServicesError) for one in outputs), outputs
+    return outputs
 
 
 def of(service: Antifraud, **fields: Any) -> dict[str, Any]:
@@ -257,9 +257,8 @@ def test_the_model_is_called_once_a_batch(plain: Antifraud, monkeypatch: pytest.
     ],
 )
 def test_bad_events_are_refused(plain: Antifraud, event: dict[str, Any]) -> None:
-    item = Item("a", json.dumps(event).encode())
-    run_stages(plain, [item])
-    assert item.error is not None and item.error.code == "invalid_input"
+    (error,) = run_inline(plain, [event])
+    assert isinstance(error, ServicesError) and error.code == "invalid_input"
 
 
 @pytest.mark.parametrize(
