@@ -89,7 +89,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     ),
     "batches": (
         "Random forest. From the first byte of a `POST /batches` of JSON lines, each another, to the last byte of its "
-        "results; before it, the bare model in process over the same rows, in batches as large.",
+        "results; before it, the bare model in process over the same rows, in batches as large. Then by two workers.",
         lambda given: measures.batches(3 * given.rounds, given.jobs),
     ),
     "scale": (

@@ -122,16 +122,19 @@ def batches(rounds: int, rows: int) -> Figures:
     for _, kind in itertools.product(range(rounds), BULK):
         model, size = kind(), kind.max_batch_size
         with Ours(folder(), kind.__name__.lower()) as stack:
-            stack.send_batch(inputs[:size])  # warm, as the bare model is
-            begun = time.perf_counter()
-            for i in range(0, rows, size):
-                model.predict_batch(inputs[i : i + size])
-            alone = rows / (time.perf_counter() - begun)
-            speed = rows / stack.send_batch(inputs)
-        found[f"the bare model, batches of {size}, rows/s"].append(alone)
-        found[f"POST /batches, batches of {size}, rows/s"].append(speed)
-        found[f"POST /batches against the bare model, batches of {size}"].append(speed / alone)
-        say(found)
+            for whose in ("POST /batches", "POST /batches, two workers"):
+                stack.send_batch(inputs[: 2 * size])  # warm, as the bare model is
+                begun = time.perf_counter()
+                for i in range(0, rows, size):
+                    model.predict_batch(inputs[i : i + size])
+                alone = rows / (time.perf_counter() - begun)
+                speed = rows / stack.send_batch(inputs)
+                found[f"the bare model, batches of {size}, rows/s"].append(alone)
+                found[f"{whose}, batches of {size}, rows/s"].append(speed)
+                found[f"{whose} against the bare model, batches of {size}"].append(speed / alone)
+                say(found)
+                if len(stack.processes) == 2:  # the API and a worker
+                    stack.start_worker()
     return found
 
 

@@ -32,7 +32,11 @@ RATIOS = [
 
 #: Figures that are such ratios already, each of two that were measured one after the other: their medians are told.
 PAIRED = [
-    *(f"POST /batches against the bare model, batches of {kind.max_batch_size}" for kind in BULK),
+    *(
+        f"POST /batches{whose} against the bare model, batches of {kind.max_batch_size}"
+        for whose in ("", ", two workers")
+        for kind in BULK
+    ),
     *(f"webhooks, receiver {kind}: jobs/s against one that answers" for kind in (*DEAD, "none")),
 ]
 
