@@ -30,9 +30,13 @@ log = logging.getLogger("services.worker")
 #: Characters of an exception's text that reach the client.
 MAX_MESSAGE = 2000
 
-#: What may read as Infinity; a closer look then tells. Two patterns, since one that begins with a letter is looked for
-#: seven times as fast as one that begins with either of two (a tenth of the time of a chunk of rows).
-LARGE_EXPONENTS = (re.compile(rb"e\+?\d{3}"), re.compile(rb"E\+?\d{3}"))
+#: What is no JSON or may read as Infinity, and the letter that it has: a closer look then tells. A single letter is
+#: looked for 25 times as fast, and numbers have none: the patterns alone took 2 % of the time of 4,096 rows (measured).
+CONSTANTS = (
+    (b"N", re.compile(rb"NaN")),
+    (b"I", re.compile(rb"Infinity")),
+    *((letter, re.compile(letter + rb"\+?\d{3}")) for letter in (b"e", b"E")),
+)
 
 
 @dataclass(slots=True)
@@ -109,7 +113,7 @@ def _prepare(service: Service[Any, Any], passage: Passage, files: Files | None, 
 
 def may_hold_constants(text: bytes) -> bool:
     """Whether a JSON text needs a closer look for NaN, and for numbers that read as Infinity."""
-    return b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in LARGE_EXPONENTS)
+    return any(letter in text and pattern.search(text) for letter, pattern in CONSTANTS)
 
 
 def _refuse_constants(text: bytes) -> bytes:
