@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from typing import Any
 
 import httpx
@@ -123,6 +124,19 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         answer = client.post("/batches", **request_)
         assert (answer.status_code, answer.json()["code"]) == (status, code) and says in answer.text
         assert not list(small_limits.redis.client.scan_iter("{echo}:job:*"))
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(serving: System) -> None:
+    def chunks() -> set[bytes]:
+        return set(serving.redis.client.scan_iter("{echo}:job:*", count=1000)) - before
+
+    before: set[bytes] = set()
+    before = chunks()
+    head = "POST /batches?service=echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-ndjson\r\n"
+    with socket.create_connection(("127.0.0.1", serving.port)) as sending:
+        sending.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + b'{"n":1}\n' * 5000)
+        poll(chunks, what="its first chunks are stored")
+    poll(lambda: not chunks(), what="they are gone")
 
 
 @pytest.fixture
