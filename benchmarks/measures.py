@@ -122,7 +122,9 @@ def batches(rounds: int, rows: int) -> Figures:
     for _, kind in itertools.product(range(rounds), BULK):
         model, size = kind(), kind.max_batch_size
         with Ours(folder(), kind.__name__.lower()) as stack:
-            for whose in ("POST /batches", "POST /batches, two workers"):
+            for workers, whose in ((1, "POST /batches"), (2, "POST /batches, two workers")):
+                if workers == 2:
+                    stack.start_worker()
                 stack.send_batch(inputs[: 2 * size])  # warm, as the bare model is
                 begun = time.perf_counter()
                 for i in range(0, rows, size):
@@ -133,8 +135,6 @@ def batches(rounds: int, rows: int) -> Figures:
                 found[f"{whose}, batches of {size}, rows/s"].append(speed)
                 found[f"{whose} against the bare model, batches of {size}"].append(speed / alone)
                 say(found)
-                if len(stack.processes) == 2:  # the API and a worker
-                    stack.start_worker()
     return found
 
 

@@ -34,12 +34,11 @@ import redis
 
 from worker.attach import Attachments
 from worker.discovery import find_plugins, load_service
-from worker.errors import ServiceFailed
+from worker.errors import PLUGIN_ERRORS, ServiceFailed
 from worker.feeder import Batch, Feeder
 from worker.lease import SharedLease
 from worker.ledger import Ledger
 from worker.logs import setup_logging
-from worker.passage import PLUGIN_ERRORS
 from worker.runner import run_batch
 from worker.sample import Sample
 from worker.service import Service
@@ -324,8 +323,9 @@ def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, An
         about[plugin.name] = (plugin.version, cls.knobs())
     _send(link, {"loaded": about})
     gc.collect()
-    most = max(service.max_batch_size for service in services.values())
-    gc.set_threshold(gc.get_threshold()[0] + OBJECTS_OF_AN_INPUT * most)
+    if threshold := gc.get_threshold()[0]:  # 0: an author has turned it off
+        most = max(service.max_batch_size for service in services.values())
+        gc.set_threshold(threshold + OBJECTS_OF_AN_INPUT * most)
     gc.freeze()  # what a model's libraries have made stays: no collection looks at it again (a tenth of a batch's time)
     return services, about
 

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.dispatch import WEBHOOKS
-from worker.errors import ServiceFailed, UnknownService
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.
@@ -89,7 +89,7 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
     try:
         with _hollow_parents(name):
             module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except PLUGIN_ERRORS as error:
         raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_say(error)}") from error
     if not hasattr(module, "Input") or not hasattr(module.Input, "model_validate_json"):
         raise ServiceFailed(f"{plugin.name}: {name} must define `class Input(BaseModel)`")
@@ -100,7 +100,7 @@ def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
     """Import the plugin's service class, with whatever it imports. Raises ``ServiceFailed``."""
     try:
         target = EntryPoint(name=plugin.name, value=plugin.target, group=GROUP).load()
-    except (Exception, SystemExit) as error:
+    except PLUGIN_ERRORS as error:
         raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_say(error)}") from error
     if not (isinstance(target, type) and issubclass(target, Service)):
         raise ServiceFailed(f"{plugin.name}: {plugin.target} must be a subclass of worker.service.Service")

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must take neither its batch nor a command along.
+PLUGIN_ERRORS = (Exception, SystemExit)
+
 
 class ServicesError(Exception):
     """Something went wrong in libs-service."""

@@ -6,11 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from worker.errors import Cancelled, ServicesError
+from worker.errors import PLUGIN_ERRORS, Cancelled, ServicesError
 from worker.telling import Speech, current
-
-#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must not take its batch along.
-PLUGIN_ERRORS = (Exception, SystemExit)
 
 #: What became of an input: its output as JSON, or why there is none.
 Outcome = bytes | ServicesError

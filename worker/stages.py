@@ -19,9 +19,17 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from worker.errors import Cancelled, InvalidInput, InvalidOutput, PredictFailed, ServicesError, field_errors
+from worker.errors import (
+    PLUGIN_ERRORS,
+    Cancelled,
+    InvalidInput,
+    InvalidOutput,
+    PredictFailed,
+    ServicesError,
+    field_errors,
+)
 from worker.files import holds_files
-from worker.passage import PLUGIN_ERRORS, Passage
+from worker.passage import Passage
 from worker.service import Service, has_own
 from worker.telling import MAX_PARTIAL_BYTES, current
 
@@ -152,7 +160,7 @@ def predict(service: Service[Any, Any], passage: Passage) -> None:
 
 
 def _predict_one(service: Service[Any, Any], passage: Passage, value: Any) -> Any:
-    job_id = current().jobs[0] if passage.job_ids else ""
+    job_id = current().jobs[0] if passage.job_ids else ""  # whose value it is, ``ask_each`` has said there
     if passage.is_cancelled(job_id):
         raise Cancelled()
     raw = service.predict(value)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.discovery import Plugin, load_schema, load_service
-from worker.errors import InvalidInput, ServiceFailed, ServicesError
+from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
 from worker.service import Service
@@ -114,7 +114,7 @@ def load(plugin: Plugin) -> Service[Any, Any]:
         service = cls()
         service.load()
         service.warmup()
-    except (Exception, SystemExit) as error:
+    except PLUGIN_ERRORS as error:
         raise ServiceFailed(f"{plugin.name}: load() raised {type(error).__name__}: {error}") from error
     return service
 
