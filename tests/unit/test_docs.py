@@ -55,12 +55,12 @@ def test_the_changelog_knows_the_version_and_links_lead_somewhere() -> None:
 
 def test_no_function_is_long_and_no_file_large() -> None:
     for path in [
-        *(ROOT / "worker").glob("*.py"),
-        *(ROOT / "api").glob("*.py"),
+        *(ROOT / "worker").rglob("*.py"),
+        *(ROOT / "api").rglob("*.py"),
         *(ROOT / "plugins").glob("*/src/*/*.py"),
     ]:
         source = path.read_text()
-        assert source.count("\n") <= 400, path
+        assert source.count("\n") <= 700, path
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, (path.name, node.name)
