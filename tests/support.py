@@ -46,7 +46,7 @@ def free_port() -> int:
             return port
 
 
-def poll(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
+def poll(look: Callable[[], T], timeout: float = 20, what: str = "", step_s: float = 0.02) -> T:
     """Call ``look`` until it gives something true, and give that."""
     deadline = time.monotonic() + timeout
     while True:
@@ -55,7 +55,7 @@ def poll(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what or look}; last: {found!r}")
-        time.sleep(0.02)
+        time.sleep(step_s)
 
 
 def environment_without_ours() -> dict[str, str]:

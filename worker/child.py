@@ -1,10 +1,13 @@
-"""A pool process: ``python -m worker.child FD LEASE_FD PROCESS NAME…`` loads its services, then runs batch after batch.
+"""A pool process, which loads its services and then runs batch after batch.
+
+``python -m worker.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
 
 It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun``, ``computed`` and ``ended`` (by which time the next may have begun), and ``fenced`` where the
-ledger does not know its worker. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be
-shown), ``cancelled`` with ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather
-than forked, so that whatever a model's library does to it (threads, CUDA, a segfault) stays in it.
+for each batch ``begun``, ``computed`` and ``ended`` (by which time the next may have begun), ``ahead`` where it has
+claimed a batch before the run of another has ended, and ``fenced`` where the ledger does not know its worker. Slot to
+child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with ids of the
+running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that whatever a
+model's library does to it (threads, CUDA, a segfault) stays in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -36,7 +39,7 @@ from worker.attach import Attachments
 from worker.discovery import find_plugins, load_service
 from worker.errors import PLUGIN_ERRORS, ServiceFailed
 from worker.feeder import Batch, Feeder
-from worker.lease import SharedLease
+from worker.lease import Handover, SharedLease
 from worker.ledger import Ledger
 from worker.logs import setup_logging
 from worker.runner import run_batch
@@ -77,7 +80,7 @@ About = dict[str, tuple[str, dict[str, Any]]]
 _sending = threading.Lock()
 
 
-def main(fd: int, lease_fd: int, process: str, names: list[str]) -> None:
+def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str]) -> None:
     """Load the services, then run batches until the slot says stop or closes the socket."""
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -93,7 +96,16 @@ def main(fd: int, lease_fd: int, process: str, names: list[str]) -> None:
         return
     impatient = Ledger(settings, timeout_s=0.5, retries=0)
     listener = Listener(link, impatient, settings.lease_s, SharedLease(lease_fd))
-    feeder = Feeder(settings, process, listener.worker, about, lambda: _send(link, {"fenced": True}))
+    handover = Handover(handover_fd)
+    feeder = Feeder(
+        settings,
+        process,
+        listener.worker,
+        about,
+        on_fenced=lambda: _send(link, {"fenced": True}),
+        on_ahead=lambda batch: _send(link, {"ahead": batch.token, "service": batch.service, "number": batch.number}),
+        take=lambda batch: handover.take(batch.number),
+    )
     listener.on_stop = feeder.stop
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
@@ -128,7 +140,9 @@ class Runs:
         while batch := feeder.next_batch():
             self._listener.begin(batch)
             feeder.look_ahead(batch)
+            begun = time.monotonic()
             complete = self._compute(batch)
+            feeder.times.add(batch, time.monotonic() - begun)
             self._wait()
             if feeder.is_ahead:
                 # Measured: a queue of jobs without a model is worked off 1.2 times as fast.
@@ -350,4 +364,4 @@ def _send(link: Connection, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])

@@ -2,8 +2,9 @@
 
 Work-conserving: a free process takes whatever waits, up to ``max_batch_size``, at once; while all are busy, the next
 batch grows in Redis. So there is nothing to tune, and no job is in a process's hands before it can run, with one
-exception: where a whole further batch waits already, it is claimed while the model computes, since waiting would not
-make it any fuller.
+exception: where a whole further batch waits already, and the run is measured to end within ``AHEAD_S``, that batch is
+claimed while the model computes, since waiting would not make it any fuller. Where the run takes longer than it was
+measured to, the process's slot gives the batch back (``pool.Slot``), so that no job waits behind a long one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,13 @@ from worker.ledger import Claim, Held, Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
+
+#: Seconds before the expected end of a run at which the next batch is claimed.
+AHEAD_S = 0.03
+#: Seconds of the longest run that has the next batch claimed ahead: beside a longer one, a claim takes no time at all.
+MAX_AHEAD_RUN_S = 0.25
+#: Weight of the last run in the mean of the runs' times.
+LAST_RUN = 0.25
 
 #: Seconds to wait for a message before looking at the ledger again, which finds jobs whose message was lost.
 LOOK_AGAIN_S = 1.0
@@ -50,11 +58,39 @@ class Batch:
     token: str
     jobs: list[Held]
     more: bool  #: whether a whole further batch waited (of chunks: one that is quick)
+    number: int  #: of its token, counted from 0
+    claimed: float  #: when, by ``time.monotonic``
+    waited_s: float = 0  #: seconds from its claim to its run, where it was claimed ahead
 
     @property
     def ids(self) -> list[str]:
         """The jobs' ids."""
         return [job.id for job in self.jobs]
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of the chunk that this batch is; 0 for a batch of jobs."""
+        return self.jobs[0].input.count(b"\n") + 1 if self.jobs[0].first is not None else 0
+
+
+class RunTimes:
+    """How long this process's runs take: the mean of the last ones, for a batch of jobs, and for a row of a chunk."""
+
+    def __init__(self) -> None:
+        self._mean: dict[bool, float] = {}
+
+    def expect(self, batch: Batch) -> float | None:
+        """Seconds that this batch's run is expected to take; None where no such run was measured yet."""
+        rows = batch.chunk_rows
+        mean = self._mean.get(rows > 0)
+        return None if mean is None else mean * (rows or 1)
+
+    def add(self, batch: Batch, seconds: float) -> None:
+        """A run has ended."""
+        rows = batch.chunk_rows
+        each = seconds / (rows or 1)
+        mean = self._mean.get(rows > 0, each)
+        self._mean[rows > 0] = mean + LAST_RUN * (each - mean)
 
 
 class Feeder:
@@ -65,6 +101,8 @@ class Feeder:
         worker: gives the worker's id.
         about: each service's version and its author's knobs.
         on_fenced: called when the ledger does not know the worker (any more).
+        on_ahead: called, in a thread of the feeder's, with a batch that was claimed ahead.
+        take: called with a batch that was claimed ahead, before it runs: whether it is still this process's.
     """
 
     def __init__(
@@ -74,6 +112,8 @@ class Feeder:
         worker: Callable[[], str],
         about: dict[str, tuple[str, dict[str, Any]]],
         on_fenced: Callable[[], None],
+        on_ahead: Callable[[Batch], None] = lambda _: None,
+        take: Callable[[Batch], bool] = lambda _: True,
     ) -> None:
         self._settings = settings
         self._ledger = Ledger(settings)
@@ -83,10 +123,14 @@ class Feeder:
         self._names = list(about)
         self._models = {name: digest_model(*told) for name, told in about.items()}
         self._on_fenced = on_fenced
+        self._on_ahead = on_ahead
+        self._take = take
+        self.times = RunTimes()
         self._number = 0
         self._stopping = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeder")
         self._ahead: Future[Batch | None] | None = None
+        self._run_ended = threading.Event()
 
     def stop(self) -> None:
         """Claim nothing more; from any thread."""
@@ -106,13 +150,17 @@ class Feeder:
         return None
 
     def look_ahead(self, batch: Batch) -> None:
-        """While ``batch`` computes, claim the next one, if a whole one waits.
+        """While ``batch`` computes, claim the next one, if a whole one waits and this one is about to end.
 
         Measured: a queue of jobs without a model is worked off 1.1 times as fast, since Redis and the process work at
         the same time.
         """
-        if batch.more and len(self._names) == 1 and not self._stopping.is_set():
-            self._ahead = self._thread.submit(self._claim, self._names[0])
+        if not batch.more or len(self._names) > 1 or self._stopping.is_set():
+            return
+        expected_s = self.times.expect(batch)
+        if expected_s is not None and expected_s <= MAX_AHEAD_RUN_S:
+            self._run_ended.clear()
+            self._ahead = self._thread.submit(self._claim_ahead, expected_s - AHEAD_S)
 
     @property
     def is_ahead(self) -> bool:
@@ -121,6 +169,7 @@ class Feeder:
 
     def hand_back(self) -> None:
         """Give back a batch that was claimed ahead and has not begun."""
+        self._run_ended.set()
         with self._thread:  # a claim that is on its way ends first
             pass
         try:
@@ -130,9 +179,23 @@ class Feeder:
         except redis.RedisError as error:
             log.warning("could not hand back what had not begun: %s; its worker does as it leaves", error)
 
+    def _claim_ahead(self, pause_s: float) -> Batch | None:
+        """Claim after this pause; nothing where the run has ended by then, so that a claim without a pause is due."""
+        if pause_s > 0 and self._run_ended.wait(pause_s):
+            return None
+        batch = self._claim(self._names[0])
+        if batch:
+            self._on_ahead(batch)
+        return batch
+
     def _take_ahead(self) -> Batch | None:
+        """The batch that was claimed ahead, if it is still this process's."""
         ahead, self._ahead = self._ahead, None
-        return ahead.result() if ahead else None
+        self._run_ended.set()
+        batch = ahead.result() if ahead else None
+        if batch is None or not self._take(batch):
+            return None
+        return replace(batch, waited_s=time.monotonic() - batch.claimed)
 
     def _ask(self) -> Batch | None:
         """A batch, or None after a second (or so) without work."""
@@ -169,8 +232,9 @@ class Feeder:
     def _as_batch(self, claim: Claim, name: str, worker: str, token: str) -> Batch | None:
         if not claim.jobs:
             return None
+        number = self._number
         self._number += 1  # only now: a claim whose answer was lost is asked again under its token
-        return Batch(name, worker, token, claim.jobs, claim.more)
+        return Batch(name, worker, token, claim.jobs, claim.more, number, time.monotonic())
 
 
 def adopt(ledger: Ledger, settings: Settings, name: str, messages: list[bytes]) -> None:

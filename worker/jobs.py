@@ -117,7 +117,7 @@ class Job(NamedTuple):
     attempt: int
     batch_size: int | None
     created_us: int
-    started_us: int
+    started_us: int  #: when it was claimed
     finished_us: int
     expires_us: int
     output: bytes | None  #: JSON text
@@ -139,6 +139,15 @@ class Job(NamedTuple):
     def ended(self) -> bool:
         """Whether the status is terminal."""
         return self.status in TERMINAL
+
+    @property
+    def begun_us(self) -> int:
+        """When its run began: where its batch was claimed ahead, some milliseconds after ``started_us``."""
+        return self.started_us + round(self._stages.get("waited_ms", 0) * 1000)
+
+    @property
+    def _stages(self) -> dict[str, float]:
+        return from_json(self.timings) if self.timings else {}
 
     @classmethod
     def from_record(
@@ -194,7 +203,7 @@ class Job(NamedTuple):
             "position": self.position,
             "estimated_start_at": rfc3339(self.estimated_start_us),
             "created_at": rfc3339(self.created_us),
-            "started_at": rfc3339(self.started_us),
+            "started_at": rfc3339(self.begun_us),
             "finished_at": rfc3339(self.finished_us),
             "expires_at": rfc3339(self.expires_us),
             "timings": self._timings(),
@@ -241,9 +250,9 @@ class Job(NamedTuple):
         return told
 
     def _timings(self) -> dict[str, float | None]:
-        stages = from_json(self.timings) if self.timings else {}
+        stages = self._stages
         return {
-            "queued_ms": _ms_between(self.created_us, self.started_us),
+            "queued_ms": _ms_between(self.created_us, self.begun_us),
             "preprocess_ms": stages.get("preprocess_ms"),
             "predict_ms": stages.get("predict_ms"),
             "postprocess_ms": stages.get("postprocess_ms"),

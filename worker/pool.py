@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,14 +26,17 @@ from celery.worker import state
 
 from worker.adopter import Adopter
 from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
+from worker.lease import Handover
 from worker.leased_pool import LeasedPool
-from worker.ledger import CancelledRun
+from worker.ledger import CancelledRun, Ledger
 from worker.runner import backoff_s
 
 log = logging.getLogger("services.worker")
 
 #: Seconds between two looks at a running batch for a cancel or the time limit.
 LOOK_S = 0.25
+#: A batch that its process claimed ahead goes back where it has not begun after this many seconds.
+AHEAD_GRACE_S = 0.08
 #: A batch with a cancelled job may still end by itself for this long.
 CANCEL_GRACE_S = 0.5
 #: Cancelled jobs that a slot remembers: other slots' are among them.
@@ -48,6 +51,7 @@ class ServicePool(LeasedPool):
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis or for a model."""
         self.prepare()
+        self.impatient = Ledger(self.settings, timeout_s=0.5, retries=0)  # for slots, which watch a run meanwhile
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.keeper.count_processes = lambda: sum(slot.is_loaded for slot in self.slots)
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
@@ -111,6 +115,17 @@ class Run:
     kill_at: float = math.inf  #: one of its jobs was cancelled: it must end by then
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A batch that a pool process has claimed while another one runs."""
+
+    token: str
+    service: str
+    number: int
+    due: float  #: by ``time.monotonic``: it goes back where it has not begun by then
+    is_ours: bool = False  #: whether the slot has it, and is to give it back
+
+
 class Slot(threading.Thread):
     """One thread and its pool process."""
 
@@ -120,6 +135,7 @@ class Slot(threading.Thread):
         self._child: Child | None = None
         self._cancelled: dict[str, set[str]] = {}  # token of a batch -> jobs of it
         self._begun: dict[str, str] = {}  # token of a batch whose end its process has not told -> service
+        self._ahead: Ahead | None = None
         self._load_deaths = 0
         self.is_loaded = False  #: whether its process can take batches
 
@@ -165,15 +181,17 @@ class Slot(threading.Thread):
         """Follow a process from batch to batch until it ends, or must be ended."""
         self._greet(child)
         self._cancelled.clear()
+        self._ahead = None
         run: Run | None = None
         told_to_stop = False
         while child.alive:
             if self._pool.stopping.is_set() and not told_to_stop:
                 told_to_stop = True
                 child.send({"stop": True})
-            message = child.receive(LOOK_S)
+            message = child.receive(self._until_next_look())
             if message:
                 run = self._follow(child, message, run, knobs)
+            self._give_back_ahead(child)
             reason = self._must_end(child, run, knobs[run.service]) if run else ""
             if reason:
                 child.kill()
@@ -191,9 +209,13 @@ class Slot(threading.Thread):
         """What the process says changes what is known of its batch."""
         if "fenced" in message:
             self._greet(child)
+        elif "ahead" in message:
+            due = time.monotonic() + AHEAD_GRACE_S
+            self._ahead = Ahead(message["ahead"], message["service"], message["number"], due)
         elif "begun" in message:
-            now = time.monotonic()
-            service, token = message["service"], message["begun"]
+            now, service, token = time.monotonic(), message["service"], message["begun"]
+            if self._ahead and self._ahead.token == token:
+                self._ahead = None
             if not run or run.token != token:  # the parts of a chunk begin under one token, one after the other
                 run = Run(token, service, frozenset(message["ids"]), now)
                 self._begun[token] = service
@@ -209,6 +231,29 @@ class Slot(threading.Thread):
             self._cancelled.pop(token, None)
             return None if run and run.token == token else run  # the next may have begun before its ends were written
         return run
+
+    def _until_next_look(self) -> float:
+        """Seconds to wait for a message of the process."""
+        if self._ahead is None:
+            return LOOK_S
+        return min(LOOK_S, max(0.0, self._ahead.due - time.monotonic()))
+
+    def _give_back_ahead(self, child: Child) -> None:
+        """Jobs that were claimed ahead of a run that takes longer than expected go back, for a process that is idle.
+
+        The pool process cannot do it while its model holds the GIL, so it is done here.
+        """
+        ahead, now = self._ahead, time.monotonic()
+        if ahead is None or now < ahead.due:
+            return
+        self._ahead = None
+        if not ahead.is_ours and not child.handover.take(ahead.number, wait=False):
+            return  # its process has taken it and is about to say that it has begun
+        try:
+            self._pool.impatient.give_up(ahead.service, child.worker, ahead.token, "handed_back")
+        except redis.RedisError as error:
+            log.debug("could not give back batch %s, which has not begun: %s", ahead.token, error)
+            self._ahead = replace(ahead, is_ours=True, due=now + LOOK_S)
 
     def _must_end(self, child: Child, run: Run, knobs: dict[str, Any]) -> str:
         """Why a batch must be ended now; "" where it may go on."""
@@ -303,7 +348,8 @@ class Child:
         self.name = uuid.uuid4().hex[:16]  #: with which the tokens of all its batches begin
         self.worker = ""  #: the id under which it claims
         ours, theirs = socket.socketpair()
-        fds = [theirs.fileno(), lease_fd]
+        self.handover = Handover()
+        fds = [theirs.fileno(), lease_fd, self.handover.fd]
         command = [sys.executable, "-m", "worker.child", *map(str, fds), self.name, *names]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
@@ -353,6 +399,7 @@ class Child:
         """Close the socket, upon which an idle process ends by itself; says how it ended."""
         self._closed = True
         self._link.close()
+        self.handover.close()
         code = self.exit_code()
         return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
 

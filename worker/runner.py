@@ -95,6 +95,7 @@ def run_batch(
     tell("computed")
     if teller:
         _persist(teller.flush)
+    timings.waited_ms = round(batch.waited_s * 1000, 3)
     told = timings.to_json()
     outcomes: list[Outcome] = passage.outcomes()
     size = timings.batch_size

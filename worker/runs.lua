@@ -286,6 +286,12 @@ local function run_again(id, reason, pause)
   end
 end
 
+-- A batch that was claimed ahead has gone back: its process will run it no more before it claims again.
+local function runs_no_more_ahead(worker, token)
+  local run, ahead = (redis.call('HGET', busy(worker), process_of(token)) or ''):match('^(%S+ %S+) (%S+)$')
+  if run and tonumber(ahead) == number_of(token) then redis.call('HSET', busy(worker), process_of(token), run .. ' 0') end
+end
+
 -- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
 -- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
 -- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
@@ -293,7 +299,11 @@ end
 function operations.give_up()
   local worker, process, token, reason, pause = ARGV[4], ARGV[5] .. '.', ARGV[6], ARGV[7], tonumber(ARGV[8])
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
-  if ARGV[5] ~= '' then redis.call('HDEL', busy(worker), ARGV[5]) end
+  if ARGV[5] ~= '' then
+    redis.call('HDEL', busy(worker), ARGV[5])
+  elseif reason == 'handed_back' then
+    runs_no_more_ahead(worker, token)
+  end
   for i = 1, #mine, 2 do
     local is_its = mine[i + 1] == token
     if is_its or (process ~= '.' and mine[i + 1]:sub(1, #process) == process) then

@@ -60,6 +60,7 @@ class Item:
 class Timings:
     """Milliseconds that the batch spent in each stage, and how many items the model saw."""
 
+    waited_ms: float = 0  #: from the claim of the batch to its run, where it was claimed ahead
     preprocess_ms: float = 0
     predict_ms: float = 0
     postprocess_ms: float = 0
@@ -74,7 +75,8 @@ class Timings:
     def to_json(self) -> bytes:
         """As the ledger stores them."""
         stages = {"preprocess_ms": self.preprocess_ms, "predict_ms": self.predict_ms}
-        return to_json({**stages, "postprocess_ms": self.postprocess_ms})
+        waited = {"waited_ms": self.waited_ms} if self.waited_ms else {}
+        return to_json({**waited, **stages, "postprocess_ms": self.postprocess_ms})
 
 
 class Files(Protocol):

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,21 +199,92 @@ def test_the_next_batch_computes_while_redis_keeps_the_ends_of_the_last_one(
     stack: System, client: httpx.Client
 ) -> None:
     stack.start_worker("one_by_one")
-    begin(client, "one_by_one", 7, sleep_s=1)
-    first, second = post(client, "one_by_one", 700, sleep_s=1.5), post(client, "one_by_one", 701, do="flaky")
-    poll(
-        lambda: running_jobs(stack, "one_by_one") == {first, second},
-        what="the second is claimed while the first computes",
-    )
+    numbers = list(range(700, 740))
+    ids = {post(client, "one_by_one", n, sleep_s=0.2, do="flaky"): n for n in numbers}
+    for _ in range(10):
+        claimed = poll(lambda: pair if len(pair := running_jobs(stack, "one_by_one")) == 2 else None, step_s=0.001)
+        os.kill(stack.redis.pid, signal.SIGSTOP)
+        try:
+            files = [stack.folder / f"run-{ids[job_id]}" for job_id in claimed]
+            if not any(file.exists() for file in files):  # else the claim was not frozen in time
+                poll(partial(all_exist, files), 3, "the second computes, though nobody has taken the end of the first")
+                break
+        finally:
+            os.kill(stack.redis.pid, signal.SIGCONT)
+    else:
+        pytest.fail("no batch was claimed ahead of runs of 0.2 s")
+    for job_id in claimed:
+        assert finished(client, job_id)["status"] == "failed"
+        assert attempts(client, job_id) == [("failed", True)]
 
-    os.kill(stack.redis.pid, signal.SIGSTOP)
-    try:
-        poll(
-            (stack.folder / "run-701").exists, what="the second computes, though nobody has taken the end of the first"
-        )
-    finally:
-        os.kill(stack.redis.pid, signal.SIGCONT)
 
-    assert_untouched(client, first)
-    assert finished(client, second)["status"] == "failed"
-    assert attempts(client, second) == [("failed", True)]
+def all_exist(files: list[Path]) -> bool:
+    return all(file.exists() for file in files)
+
+
+def test_no_job_waits_behind_a_long_one_while_a_worker_is_idle(stack: System, client: httpx.Client) -> None:
+    for _ in range(2):
+        stack.start_worker("one_by_one")
+    busy = [begin(client, "one_by_one", n, sleep_s=1.5) for n in (900, 901)]
+    long = post(client, "one_by_one", 902, sleep_s=12)
+    short = [post(client, "one_by_one", n, sleep_s=0.5) for n in range(903, 909)]
+
+    jobs = [finished(client, job_id) for job_id in (*busy, *short)]
+
+    assert status(client, long) == "running", "the others did not wait for it"
+    for job in jobs:
+        assert job["attempt"] == 1
+        assert_adds_up(job)
+
+
+def test_what_runs_longer_than_expected_gives_back_what_was_claimed_ahead(stack: System, client: httpx.Client) -> None:
+    first, second = stack.start_worker("one_by_one"), stack.start_worker("one_by_one")
+    os.kill(second.pid, signal.SIGSTOP)  # so that the first runs all, and knows how quick they are
+    for pid in second.children:
+        os.kill(pid, signal.SIGSTOP)
+    quick = [post(client, "one_by_one", n) for n in range(20)]
+    for job_id in quick:
+        finished(client, job_id)
+    long = post(client, "one_by_one", 1000, do="hold_gil")  # no thread of its process can give anything back
+    behind = [post(client, "one_by_one", n) for n in (1001, 1002)]
+    poll(lambda: status(client, long) == "running", what="the long one runs")
+    for pid in (*second.children, second.pid):
+        os.kill(pid, signal.SIGCONT)
+
+    jobs = [finished(client, job_id, 5) for job_id in behind]
+
+    assert status(client, long) == "running"
+    for job in jobs:
+        assert_adds_up(job)
+    assert finished(client, long)["status"] == "succeeded"
+    assert first.exit_code is None
+
+
+def test_a_job_behind_a_long_one_is_queued_until_it_runs(stack: System, client: httpx.Client) -> None:
+    stack.start_worker("one_by_one")
+    first, long = post(client, "one_by_one", 1100, sleep_s=0.5), post(client, "one_by_one", 1101, sleep_s=4)
+    late = post(client, "one_by_one", 1102, start_within_s=2)
+    after = post(client, "one_by_one", 1103)
+    poll(lambda: status(client, long) == "running", what="the long one runs")
+
+    waiting = client.get(f"/jobs/{after}").json()
+
+    assert (waiting["status"], waiting["started_at"]) == ("queued", None)
+    assert waiting["position"] is not None
+    assert finished(client, late)["status"] == "expired"
+    for job_id in (first, long, after):
+        assert_adds_up(finished(client, job_id))
+
+
+def test_quick_jobs_are_claimed_ahead_and_their_times_add_up(stack: System, client: httpx.Client) -> None:
+    stack.start_worker("one_by_one")
+    ids = [post(client, "one_by_one", n, sleep_s=0.02) for n in range(60)]
+    for job_id in ids:
+        assert_adds_up(finished(client, job_id))
+
+
+def assert_adds_up(job: dict[str, Any]) -> None:
+    """The time in the queue and the stages' times are all of a job's time, but for what the ledger takes."""
+    timings = job["timings"]
+    total = sum(timings[f"{stage}_ms"] for stage in ("queued", "preprocess", "predict", "postprocess"))
+    assert timings["total_ms"] - 60 < total <= timings["total_ms"] + 1, timings
