@@ -16,10 +16,18 @@ from tests.chaos.load import Accepted, Load
 from tests.chaos.stack import TERMINAL, Stack, ask
 
 #: The services that the load is for.
-SERVICES = ("chaos", "poison", "long")
+SERVICES = ("chaos", "poison", "long", "heavy")
 
 #: How each kind of job has to end.
-EXPECTED = {"": ("succeeded", None), "raise": ("failed", "predict_failed"), "exit": ("failed", "worker_lost")}
+EXPECTED = {
+    "": ("succeeded", None),
+    "raise": ("failed", "predict_failed"),
+    "exit": ("failed", "worker_lost"),
+    "fork": ("succeeded", None),
+    "program": ("succeeded", None),
+    "large": ("succeeded", None),
+    "too_large": ("failed", "invalid_output"),
+}
 
 #: ``max_attempts`` of the service ``poison``.
 POISON_ATTEMPTS = 3
@@ -54,6 +62,7 @@ class Report:
     bad_exits: list[int] = field(default_factory=list)  #: exit codes but 0 of workers that were asked to stop
     gave_up: list[int] = field(default_factory=list)  #: exit codes of workers that ended by themselves
     left_keys: list[str] = field(default_factory=list)
+    left_processes: list[str] = field(default_factory=list)  #: that plugins had started, once all workers were gone
     #: From a worker's kill -9 to the next start of what it ran: short jobs, long ones, and either where another
     #: fault came in between.
     recovery_s: list[float] = field(default_factory=list)
@@ -74,6 +83,7 @@ class Report:
             "bad_exits",
             "gave_up",
             "left_keys",
+            "left_processes",
             "late",
         )
         return {name: getattr(self, name)[:5] for name in named if getattr(self, name)}
@@ -189,7 +199,8 @@ def judge(one: Accepted, job: Any, runs: dict[int, list[Run]]) -> Any:
     """What is wrong with how a job ended; None where nothing is."""
     status, code = EXPECTED[one.do]
     found = (job["status"], job["error"] and job["error"]["code"])
-    fits = found == (status, code) and (status != "succeeded" or job["output"] == {"n": one.n})
+    text = {"text": "x" * (2**20 if one.do == "large" else 0)} if one.service == "heavy" else {}
+    fits = found == (status, code) and (status != "succeeded" or job["output"] == {"n": one.n, **text})
     # An attempt whose worker died between the claim and the start has left no trace, and may be charged.
     if not fits or not runs[one.n] or (one.do == "exit" and job["attempt"] != POISON_ATTEMPTS):
         return {"n": one.n, "expected": status, "job": job, "runs": len(runs[one.n])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import time
@@ -78,6 +79,7 @@ def run(
         report.seconds, report.faults = round(time.monotonic() - began, 1), dict(sorted(happened.items()))
         if kind.is_ours:
             report.left_keys = left_keys(stack)
+            report.left_processes = left_processes(stack)
         return report
     finally:
         load.stop()
@@ -101,6 +103,14 @@ def schedule(faults: dict[Fault, int] | list[Fault], choice: random.Random, unti
         return
     while time.monotonic() < until:
         yield choice.choices(list(faults), list(faults.values()))[0]
+
+
+def left_processes(stack: Stack) -> list[str]:
+    """Programs and forks of plugins that live on once all workers were killed."""
+    stack.end_workers()
+    with contextlib.suppress(AssertionError):
+        poll(lambda: not stack.find_left(), 5)
+    return stack.find_left()
 
 
 def left_keys(stack: Stack) -> list[str]:

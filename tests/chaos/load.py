@@ -25,6 +25,9 @@ CATCH_UP_S = 10
 #: measured is how soon a killed worker is noticed, and not how long the queue is.
 SLEEPS = [(0.0, 57.0), (0.01, 40.0), (0.3, 2.5), (2.0, 0.5)]
 
+#: This share of the jobs forks, starts a program or returns a large output.
+HEAVY_SHARE, HEAVY = 0.01, ["", "fork", "program", "large", "too_large"]
+
 
 @dataclass
 class Accepted:
@@ -150,6 +153,8 @@ class Load:
             (sleep_s,) = choice.choices(sleeps, weights)
             if choice.random() < 0.0005 and self.stack.kind.is_ours:
                 self.submit(connection, "exit", service="poison")
+            elif choice.random() < HEAVY_SHARE and self.stack.has_heavy:
+                self.submit(connection, choice.choice(HEAVY), min(sleep_s, 0.3), service="heavy")
             else:
                 self.submit(connection, "raise" if choice.random() < 0.002 else "", sleep_s)
             due = max(due + self.clients / self.rate, time.monotonic() - CATCH_UP_S)

@@ -22,6 +22,41 @@ class Output(BaseModel):
     n: int
 """
 
+#: Forks, starts programs and returns large outputs, by ``do``: "fork", "program", "large" or "too_large".
+HEAVY_SCHEMA = (
+    SCHEMA
+    + """
+    text: str = ""
+"""
+)
+
+HEAVY = """
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from tests.chaos.service import run
+from worker.service import Service
+from {name}.schema import Input, Output
+
+class Plugin(Service[Input, Output]):
+    time_limit_s = 600
+    max_batch_size = 4
+    {knobs}
+
+    def load(self):
+        self.pool = ProcessPoolExecutor(1)
+        self.pool.submit(abs, 1).result()
+
+    def predict_batch(self, batch):
+        pool = self.pool if all(item.do != "fork" for item in batch) else ProcessPoolExecutor(1)  # its processes stay
+        programs = [subprocess.Popen(["sleep", str(item.sleep_s)]) for item in batch if item.do == "program"]
+        for program in programs:
+            program.wait()
+        assert pool.submit(abs, -1).result() == 1
+        run([(item.n, item.sleep_s, "") for item in batch])
+        size = {{"large": 2**20, "too_large": 17 * 2**20}}
+        return [{{"n": item.n, "text": "x" * size.get(item.do, 0)}} for item in batch]
+"""
+
 SOURCE = """
 from tests.chaos.service import run
 from worker.service import Service

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.proxy import Proxy
-from tests.chaos.service import SCHEMA, SOURCE
+from tests.chaos.service import HEAVY, HEAVY_SCHEMA, SCHEMA, SOURCE
 from tests.rabbit import RabbitServer
 from tests.support import ROOT, Process, RedisServer, environment_without_ours, free_port, poll, status_of, write_plugin
 
@@ -41,13 +41,15 @@ class Kind:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it makes our promises, and has our services ``poison`` and ``long``."""
+        """Whether it makes our promises, and has our services ``poison``, ``heavy`` and ``long``."""
         return self.name == "libs-service"
 
 
 def ours(sabotage: Sabotage | None = None) -> Kind:
-    """The system under test; under sabotage without the workers of long jobs."""
-    queues = ["chaos", "chaos", "chaos,poison", *([] if sabotage else ["long", "long"])]
+    """The system under test; under sabotage without the workers of long jobs, and without heavy ones."""
+    queues = ["chaos", "chaos", "chaos,poison"]
+    if not sabotage:
+        queues = ["chaos", "chaos,heavy", "chaos,poison,heavy", "long", "long"]
     workers = [["-A", "worker", "worker", "-Q", names] for names in queues]
     return Kind("libs-service", ["api:app"], workers, "service ready name=", sabotage=sabotage or {})
 
@@ -101,6 +103,11 @@ class Stack:
             **({"BROKER_URL": self.rabbit.url} if self.rabbit else {}),
             **kind.settings,
         }
+
+    @property
+    def has_heavy(self) -> bool:
+        """Whether a worker runs the service ``heavy``."""
+        return any("heavy" in arguments[-1] for arguments in self.kind.workers)
 
     def start(self) -> None:
         """Everything, one after the other."""
@@ -186,6 +193,25 @@ class Stack:
         finally:
             connection.close()
 
+    def find_left(self) -> list[str]:
+        """What still runs of all that was started here, once the workers are gone, each with its command."""
+        mark = f"CHAOS_FOLDER={self.folder / 'trace'}".encode()
+        ours = {process.pid for process in self.processes}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if int(folder.name) not in ours and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return found
+
+    def end_workers(self) -> None:
+        """SIGKILL to all of them: what their pool processes have started must end too."""
+        for process in self.workers:
+            if process and process.exit_code is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
     def stop(self) -> None:
         self.redis.send_signal(signal.SIGCONT)
         self.proxy.heal()
@@ -236,7 +262,7 @@ def sabotage(folder: Path, changes: Sabotage) -> None:
 
 
 def write_services(folder: Path) -> None:
-    """The chaos service, one whose jobs get few attempts, and one for long jobs."""
+    """The chaos service, one whose jobs get few attempts, one for long jobs, and one that forks and starts programs."""
     knobs_of = {
         "chaos": "max_attempts = 50",
         "poison": "max_attempts = 3",
@@ -244,3 +270,4 @@ def write_services(folder: Path) -> None:
     }
     for name, knobs in knobs_of.items():
         write_plugin(folder, name, SCHEMA, SOURCE.format(name=name, knobs=knobs))
+    write_plugin(folder, "heavy", HEAVY_SCHEMA, HEAVY.format(name="heavy", knobs="max_attempts = 50"))
