@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="all, or comma-separated: " + ", ".join(KINDS))
     parser.add_argument("--no-report", action="store_true", help="print, but leave RESULTS.md as it is")
     given = parser.parse_args()
-    names = given.only.split(",") if given.only else list(SECTIONS)
+    names = given.only.split(",") if given.only else [name for name in SECTIONS if name not in OF_OTHERS]
     unknown = set(names) - set(SECTIONS)
     if unknown:
         parser.error(f"no section is named {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
@@ -61,11 +61,18 @@ def _command(arguments: list[str]) -> str:
 
 MODELS = ["tiny", "batchable", "slow", "large"]
 
+#: Sections whose figures others measure too: left out unless asked for.
+OF_OTHERS = ("latency",)
+
 SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "throughput": (
         "64 clients, each with one job at a time: ours waits (`Prefer: wait`), the naive client polls every 5 ms. Then "
         "one client, and ours at half of its own throughput in an open loop.",
         lambda given: measures.throughput(given.rounds, given.seconds, given.models.split(","), given.peers),
+    ),
+    "latency": (
+        "One client, and ours at half of its own throughput in an open loop, without the rest of `throughput`.",
+        lambda given: measures.latency(given.rounds, given.seconds, given.models.split(",")),
     ),
     "plugins": (
         "The two real plugins, 64 clients, each with the plugin's own example. Then `embed` in process, texts of 4 to "

@@ -56,16 +56,34 @@ def throughput(rounds: int, seconds: float, models: list[str], peers: Peers) -> 
 
 def _throughput(stack: Stack, seconds: float, found: Figures) -> None:
     many = stack.measure(seconds=seconds)
-    one = stack.measure(clients=1, seconds=seconds / 2)
     about = f"{stack.model} {stack.name}"
     found[f"{about} jobs/s"].append(many["jobs_s"])
     found[f"{about} client's share of a core"].append(many["client_cpu"])
+    p50_ms = _latency(stack, seconds, many["jobs_s"] if stack.name == "ours" else 0, found)
+    print(f"{time.strftime('%H:%M:%S')} {about}: {many['jobs_s']:.4g} jobs/s, p50 {p50_ms:.3g} ms", flush=True)
+
+
+def _latency(stack: Stack, seconds: float, most: float, found: Figures) -> float:
+    """The p50 of one client (ms); with ``most``, jobs a second, also the figures at half of that."""
+    about = f"{stack.model} {stack.name}"
+    one = stack.measure(clients=1, seconds=seconds / 2)
     found[f"{about} p50 ms, one client"].append(one["p50_ms"])
-    if stack.name == "ours":
-        half = stack.measure(rate=many["jobs_s"] / 2, seconds=seconds)
+    if most:
+        half = stack.measure(rate=most / 2, seconds=seconds)
         found[f"{about} p50 ms, half load"].append(half["p50_ms"])
         found[f"{about} p99 ms, half load"].append(half["p99_ms"])
-    print(f"{time.strftime('%H:%M:%S')} {about}: {many['jobs_s']:.4g} jobs/s, p50 {one['p50_ms']:.3g} ms", flush=True)
+    return one["p50_ms"]
+
+
+def latency(rounds: int, seconds: float, models: list[str]) -> Figures:
+    """One client, and ours at half of the throughput that it has just shown; ours and naive in alternation."""
+    found: Figures = defaultdict(list)
+    for _, model, kind in itertools.product(range(rounds), models, (Naive, Ours)):
+        with kind(folder(), model) as stack:
+            most = stack.measure(seconds=seconds / 2)["jobs_s"] if stack.name == "ours" else 0
+            _latency(stack, seconds, most, found)
+        say(found)
+    return found
 
 
 def plugins(rounds: int, seconds: float, names: list[str]) -> Figures:
