@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
+from api.client import AsyncClient, Client, InvalidRequest
 from tests.support import System, finished, poll, running_system, services, write_plugin
 
 SCHEMA = """
@@ -386,3 +388,29 @@ def test_an_output_is_downloaded_by_the_name_of_its_path(client: httpx.Client) -
     assert client.get(out["url"]).headers["content-disposition"] == 'attachment; filename="taken-fixed.txt"'
     (job,) = run_all(client, "taken", [{"do": "kept", "text": "x"}])
     assert job["output"]["more"][0]["name"] == "logo.png"
+
+
+def test_the_client_sends_a_file_with_its_name(taking: System, tmp_path: Path) -> None:
+    path = tmp_path / "bücher und maße.csv"
+    path.write_bytes(os.urandom(600_000))
+    with Client(taking.url) as client:
+        file = client.upload(path, keep_for_s=100)
+        assert (file.name, file.size, file.content_type) == (path.name, 600_000, "text/csv")
+        assert file.id == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (file.expires_at - file.created_at).total_seconds() == 100
+        output = client.submit("taken", {"do": "same", "source": file.reference}).result(timeout=30)
+        assert output["out"]["name"] == path.name
+        assert client.upload(b"of bytes").name is None
+        with path.open("rb") as opened:
+            opened.seek(100)
+            assert client.upload(opened).size == 599_900
+        with path.open() as text, pytest.raises(TypeError, match="binary mode"):
+            client.upload(text)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="empty"):
+            client.upload(b"")
+
+    async def send_two() -> list[str | None]:
+        async with AsyncClient(taking.url) as client:
+            return [(await client.upload(source, name="of my own.txt")).name for source in (path, b"other bytes")]
+
+    assert asyncio.run(send_two()) == ["of my own.txt"] * 2
