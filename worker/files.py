@@ -192,8 +192,9 @@ class File:
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         known: dict[str, Any] = {"file": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
         told: dict[str, Any] = {"url": {"type": "string"}, "content_type": {"type": ["string", "null"]}}
-        told |= {"size": {"type": ["integer", "null"]}, "name": {"type": ["string", "null"]}}
-        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told}, "required": ["file"]}
+        told["size"] = {"type": ["integer", "null"]}
+        name = {"name": {"type": ["string", "null"]}}  # not required: outputs of 0.1.0 have none
+        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told, **name}, "required": ["file"]}
         stored["additionalProperties"] = False
         if handler.mode == "serialization":
             return {**stored, "required": ["file", *told], "title": "File", MARK: True}

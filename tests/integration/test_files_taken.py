@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from api.client import AsyncClient, Client, InvalidRequest
-from tests.support import System, finished, poll, running_system, services, write_plugin
+from tests.integration.test_access import Guarded
+from tests.support import System, finished, poll, running_system, services, status_of, write_plugin
 
 SCHEMA = """
 from pydantic import BaseModel, ConfigDict
@@ -414,3 +415,21 @@ def test_the_client_sends_a_file_with_its_name(taking: System, tmp_path: Path) -
             return [(await client.upload(source, name="of my own.txt")).name for source in (path, b"other bytes")]
 
     assert asyncio.run(send_two()) == ["of my own.txt"] * 2
+
+
+def test_a_name_is_its_owners_alone(tmp_path: Path, folder: Path) -> None:
+    with running_system(tmp_path, folder / "plugins", SERVICES_DATA_DIR=str(tmp_path / "data")) as system:
+        guarded = Guarded(system, system.start_api())
+        guarded.make("first")
+        poll(lambda: status_of(f"{system.url}/jobs") == 401, 3, "the API knows of the first key")
+        alice, bob = guarded.new("alice"), guarded.new("bob")
+        content = os.urandom(64)
+        mine = send(alice, content, "attachment; filename=alices-secret.txt")
+        theirs = upload(bob, content)
+        assert (mine["name"], theirs["name"], mine["id"] == theirs["id"]) == ("alices-secret.txt", None, True)
+        assert send(bob, content, "attachment; filename=bobs.txt")["name"] == "bobs.txt"
+        assert alice.get(f"/files/{mine['id']}").json()["name"] == "alices-secret.txt"
+        for owned, name in ((mine, "alices-secret.txt"), (theirs, "bobs.txt")):
+            header = httpx.get(system.url + owned["links"]["download"], trust_env=False).headers["content-disposition"]
+            assert header == f'attachment; filename="{name}"'
+        guarded.close()
