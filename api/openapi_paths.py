@@ -177,9 +177,7 @@ def _file_paths() -> Schema:
     body = {"required": True, "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": form}}
     keep = in_query("keep_for_s", {"type": "number", "exclusiveMinimum": 0}, "seconds that it is kept")
     named = {"name": "Content-Disposition", "in": "header", "schema": {"type": "string"}}
-    named["description"] = (
-        "its name, where the body is the file itself: `attachment; filename*=UTF-8''photo.jpg`"
-    )
+    named["description"] = "its name, where the body is the file itself: `attachment; filename*=UTF-8''photo.jpg`"
     created = {
         "200": make_answer(file, "The file, which this API key had already, and which lives longer now", location),
         "201": make_answer(file, "The file, stored", location),
