@@ -292,10 +292,14 @@ class BatchFiles:
         name = file_name(owner, file.id)
         try:
             record = FileRecord.read(name, self._all.call("keep", name, keep_us)) if file.id else None
+            if file.id and record is None and file.data is None and not file.is_here:
+                raise InvalidOutput(f"no file that the job may use has the id {file.id}")
             record = record or self._all.store(file, owner, keep_us)
             file.id, file.size, file.content_type = record.id, record.size, record.content_type
         except InvalidOutput as error:
-            item.error = misfit(InvalidOutput, where, error.message, "file_rules")
+            item.error = misfit(
+                InvalidOutput, where, error.message, error.errors[0]["type"] if error.errors else "file"
+            )
         except StorageUnavailable as error:
             item.error = unavailable(where, error)
         except (OSError, RuntimeError) as error:  # taken, and gone all the same, or one without a path

@@ -57,6 +57,10 @@ class Taker:
 
         Raises ``InvalidOutput`` that names the field and the path, or ``ServiceFailed``.
         """
+        for where, file in find_files(output):
+            if file.url and not file.id and not file.is_here:
+                must = "a URL is no file yet: fetch it, then write File.from_bytes(data, type) or File.from_path(path)"
+                raise misfit(InvalidOutput, where, must, "file_url")
         found = [(where, file) for where, file in find_files(output) if file.is_made]
         if any(id(file) in self._returned for _, file in found):
             try:
@@ -71,8 +75,7 @@ class Taker:
             where = places[id(file)]
             if isinstance(error, StorageUnavailable):
                 raise unavailable(where, error) from error.__cause__
-            code = error.errors[0]["type"] if error.errors else "file"
-            raise misfit(InvalidOutput, where, error.message, code) from error.__cause__
+            raise unfit_output(where, error) from error.__cause__
 
         self._returned.update({id(file): file for _, file in found})
         self._take_all([file for _, file in found], refuse)
@@ -187,6 +190,11 @@ def _immovable(source: Path, error: OSError) -> InvalidOutput:
 def misfit(kind: type[ServicesError], where: Where, problem: str, code: str) -> ServicesError:
     """The error of one field."""
     return kind(f"{name_of(where)}: {problem}", errors=[{"loc": list(where), "msg": problem, "type": code}])
+
+
+def unfit_output(where: Where, error: ServicesError) -> ServicesError:
+    """The error of an output's field, out of that of its file."""
+    return misfit(InvalidOutput, where, error.message, error.errors[0]["type"] if error.errors else "file")
 
 
 def unavailable(where: Where, error: StorageUnavailable) -> ServiceFailed:

@@ -114,6 +114,7 @@ POSTPROCESS = """
         if input.do in wrong:
             return {"out": self.logo, "more": [File.from_bytes(b"x"), File.from_path(wrong[input.do])]}
         values = {"path": Path("out.png"), "str": "out.png", "bytes": b"x", "open": open(FIXED, "rb"), "none": None}
+        values |= {"url": "https://example.org/a.png", "id": {"file": "0" * 64}}
         if input.do in values:
             return {"out": values[input.do], **made}
         return Output(out=File.from_path(FIXED, "text/plain"), **made)
@@ -248,6 +249,8 @@ def test_a_file_is_moved_where_that_is_allowed(client: httpx.Client, folder: Pat
         ("str", ["out"], "a plugin that returns the path of a local file writes File.from_path(path)"),
         ("bytes", ["out"], "expected a File, got bytes: write File.from_bytes(data"),
         ("open", ["out"], "BufferedReader: write File.from_bytes(f.read()"),
+        ("url", ["out"], "out: a URL is no file yet: fetch it, then write File.from_bytes"),
+        ("id", ["out"], "out: no file that the job may use has the id 0000"),
         ("none", ["out"], "got NoneType; a plugin writes File.from_path(path)"),
     ],
 )
