@@ -36,7 +36,7 @@ from worker.storage import (
     new_blob,
     tell_type,
 )
-from worker.taking import Taker, misfit, unavailable
+from worker.taking import Taker, misfit, unavailable, unfit_output
 
 if TYPE_CHECKING:
     from worker.stages import Item
@@ -297,9 +297,7 @@ class BatchFiles:
             record = record or self._all.store(file, owner, keep_us)
             file.id, file.size, file.content_type = record.id, record.size, record.content_type
         except InvalidOutput as error:
-            item.error = misfit(
-                InvalidOutput, where, error.message, error.errors[0]["type"] if error.errors else "file"
-            )
+            item.error = unfit_output(where, error)
         except StorageUnavailable as error:
             item.error = unavailable(where, error)
         except (OSError, RuntimeError) as error:  # taken, and gone all the same, or one without a path
