@@ -230,6 +230,7 @@ LAST_EVENT: Schema = {
 FILE = make_object(
     {
         "id": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "name": {"type": ["string", "null"], "description": "that it was sent with last; null where with none"},
         "size": {"type": "integer", "minimum": 1},
         "content_type": {"type": "string"},
         "sha256": {"type": "string", "description": "the same as its id"},

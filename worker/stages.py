@@ -25,6 +25,7 @@ from worker.errors import (
     InvalidInput,
     InvalidOutput,
     PredictFailed,
+    ServiceFailed,
     ServicesError,
     field_errors,
 )
@@ -37,6 +38,9 @@ log = logging.getLogger("services.worker")
 
 #: Characters of an exception's text that reach the client.
 MAX_MESSAGE = 2000
+
+#: Looks at what a verb gave, and gives it, or what takes its place.
+Look = Callable[[Any], Any]
 
 #: What is no JSON or may read as Infinity, and the letter that it has: a closer look then tells. A single letter is
 #: looked for 25 times as fast, and numbers have none: the patterns alone took 2 % of the time of 4,096 rows (measured).
@@ -85,6 +89,12 @@ class Files(Protocol):
     def bring(self, items: Sequence[Item]) -> None:
         """Make the files of the inputs local; an item whose file cannot be had gets an error."""
 
+    def look(self, raw: Any) -> Any:
+        """Take the files of what ``predict`` gave, as far as they are there."""
+
+    def take(self, output: Any) -> Any:
+        """Take the files of an output as they are now; raises ``InvalidOutput`` or ``ServiceFailed``."""
+
     def keep(self, items: Sequence[Item]) -> None:
         """Store the files of the outputs."""
 
@@ -104,8 +114,9 @@ def run_stages(
     try:
         timings.preprocess_ms = _timed(lambda: _prepare(service, passage, files, strictly))
         timings.batch_size = len(passage.values)
-        timings.predict_ms = _timed(lambda: predict(service, passage))
-        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, files))
+        returned = files if files and holds_files(service.Output, "serialization") else None
+        timings.predict_ms = _timed(lambda: predict(service, passage, returned))
+        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, returned))
     finally:
         if files:
             files.clear()
@@ -148,16 +159,18 @@ def preprocess(service: Service[Any, Any], passage: Passage) -> None:
         passage.each(service.preprocess, partial(_failed, verb="preprocess"))
 
 
-def predict(service: Service[Any, Any], passage: Passage) -> None:
-    """Stage 3: the model. One call for all, where the author wrote ``predict_batch``."""
+def predict(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
+    """Stage 3: the model. One call for all, where the author wrote ``predict_batch``. ``files``: of the outputs."""
+    look = files.look if files else None
     if not has_own(type(service), "predict_batch"):
-        passage.each(partial(_predict_one, service, passage), _predict_failure)
+        verb = partial(_predict_one, service, passage)
+        passage.each(partial(_then, verb, look) if look else verb, _predict_failure)
         return
     if has_own(type(service), "bucket"):
-        passage.values = _predict_in_buckets(service, passage)
+        passage.values = _predict_in_buckets(service, passage, look)
     else:
         passage.drop_cancelled()
-        passage.values = _predict_together(service, passage.values, passage.job_ids)
+        passage.values = _predict_together(service, passage.values, passage.job_ids, look)
     passage.drop({i: raw for i, raw in enumerate(passage.values) if isinstance(raw, ServicesError)})
 
 
@@ -187,7 +200,11 @@ def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) ->
     raise Cancelled()
 
 
-def _predict_in_buckets(service: Service[Any, Any], passage: Passage) -> list[Any]:
+def _then(verb: Callable[[Any], Any], look: Look, value: Any) -> Any:
+    return look(verb(value))
+
+
+def _predict_in_buckets(service: Service[Any, Any], passage: Passage, look: Look | None) -> list[Any]:
     """As ``_predict_together``, one bucket after the other, in the order in which the first value of each came."""
     buckets: dict[Hashable, list[int]] = {}
     for i, key in enumerate(passage.ask_each(partial(_bucket_of, service), partial(_failed, verb="bucket"))):
@@ -196,7 +213,7 @@ def _predict_in_buckets(service: Service[Any, Any], passage: Passage) -> list[An
     for together in buckets.values():
         part = passage.part(together)
         part.drop_cancelled()
-        part.values = _predict_together(service, part.values, part.job_ids)
+        part.values = _predict_together(service, part.values, part.job_ids, look)
         for i, raw in zip(together, part.outcomes(), strict=True):
             raws[i] = raw
     return raws
@@ -209,12 +226,15 @@ def _bucket_of(service: Service[Any, Any], value: Any) -> Hashable:
 
 
 def postprocess(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
-    """Stage 4: each raw result becomes the ``Output``, as JSON, once its files are stored."""
-    if has_own(type(service), "postprocess"):
+    """Stage 4: each raw result becomes the ``Output``, as JSON, once its files (``files``) are stored."""
+    if files:
+        verb = service.postprocess if has_own(type(service), "postprocess") else None
+        passage.each(partial(_take, service.Output, files, verb), _output_failure)
+    elif has_own(type(service), "postprocess"):
         passage.each(service.postprocess, _output_failure)
     if set(map(type, passage.values)) != {service.Output}:
         passage.each(partial(_as_output, service.Output), _output_failure)
-    if files and holds_files(service.Output, "serialization"):
+    if files:
         _look_after_files(passage, files.keep)
     texts = passage.ask_each(to_json, _output_failure)
     # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
@@ -222,6 +242,11 @@ def postprocess(service: Service[Any, Any], passage: Passage, files: Files | Non
         passage.each(_dump_strictly, _output_failure)
     else:
         passage.values = texts
+
+
+def _take(expected: type[BaseModel], files: Files, postprocess: Callable[[Any], Any] | None, raw: Any) -> Any:
+    """One ``Output``, whose files are taken before the next is made: it may write to the same paths."""
+    return files.take(_as_output(expected, postprocess(raw) if postprocess else raw))
 
 
 def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) -> None:
@@ -232,7 +257,11 @@ def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) 
 
 
 def _predict_together(
-    service: Service[Any, Any], values: Sequence[Any], job_ids: Sequence[str], level: int = logging.WARNING
+    service: Service[Any, Any],
+    values: Sequence[Any],
+    job_ids: Sequence[str],
+    look: Look | None = None,
+    level: int = logging.WARNING,
 ) -> list[Any]:
     """What the model gives for each value, in one call; where it raises, its halves again, down to the culprit.
 
@@ -248,7 +277,8 @@ def _predict_together(
     speech = current()
     speech.jobs = job_ids
     try:
-        return _one_each(service.predict_batch(list(values)), len(values))
+        raws = _one_each(service.predict_batch(list(values)), len(values))
+        return [look(raw) for raw in raws] if look else raws
     except InvalidOutput as error:
         failure, split = error, False  # a wrong number of results is the author's to mend: no run of less hides it
     except PLUGIN_ERRORS as error:
@@ -259,8 +289,8 @@ def _predict_together(
         return [failure] * len(values)
     log.log(level, "%s raised on %d items; running its halves", failure.message, len(values))
     half = len(values) // 2
-    first = _predict_together(service, values[:half], job_ids[:half], logging.DEBUG)
-    return first + _predict_together(service, values[half:], job_ids[half:], logging.DEBUG)
+    first = _predict_together(service, values[:half], job_ids[:half], look, logging.DEBUG)
+    return first + _predict_together(service, values[half:], job_ids[half:], look, logging.DEBUG)
 
 
 def _one_each(raws: Any, expected: int) -> list[Any]:
@@ -316,7 +346,7 @@ def _predict_failure(error: BaseException) -> ServicesError:
 def _output_failure(error: BaseException) -> ServicesError:
     if isinstance(error, ValidationError):
         return InvalidOutput(_count(error, "output"), errors=field_errors(error))
-    return error if isinstance(error, InvalidOutput) else _failed(error, "postprocess")
+    return error if isinstance(error, InvalidOutput | ServiceFailed) else _failed(error, "postprocess")
 
 
 def _failed(error: BaseException, verb: str) -> PredictFailed:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from worker.discovery import Plugin, load_schema, load_service
-from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError
+from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
 from worker.service import Service
 from worker.stages import Item, run_stages
+from worker.storage import HEAD_BYTES, tell_type
+from worker.taking import Taker, misfit
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (
@@ -79,10 +81,11 @@ class InlineFiles:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._taker = Taker(self._make_folder, lambda _file, _size: None)
 
     def bring(self, items: Sequence[Item]) -> None:
         """Write the ``data:`` of the inputs into files."""
-        self._folder = self._folder or tempfile.TemporaryDirectory()
+        folder = self._make_folder()
         for item in items:
             for number, (where, file) in enumerate(find_files(item.value)):
                 if file.data is None:
@@ -91,20 +94,42 @@ class InlineFiles:
                     item.error = InvalidInput(f"{'.'.join(map(str, where))}: {must}", errors=[error])
                     continue
                 name = f"{item.job_id}-{number}{suffix_of(file.content_type)}"
-                file.put(Path(self._folder.name) / name)
+                file.put(folder / name)
                 file.path.write_bytes(file.data)
 
+    def look(self, raw: Any) -> Any:
+        """What ``predict`` gave, its files taken as they are."""
+        return self._taker.look(raw)
+
+    def take(self, output: Any) -> Any:
+        """What ``postprocess`` gave, its files taken as they are; raises where one cannot be."""
+        return self._taker.take(output)
+
     def keep(self, items: Sequence[Item]) -> None:
-        """Name the files of the outputs."""
+        """Name the files of the outputs, as a worker that stores them would."""
         for item in items:
-            for _, file in find_files(item.value):
-                content = file.read_bytes()
-                file.id, file.size = hashlib.sha256(content).hexdigest(), len(content)
+            for where, file in find_files(item.value):
+                try:
+                    content = file.read_bytes()
+                except (OSError, RuntimeError) as error:
+                    item.error = misfit(InvalidOutput, where, f"the file cannot be read: {error}", "file")
+                    break
+                kind = tell_type(file.content_type, content[:HEAD_BYTES])
+                if file.rules and (problem := file.rules.problem(len(content), kind)):
+                    item.error = misfit(InvalidOutput, where, problem, "file_rules")
+                    break
+                file.id, file.size, file.content_type = hashlib.sha256(content).hexdigest(), len(content), kind
 
     def clear(self) -> None:
         """Remove what was written."""
+        self._taker.give_back()
         if self._folder:
             self._folder.cleanup()
+            self._folder = None
+
+    def _make_folder(self) -> Path:
+        self._folder = self._folder or tempfile.TemporaryDirectory()
+        return Path(self._folder.name)
 
 
 def load(plugin: Plugin) -> Service[Any, Any]:

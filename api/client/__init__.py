@@ -2,7 +2,7 @@
 
 The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` what
 they are made of; ``models`` and ``errors`` are what comes back; ``sse`` reads events, ``upload`` writes a batch's
-inputs, ``webhooks`` checks webhooks.
+inputs, ``files`` sends a file, ``webhooks`` checks webhooks.
 """
 
 from api.client.asynchronous import AsyncBatch, AsyncClient, AsyncJob
@@ -26,6 +26,7 @@ from api.client.errors import (
     Unavailable,
     UnexpectedAnswer,
 )
+from api.client.files import StoredFile
 from api.client.models import ErrorDetail, Event, Priority, Result, ServiceInfo, Status, Timings
 from api.client.sync import Batch, Client, Job
 from api.client.webhooks import verify_webhook
@@ -57,6 +58,7 @@ __all__ = [
     "Result",
     "ServiceInfo",
     "Status",
+    "StoredFile",
     "Timings",
     "TooManyRequests",
     "Unauthorized",

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import httpx
 
 from api.client.common import DEFAULT_URL, LIMITS, RETRIES, TIMEOUT_S, our_errors, timeout_for
+from api.client.files import FileBody, Source, StoredFile
 from api.client.models import BatchFields, Event, JobFields, Raw, Result, ServiceInfo, Status
 from api.client.protocol import BatchOptions, JobOptions, Operations
 from api.client.steps import Answer, Done, Effect, Emit, Emits, Open, Pause, Read, Request, Send, Steps, advance
@@ -122,6 +123,19 @@ class AsyncClient:
     async def get_batch(self, batch_id: str) -> AsyncBatch:
         """A batch as it stands. Raises ``NotFound``, or ``Gone`` where it was dropped."""
         return AsyncBatch(self, await self._run(self._operations.get_batch(batch_id)))
+
+    async def upload(
+        self, source: Source, *, name: str | None = None, content_type: str = "", keep_for_s: float | None = None
+    ) -> StoredFile:
+        """Store a file for inputs, which name it by its ``reference``.
+
+        Args:
+            source: the path of a file, its bytes, or a file that is open for reading in binary mode.
+            name: what its downloads are called; by default the last part of its path.
+            content_type: by default what the ending of its name says; else the server looks at its first bytes.
+            keep_for_s: seconds that it is kept; by default as long as the server keeps files.
+        """
+        return await self._run(self._operations.upload(FileBody(source, name, content_type), keep_for_s))
 
     async def _run(self, steps: Steps[T]) -> T:
         async with aclosing(_Exchange(self._http, self._url, self._timeout_s)) as exchange:

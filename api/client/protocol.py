@@ -13,6 +13,7 @@ from urllib.parse import quote
 from pydantic_core import to_json
 
 from api.client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
+from api.client.files import FileBody, StoredFile, read_file
 from api.client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
 from api.client.sse import EventReader
 from api.client.steps import Answer, Emit, Emits, Open, Patience, Pause, Read, Request, Steps, may_pass, read_json, send
@@ -218,6 +219,14 @@ class Operations:
                 return
             yield from patience.pause(problem)
 
+    # -- files --
+
+    def upload(self, body: FileBody, keep_for_s: float | None) -> Steps[StoredFile]:
+        """``POST /files``: the same content is the same file, however often it is sent."""
+        query = {} if keep_for_s is None else {"keep_for_s": f"{keep_for_s}"}
+        request = self._request("POST", "/files", query, body.headers, body, waits_s=SILENCE_S)
+        return read_file(read_json((yield from send(request, Patience(self.retries)))))
+
     # -- services --
 
     def services(self) -> Steps[list[ServiceInfo]]:
@@ -237,7 +246,7 @@ class Operations:
         path: str,
         query: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
-        content: bytes | Upload = b"",
+        content: bytes | Upload | FileBody = b"",
         *,
         waits_s: float = 0,
         is_repeatable: bool = True,
