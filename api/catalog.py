@@ -79,6 +79,7 @@ class Entry:
             "workers": len(overview.workers),
             "queue_depth": overview.depth,
             "oldest_age_s": overview.oldest_age_s,
+            "scheduled": overview.scheduled,
         }
 
     def state(self, overview: Overview) -> tuple[str, str | None]:

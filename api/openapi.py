@@ -103,6 +103,10 @@ def _request_schema(entry: Entry) -> Schema:
                 "maximum": MAX_CACHE_FOR_S,
                 "description": "seconds for which equal jobs share one result; 0: not this one; default: the service's",
             },
+            "not_before": {
+                **TIME,
+                "description": "it is not run earlier: a time with its offset, at most 30 days ahead; past: now",
+            },
         },
     }
     if entry.example is not None:
@@ -123,6 +127,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
         "estimated_start_at": {**TIME, "description": "about when it will start; null where that is not known"},
+        "not_before": {**TIME, "description": "it is not run earlier; null where nothing was asked for"},
         "created_at": {"type": "string", "format": "date-time"},
         "started_at": TIME,
         "finished_at": TIME,

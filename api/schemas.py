@@ -136,6 +136,7 @@ SERVICE = make_object(
         "workers": {"type": "integer", "minimum": 0},
         "queue_depth": {"type": "integer", "minimum": 0},
         "oldest_age_s": {"type": "number", "minimum": 0},
+        "scheduled": {"type": "integer", "minimum": 0, "description": "queued jobs whose `not_before` has not come"},
     }
 )
 

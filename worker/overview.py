@@ -25,12 +25,13 @@ class Overview:
     running: int  #: jobs, and chunks of batches, that a live worker has claimed
     rate: float  #: jobs ended a second, averaged over the last seconds
     pace_s: float  #: time that a pool process takes for an input, averaged; 0 before any was measured
+    scheduled: int  #: queued jobs whose not_before has not come; not in ``depth``
     counts: dict[str, int]  #: what ``ledger.lua`` counts: waiting_bytes, "ended:<status>", "requeued:<why>", ...
 
     @classmethod
     def from_reply(cls, reply: Any) -> Overview:
         """Read what ``overview`` in ``reads.lua`` answers."""
-        depth, oldest, now, infos, about, running = reply
+        depth, oldest, now, infos, about, running, scheduled = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]
         return cls(
@@ -42,6 +43,7 @@ class Overview:
             running=running,
             rate=_rate_now(fields.get(b"rate"), fields.get(b"rate_at"), int(now)),
             pace_s=float(fields.get(b"pace", 0)) / 1e6,
+            scheduled=scheduled,
             counts={name.decode(): int(fields[name]) for name in counted},
         )
 
