@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.catalog import Catalog, Entry, own_version
+from api.catalog import Catalog, Entry
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_paths import batch_request, build_paths
@@ -36,6 +36,7 @@ from api.schemas import (
     name_for_clients,
 )
 from worker.jobs import Priority, Status
+from worker.schema import own_version
 from worker.webhooks import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with

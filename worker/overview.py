@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,13 @@ class Overview:
             scheduled=scheduled,
             counts={name.decode(): int(fields[name]) for name in counted},
         )
+
+    @property
+    def worker_versions(self) -> list[dict[str, Any]]:
+        """How many workers run which version of the plugin and of libs-service; None: before 0.2.0 they told none."""
+        found = Counter((worker.get("version"), worker.get("libs_service")) for worker in self.workers)
+        rows = [{"version": v, "libs_service": release, "workers": n} for (v, release), n in found.items()]
+        return sorted(rows, key=lambda row: (row["libs_service"] or "", row["version"] or ""))
 
 
 def _rate_now(rate: bytes | None, rate_at_us: bytes | None, now_us: int) -> float:

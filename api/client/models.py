@@ -79,6 +79,7 @@ class ServiceInfo:
     example: Any  #: a valid input
     knobs: dict[str, Any] | None
     scheduled: int = 0  #: queued jobs whose ``not_before`` has not come; not in ``queue_depth``
+    worker_versions: list[dict[str, Any]] = field(default_factory=list)  #: "version", "libs_service", "workers"
 
 
 class JobFields:
