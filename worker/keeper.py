@@ -63,7 +63,8 @@ class Keeper(threading.Thread):
         self._stop_event = threading.Event()
         self._wake = threading.Event()  # set: the next tick is due now
         self._joined = False
-        self._checked = False  # whether the data's schema is one of ours
+        self._checked = False  # whether the data's schema is one of ours, since Redis was away last
+        self._refused = False
         self._versions = {plugin.name: plugin.version for plugin in list_plugins().values()}
         self._told: object = None  # what of ``_about`` the ledger knows
         self.count_processes: Callable[[], int] = lambda: 1  #: those that can take a batch, once the state is "ready"
@@ -81,12 +82,13 @@ class Keeper(threading.Thread):
                     log.info("Redis is back")
                 away = False
             except SchemaTooNew as error:
+                self._refused = True
                 self._on_refused(error.message)
                 return
             except redis.RedisError as error:
                 if not away:
                     log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
-                away = True
+                away, self._checked = True, False
             self._wake.wait(TICK_S)
             self._wake.clear()
 
@@ -106,6 +108,8 @@ class Keeper(threading.Thread):
         self._stop_event.set()
         self._wake.set()
         self.join(timeout=self._settings.lease_s)
+        if self._refused:
+            return
         for name in self._names:
             if self._about and self._about is not self._told:  # it ended before its first tick as a ready one
                 self._try_once(lambda name=name: self._ledger.tell(name, *self._about[name]), "tell its knobs")  # type: ignore[misc]

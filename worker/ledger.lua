@@ -54,6 +54,7 @@
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   services:schema      hash   number and version: by which schema all this is written, and who said so (schema.py)
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
 --                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,

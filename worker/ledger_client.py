@@ -45,7 +45,7 @@ class LedgerClient:
         self._places: dict[str, str] = {}  # job id -> service, the oldest first
         self._services: set[str] = set()  # those of which SERVICES_KEY knows
         self._cached_for: dict[str, bytes] = {}  # service -> microseconds, as its ledger told them last
-        self._schema = 0  # of the data, once it has been looked at
+        self._schema = 0  # of the data, once it has been looked at since Redis was away last
 
     async def close(self) -> None:
         """Close the connections."""
@@ -75,7 +75,9 @@ class LedgerClient:
                     self._schema = await check_schema_of(self.redis, self._settings)
                 yield
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-            hint = f" {self._settings.away_hint}" if isinstance(error, redis.ConnectionError | OSError) else ""
+            is_away = isinstance(error, redis.ConnectionError | OSError)
+            self._schema = 0 if is_away else self._schema
+            hint = f" {self._settings.away_hint}" if is_away else ""
             raise StoreUnavailable(f"{StoreUnavailable.__doc__}{hint} ({type(error).__name__})") from error
 
     async def raise_schema(self, workers: Iterable[Mapping[str, Any]]) -> bool:

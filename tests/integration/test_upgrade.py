@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ import pytest
 
 from tests.integration.test_api import assert_problem
 from tests.recorded_store import DOCUMENT, ROWS, WAITING_ROW, write_recorded
-from tests.support import ROOT, RedisServer, System, finished, poll, running_system, services, status_of
+from tests.support import ROOT, RedisServer, System, finished, poll, services
 from worker.schema import SCHEMA, SCHEMA_KEY
 
 STORE = ROOT / "tests" / "data" / "store-0.1.0"
@@ -63,9 +62,7 @@ def test_a_job_that_had_ended_is_as_it_was(client: httpx.Client, name: str) -> N
     assert without_new_fields(client.get(f"/jobs/{JOBS[name]}").json()) == TOLD["shown"][name]
 
 
-@pytest.mark.parametrize(
-    "name", ["paused", "running", "queued", "queued with a file", "by celery", "of a key"]
-)
+@pytest.mark.parametrize("name", ["paused", "running", "queued", "queued with a file", "by celery", "of a key"])
 def test_a_job_that_had_not_ended_runs_to_its_end(client: httpx.Client, name: str) -> None:
     job = finished(client, JOBS[name], 60)
     assert job["status"] == "succeeded", job
