@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -79,6 +78,8 @@ class Entry:
             "workers": len(overview.workers),
             "queue_depth": overview.depth,
             "oldest_age_s": overview.oldest_age_s,
+            "scheduled": overview.scheduled,
+            "worker_versions": overview.worker_versions,
         }
 
     def state(self, overview: Overview) -> tuple[str, str | None]:
@@ -138,11 +139,3 @@ def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
         else:
             return example
     return None
-
-
-def own_version() -> str:
-    """The framework's version."""
-    try:
-        return version("libs-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

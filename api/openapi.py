@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.catalog import Catalog, Entry, own_version
+from api.catalog import Catalog, Entry
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_paths import batch_request, build_paths
@@ -36,6 +36,7 @@ from api.schemas import (
     name_for_clients,
 )
 from worker.jobs import Priority, Status
+from worker.schema import own_version
 from worker.webhooks import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
@@ -103,6 +104,10 @@ def _request_schema(entry: Entry) -> Schema:
                 "maximum": MAX_CACHE_FOR_S,
                 "description": "seconds for which equal jobs share one result; 0: not this one; default: the service's",
             },
+            "not_before": {
+                **TIME,
+                "description": "it is not run earlier: a time with its offset, at most 30 days ahead; past: now",
+            },
         },
     }
     if entry.example is not None:
@@ -123,6 +128,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
         "estimated_start_at": {**TIME, "description": "about when it will start; null where that is not known"},
+        "not_before": {**TIME, "description": "it is not run earlier; null where nothing was asked for"},
         "created_at": {"type": "string", "format": "date-time"},
         "started_at": TIME,
         "finished_at": TIME,

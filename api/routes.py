@@ -221,6 +221,7 @@ def _new_job(
         most_open=caller.most_open,
         awaited=waits and not own_id,
         cache=ask_cache(entry, text, caller.owner, body.cache_for_s, may_cache),
+        not_before_us=body.not_before or 0,
     )
     return new, files
 

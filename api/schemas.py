@@ -122,6 +122,12 @@ PROBLEM = make_object(
     ["type", "title", "status", "detail", "code"],
 )
 
+WORKER_VERSION: Schema = {
+    "version": {"type": ["string", "null"], "description": "of the plugin"},
+    "libs_service": {"type": ["string", "null"], "description": "null: a release before 0.2.0, which tells none"},
+    "workers": {"type": "integer", "minimum": 1},
+}
+
 SERVICE = make_object(
     {
         "name": {"type": "string"},
@@ -136,6 +142,8 @@ SERVICE = make_object(
         "workers": {"type": "integer", "minimum": 0},
         "queue_depth": {"type": "integer", "minimum": 0},
         "oldest_age_s": {"type": "number", "minimum": 0},
+        "worker_versions": {"type": "array", "items": make_object(WORKER_VERSION), "description": "of live workers"},
+        "scheduled": {"type": "integer", "minimum": 0, "description": "queued jobs whose `not_before` has not come"},
     }
 )
 

@@ -21,6 +21,7 @@ from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
 from worker.logs import setup_logging
+from worker.schema import check_schema
 from worker.settings import EX_USAGE, Settings, get_settings
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
     try:
+        check_schema(ledger.redis, settings)
         if target in plugins:
             return _retry_all(ledger, target)
         run_again(ledger, target)
@@ -207,6 +209,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
         return _fail("SERVICES_WEBHOOK_SECRETS is set: put a new secret (`services webhooks new`) before those in it")
     client = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0).redis
     try:
+        check_schema(client, settings)
         secrets = (rotate_secrets if arguments.action == "rotate" else read_secrets)(client, settings)
     except RedisError as error:
         return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")

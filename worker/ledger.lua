@@ -26,6 +26,7 @@
 --   S:waiting            zset   queued jobs by urgency (created, or its turn, + the priority's offset)
 --   S:chunks             zset   those of them that are chunks, by which a forecast finds them
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
+--   S:scheduled          zset   queued jobs whose "not_before" has not come, by it; until then, their "score" is counted from it
 --   S:index              zset   every kept job by the time of its creation
 --   S:expires            zset   finished jobs by the time at which their record is dropped
 --   S:owned:<key>        zset   every kept job of an API key ("owner" in the record) by the time of its creation
@@ -53,6 +54,7 @@
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   services:schema      hash   number and version: by which schema all this is written, and who said so (schema.py)
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
 --                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,
@@ -67,6 +69,7 @@ local S = '{' .. service .. '}:'
 local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
 local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
 local OPEN, TURNS, OWNED_EXPIRES, CHUNKS = S .. 'open', S .. 'turns', S .. 'owned:expires', S .. 'chunks'
+local SCHEDULED = S .. 'scheduled'
 
 local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local FIRST = 4
@@ -320,6 +323,7 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
     weigh(id, -1)
     gather('ZREM', WAITING, id)
     gather('ZREM', DELAYED, id)
+    gather('ZREM', SCHEDULED, id)
     if job[5] then gather('ZREM', CHUNKS, id) end
   elseif status ~= 'succeeded' then
     note(id, status, true, status == 'failed' and value)
@@ -547,11 +551,11 @@ local function full(waiting, waiting_bytes, bytes, limits)
   return math.max(1, math.min(60, math.ceil((waiting / 10 + 1) / speed)))
 end
 
--- The same of inputs with so many bytes in all, as the queue stands.
-local function has_no_room(bytes)
+-- The same of inputs with so many bytes in all, as the queue stands; later: they do not wait in it yet.
+local function has_no_room(bytes, later)
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  return full(waiting, tonumber(limits[3] or 0), bytes, limits)
+  return full(later and 0 or waiting, tonumber(limits[3] or 0), bytes, limits)
 end
 
 -- Whether an API key that may have so many jobs open ('': any number) has no room for so many more.

@@ -86,6 +86,7 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
         arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else "", job.cache]
+        arguments += [job.not_before_us]
     return arguments
 
 

@@ -197,7 +197,8 @@ class AsyncLedger(BatchLedger):
     ) -> dict[int, int]:
         """Within a guard: the place of queued jobs that have no rank; and until when which of them pause.
 
-        One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals.
+        One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals;
+        one whose not_before has not come has no place.
         """
         placed = [i for i, rank in enumerate(ranks) if rank is None and records[i].get(b"status") == b"queued"]
         if not placed:
@@ -210,13 +211,16 @@ class AsyncLedger(BatchLedger):
                 pipe.zscore(equals, job_id)
                 pipe.zrange(equals, 0, 0)
                 pipe.zscore(f"{{{service}}}:delayed", job_id)
+                pipe.zscore(f"{{{service}}}:scheduled", job_id)
             found = await pipe.execute()
-            for i, first in zip(placed, found[2::4], strict=True):
+            for i, first in zip(placed, found[2::5], strict=True):
                 pipe.zrank(f"{{{keys[i][0]}}}:waiting", first[0] if first else "")
             firsts = await pipe.execute()
-        for i, behind_all, is_parked, first in zip(placed, found[0::4], found[1::4], firsts, strict=True):
-            ranks[i] = behind_all if is_parked is None else first or 0
-        return {i: int(until) for i, until in zip(placed, found[3::4], strict=True) if until}
+        places = zip(placed, found[0::5], found[1::5], firsts, found[4::5], strict=True)
+        for i, behind_all, is_parked, first, is_scheduled in places:
+            if is_scheduled is None:
+                ranks[i] = behind_all if is_parked is None else first or 0
+        return {i: int(until) for i, until in zip(placed, found[3::5], strict=True) if until}
 
     async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
         """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.

@@ -50,13 +50,14 @@ function operations.list()
   end
 end
 
--- Gives {depth, created of the oldest of the ten jobs that are next (0: none), now, {info of a live worker, ...}, about,
--- how many jobs (and chunks of batches) run}
+-- Gives {depth, since when the oldest of the ten jobs that are next waits (0: none), now, {info of a live worker, ...}, about,
+-- how many jobs (and chunks of batches) run, how many queued jobs are not due yet}
 function operations.overview()
   local oldest = 0
   for _, id in ipairs(redis.call('ZRANGE', WAITING, 0, 9)) do
-    local created = tonumber(redis.call('HGET', record(id), 'created') or now)
-    if oldest == 0 or created < oldest then oldest = created end
+    local job = redis.call('HMGET', record(id), 'created', 'not_before')
+    local since = math.max(tonumber(job[1] or now), tonumber(job[2] or 0))
+    if oldest == 0 or since < oldest then oldest = since end
   end
   local live = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. string.format('%.0f', now), '+inf')
   local infos, running = {}, 0
@@ -65,7 +66,7 @@ function operations.overview()
     running = running + #redis.call('HKEYS', S .. 'running:' .. worker)
   end
   return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
-    redis.call('HGETALL', ABOUT), running}
+    redis.call('HGETALL', ABOUT), running, redis.call('ZCARD', SCHEDULED)}
 end
 
 -- From what forecast.py tells when a queued job will start. Gives {now, knobs (JSON), batch_time, row_time (or empty),

@@ -22,7 +22,8 @@ local function hold(ids, most, delay)
   if delay == 0 or #ids == 0 or #ids >= most then return 0 end
   local oldest = now
   for _, id in ipairs(ids) do
-    oldest = math.min(oldest, tonumber(redis.call('HGET', record(id), 'created') or now))
+    local job = redis.call('HMGET', record(id), 'created', 'not_before')
+    oldest = math.min(oldest, math.max(tonumber(job[1] or now), tonumber(job[2] or 0)))
   end
   return math.max(0, oldest + delay - now)
 end

@@ -78,6 +78,8 @@ class ServiceInfo:
     output_schema: dict[str, Any] | None
     example: Any  #: a valid input
     knobs: dict[str, Any] | None
+    scheduled: int = 0  #: queued jobs whose ``not_before`` has not come; not in ``queue_depth``
+    worker_versions: list[dict[str, Any]] = field(default_factory=list)  #: "version", "libs_service", "workers"
 
 
 class JobFields:
@@ -93,6 +95,7 @@ class JobFields:
     progress: Any
     position: int | None  #: jobs of the service that stand before it; None unless it is queued
     estimated_start_at: datetime | None  #: about when a queued job will start; None where that is not known
+    not_before: datetime | None  #: it is not run earlier; None where nothing was asked for
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -129,6 +132,7 @@ class JobFields:
         self.started_at, self.finished_at = read_time(raw.get("started_at")), read_time(raw.get("finished_at"))
         self.expires_at = read_time(raw.get("expires_at"))
         self.estimated_start_at = read_time(raw.get("estimated_start_at"))
+        self.not_before = read_time(raw.get("not_before"))
         self.timings = Timings(**_known(Timings, raw.get("timings") or {}))
         self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
         self.cached_from = raw.get("cached_from")

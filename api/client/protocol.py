@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypedDict
 from urllib.parse import quote
 
@@ -40,6 +41,7 @@ class JobOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     webhook: str | Mapping[str, Any] | None
     cache_for_s: float | None
+    not_before: datetime | str | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -61,6 +63,8 @@ class Operations:
     def submit(self, service: str, input: Any, options: JobOptions, key: str, job_id: str, wait: float) -> Steps[Raw]:
         """``POST /jobs``, or ``PUT /jobs/<id>``: either makes one job, however often it is sent."""
         given = {name: value for name, value in options.items() if value is not None}
+        if options.get("not_before") is not None:
+            given["not_before"] = _write_moment(options["not_before"])
         body = to_json({"service": service, "input": input, **given})
         query = {"wait": f"{wait:g}"} if wait else {}
         headers = {"Content-Type": "application/json"}
@@ -286,6 +290,16 @@ def _passing(error: ConnectionFailed | ApiError, patience: Patience, was_open: b
     if was_open and isinstance(error, ConnectionFailed) and error.timed_out:
         patience.reset()
     return error
+
+
+def _write_moment(moment: datetime | str | None) -> str | None:
+    """A time as the API takes it. Raises ``ValueError`` for a datetime that says no zone."""
+    if not isinstance(moment, datetime):
+        return moment
+    if moment.utcoffset() is None:
+        must = "expected a datetime with its zone, such as datetime.now(UTC) + timedelta(hours=1)"
+        raise ValueError(f"not_before: {must}; got {moment!r}, which has none")
+    return moment.isoformat()
 
 
 def _job(job_id: str) -> str:
