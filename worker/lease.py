@@ -38,3 +38,8 @@ class SharedLease:
     @safe_until.setter
     def safe_until(self, moment: float) -> None:
         _FORMAT.pack_into(self._memory, 0, moment)
+
+    def close(self) -> None:
+        """Have no part in it any more: a fork's copy."""
+        self._memory.close()
+        os.close(self.fd)
