@@ -202,11 +202,9 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
 def _refuse_async(cls: type[Service[Any, Any]], where: str) -> None:
     for verb, arguments in VERBS.items():
         own = getattr(cls, verb)
-        if _is_async(own) or _is_async(getattr(type(own), "__call__", None)):
+        if _is_async(own) or _is_async(type(own).__dict__.get("__call__")):
             values, given = ", ".join(["self", *arguments]), ", ".join(arguments)
-            instead = (
-                f"rename it to _{verb} and write `def {verb}({values}): return asyncio.run(self._{verb}({given}))`"
-            )
+            instead = f"name it _{verb} and write `def {verb}({values}): return asyncio.run(self._{verb}({given}))`"
             raise TypeError(f"{where}: {verb} must not be async, since nobody awaits a verb; {instead}")
 
 
