@@ -28,7 +28,6 @@ from {name}.schema import Input, Output
 {top}
 
 fork = multiprocessing.get_context("fork")
-log = logging.getLogger("{name}.own")
 HANDLERS = "import signal; print([signal.getsignal(n).name for n in (signal.SIGTERM, signal.SIGHUP)])"
 
 class Unsayable(Exception):
@@ -54,6 +53,9 @@ class Plugin(Service[Input, Output]):
 
     def nothing(self, mark):
         return None
+
+    def pid(self, mark):
+        return os.getpid()
 
     def program(self, mark):
         subprocess.run(["sleep", mark])
@@ -123,13 +125,14 @@ class Plugin(Service[Input, Output]):
     def raise_error(self, mark):
         raise ValueError("as told")
 
-    def talk(self, mark):
-        log.warning("a line of the plugin's")
-
     def set_up_logging(self, mark):
         logging.config.dictConfig({{"version": 1, "root": {{"level": "INFO", "handlers": []}}}})
         logging.disable(logging.NOTSET)
-        logging.getLogger("{name}.new").warning("a line after dictConfig")
+        logging.getLogger("{name}.new").warning("a line of the plugin's")
+
+    def set_up_by_force(self, mark):
+        logging.basicConfig(level=logging.WARNING, force=True)
+        logging.getLogger("{name}.another").warning("a line of the plugin's")
 
     def break_surroundings(self, mark):
         os.chdir("/")
