@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -41,16 +43,27 @@ class Terminal:
     def press_ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def left_over(self) -> list[str]:
-        """Processes that were started here, wherever they have gone."""
-        ours, found = f"CTRL_C={self.folder}".encode(), []
+    def left_over(self) -> dict[int, str]:
+        """Processes that were started here, wherever they have gone: their commands by their ids."""
+        ours, found = f"CTRL_C={self.folder}".encode(), {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if ours in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                    command = (process / "cmdline").read_bytes()
+                    found[int(process.name)] = command.replace(b"\0", b" ").decode()
             except OSError:
                 continue  # it has ended meanwhile
         return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill what a failed test has left."""
+        for pid in self.left_over():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def start_long_job(terminal: Terminal) -> str:
@@ -64,37 +77,34 @@ def start_long_job(terminal: Terminal) -> str:
 
 
 def test_ctrl_c_ends_services_up_and_a_second_one_at_once(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "up")
-    poll(lambda: "Ctrl-C stops everything" in terminal.output, 120, "all is ready")
-    terminal.press_ctrl_c()
-    assert terminal.process.wait(60) == 0, terminal.output
-    assert "stopping: what runs may end, at most 120 s; Ctrl-C again ends all at once" in terminal.output
-    assert "killing" not in terminal.output and not terminal.left_over()
+    with Terminal(tmp_path, "up") as terminal:
+        poll(lambda: "Ctrl-C stops everything" in terminal.output, 120, "all is ready")
+        terminal.press_ctrl_c()
+        assert terminal.process.wait(60) == 0, terminal.output
+        assert "stopping: what runs may end, at most 120 s; Ctrl-C again ends all at once" in terminal.output
+        assert "killing" not in terminal.output and not terminal.left_over()
 
-    terminal = Terminal(tmp_path, "up")
-    poll(lambda: "Ctrl-C stops everything" in terminal.output, 120, "all is ready")
-    start_long_job(terminal)
-    terminal.press_ctrl_c()
-    poll(lambda: "Ctrl-C again ends all at once" in terminal.output, 20, "it says how to end at once")
-    terminal.press_ctrl_c()
-    assert terminal.process.wait(20) == 0, terminal.output
-    assert not terminal.left_over()
-    assert terminal.output.count("killing") == 1, terminal.output
+    with Terminal(tmp_path, "up") as terminal:
+        poll(lambda: "Ctrl-C stops everything" in terminal.output, 120, "all is ready")
+        start_long_job(terminal)
+        terminal.press_ctrl_c()
+        poll(lambda: "Ctrl-C again ends all at once" in terminal.output, 20, "it says how to end at once")
+        terminal.press_ctrl_c()
+        assert terminal.process.wait(20) == 0, terminal.output
+        assert terminal.output.count("killing") == 1 and not terminal.left_over(), terminal.output
 
 
 def test_a_second_ctrl_c_ends_services_run_at_once(tmp_path: Path, redis_server: RedisServer) -> None:
-    terminal = Terminal(tmp_path, "run", "pooled", REDIS_URL=redis_server.url)
-    poll(lambda: "service ready name=pooled" in terminal.output, 60, "its worker is ready")
     mark = new_mark()
     code = "import sys; from worker.celery import app; app.send_task('pooled.predict', args=[eval(sys.argv[1])])"
     given = repr({"do": "sessions", "mark": mark})
     env = {**environment_without_ours(), "PYTHONPATH": str(ROOT), "REDIS_URL": redis_server.url}
     Process([sys.executable, "-c", code, given], env, tmp_path / "send.log").wait(60)
-    poll(lambda: len(programs(mark)) == 3, 60, "its programs run")
 
-    terminal.press_ctrl_c()
-    poll(lambda: "Ctrl-C again ends all at once" in terminal.output, 20, "it says how to end at once")
-    terminal.press_ctrl_c()
-
-    assert terminal.process.wait(20) == 0, terminal.output
-    assert not programs(mark) and not terminal.left_over()
+    with Terminal(tmp_path, "run", "pooled", REDIS_URL=redis_server.url) as terminal:
+        poll(lambda: len(programs(mark)) == 3, 60, "its programs run")
+        terminal.press_ctrl_c()
+        poll(lambda: "Ctrl-C again ends all at once" in terminal.output, 20, "it says how to end at once")
+        terminal.press_ctrl_c()
+        assert terminal.process.wait(20) == 0, terminal.output
+        assert not programs(mark) and not terminal.left_over()

@@ -159,7 +159,7 @@ def test_whatever_a_verb_raises_fails_its_job_alone(wild: System, worker: Proces
 def test_job_lines_and_tracebacks_are_logged_whatever_a_plugin_sets_up(wild: System, worker: Process) -> None:
     for do in ("raise_error", "set_up_logging", "raise_error"):
         job = run(wild, do, "silent")
-        poll(lambda job=job: f"id={job['id']}" in worker.output, 10, "its line is logged")  # type: ignore[misc]
+        poll(lambda job=job: f"id={job['id']}" in worker.output, 10, "its line is logged")
     assert worker.output.count("ValueError: as told\n") >= 2, "the tracebacks"
 
 
