@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from api.columns import list_columns
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
-from worker.errors import ServiceFailed, ServicesError, UnknownService
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, ServicesError, UnknownService, say
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -46,9 +46,9 @@ class Entry:
             return list(find_files(value)) if holds_files(self.input) else []
         except ValidationError as error:
             raise invalid_fields(error, ["body", "input"]) from error
-        except Exception as error:  # a plugin's validator may raise anything
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
             log.exception("the schema of %s raised", self.plugin.name)
-            raise ServiceFailed(f"{self.plugin.name}: its schema raised {type(error).__name__}: {error}") from error
+            raise ServiceFailed(f"{self.plugin.name}: its schema raised {say(error)}") from error
 
     @property
     def takes_files(self) -> bool:
@@ -121,10 +121,8 @@ def _load(plugin: Plugin) -> Entry:
         output_schema = output.model_json_schema(mode="serialization") if output else None
         example = _example(model, input_schema) if model and input_schema else None
         return Entry(plugin, model, output, None, example, input_schema, output_schema)
-    except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
-        reason = (
-            error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
-        )
+    except PLUGIN_ERRORS as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
+        reason = error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {say(error)}"
         log.error("the schema of service %s is broken, so its jobs are refused: %s", plugin.name, reason)
         return Entry(plugin, None, None, reason, None)
 

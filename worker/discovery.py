@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.dispatch import WEBHOOKS
-from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService, say
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.
@@ -169,4 +169,4 @@ def _hollow_parents(name: str) -> Iterator[None]:
 
 
 def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")
+    return say(error).replace("\n", " ")

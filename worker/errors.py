@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must take neither its batch nor a command along.
-PLUGIN_ERRORS = (Exception, SystemExit)
+#: What a plugin may raise: all that there is. Its ``exit()`` must take neither its batch nor a command along; libraries
+#: let ``asyncio.CancelledError`` out, and a panic of an extension in Rust is no ``Exception`` either.
+PLUGIN_ERRORS = BaseException
+
+#: Exceptions in an ``ExceptionGroup`` that its text names, how deep, and the most characters of each.
+MAX_HELD, MAX_DEPTH, MAX_HELD_TEXT = 5, 3, 300
 
 
 class ServicesError(Exception):
@@ -38,6 +42,20 @@ class ServicesError(Exception):
 def to_utf8(text: str) -> str:
     """The text with lone surrogates spelled out: a plugin's exception may bear them, and no UTF-8 can."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def say(error: BaseException, depth: int = 0) -> str:
+    """An exception's type and text, whatever its ``__str__`` does; of a group, also what it holds."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as problem:
+        text = f"(its text cannot be had: __str__ raised {type(problem).__name__})"
+    if isinstance(error, BaseExceptionGroup):
+        held = [say(one, depth + 1)[:MAX_HELD_TEXT] for one in error.exceptions[:MAX_HELD]] if depth < MAX_DEPTH else []
+        more = len(error.exceptions) - len(held)
+        text = f"{text}: {'; '.join([*held, *([f'{more} more'] if more else [])])}"
+    return to_utf8(f"{name}: {text}" if text else name)
 
 
 def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> list[dict[str, Any]]:

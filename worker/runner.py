@@ -16,13 +16,13 @@ from pydantic_core import to_json
 
 from worker.attach import Attachments
 from worker.bulk import Rerun, dump_failed, error_line, find_failed, merge, output_line
-from worker.errors import ServicesError, TimedOut, WorkerLost
+from worker.errors import ServicesError, TimedOut, WorkerLost, say
 from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
 from worker.passage import Outcome, Passage
 from worker.service import Service
-from worker.stages import Timings, may_hold_constants, run_stages, say
+from worker.stages import Timings, may_hold_constants, run_stages
 from worker.telling import Teller
 
 log = logging.getLogger("services.worker")

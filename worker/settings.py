@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import tempfile
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     services: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=AliasChoices("services", "SERVICES"))
     """Names of the services to start, comma-separated. Empty: every installed one."""
 
-    data_dir: Path = Path(".services")
+    data_dir: Path = Field(Path(".services"), validate_default=True)
     """Folder of the private Redis and its data; a relative path is below the checkout (else the current folder)."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -169,6 +169,18 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _find_folder(cls, value: Path) -> Path:
+        """Absolute from the first: a plugin may go to another folder."""
+        return value if value.is_absolute() else find_checkout() / value
+
+    @field_validator("files_url")
+    @classmethod
+    def _find_files(cls, value: str) -> str:
+        is_relative = value and "://" not in value and "::" not in value
+        return str(Path(value).absolute()) if is_relative else value
+
     @field_validator("redis_url")
     @classmethod
     def _check_scheme(cls, value: str) -> str:
@@ -226,7 +238,7 @@ class Settings(BaseSettings):
     @property
     def data_folder(self) -> Path:
         """``data_dir``, absolute."""
-        return self.data_dir if self.data_dir.is_absolute() else find_checkout() / self.data_dir
+        return self.data_dir
 
     @property
     def redis_dir(self) -> Path:
@@ -238,7 +250,12 @@ class Settings(BaseSettings):
         """Folder for the files of the batches that run; beside ``files``, so that a link may do for a copy."""
         return self.data_folder / "scratch"
 
-    @property
+    @model_validator(mode="after")
+    def _find_socket(self) -> Settings:
+        assert self.redis_socket  # the folder for temporary files may be another later
+        return self
+
+    @cached_property
     def redis_socket(self) -> Path:
         """The private Redis's unix socket, in a folder that only its owner can enter."""
         socket = self.redis_dir / "redis.sock"

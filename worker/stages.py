@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import repeat
-from types import GeneratorType
+from types import CoroutineType, GeneratorType
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -28,6 +28,7 @@ from worker.errors import (
     ServiceFailed,
     ServicesError,
     field_errors,
+    say,
 )
 from worker.files import holds_files
 from worker.passage import Passage
@@ -306,7 +307,14 @@ def _one_each(raws: Any, expected: int) -> list[Any]:
 
 
 def _as_output(expected: type[BaseModel], output: Any) -> BaseModel:
-    return output if isinstance(output, expected) else expected.model_validate(output)
+    if isinstance(output, expected):
+        return output
+    if isinstance(output, Awaitable | AsyncIterable):  # a verb that is not async itself may return one
+        if isinstance(output, CoroutineType):
+            output.close()  # or Python warns that nobody awaited it
+        must = "a verb must return its result: write `return asyncio.run(...)` around it"
+        raise InvalidOutput(f"got a {type(output).__name__}, which nobody awaits; {must}")
+    return expected.model_validate(output)
 
 
 def _dump_strictly(output: BaseModel) -> bytes:
@@ -354,11 +362,6 @@ def _failed(error: BaseException, verb: str) -> PredictFailed:
     failure = PredictFailed(f"{say(error)[:MAX_MESSAGE]} (in {verb})")
     failure.__cause__ = error
     return failure
-
-
-def say(error: BaseException) -> str:
-    """Its type and its text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _count(error: ValidationError, what: str) -> str:

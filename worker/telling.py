@@ -22,7 +22,7 @@ from typing import Any, TextIO, cast
 import redis
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from worker.errors import InvalidOutput
+from worker.errors import PLUGIN_ERRORS, InvalidOutput, say
 from worker.ledger import Ledger, Said
 
 log = logging.getLogger("services.worker")
@@ -247,31 +247,45 @@ class Logged(logging.Handler):
             return
         try:
             message = record.getMessage()
-            if record.exc_info and record.exc_info[0]:
-                message = f"{message}: {record.exc_info[0].__name__}: {record.exc_info[1]}"
+            if record.exc_info and record.exc_info[1]:
+                message = f"{message}: {say(record.exc_info[1])}"
             speech.line(record.levelname, message, record.name)
-        except Exception:
+        except PLUGIN_ERRORS:
             self.handleError(record)
 
 
-def capture(level: str) -> None:
+def capture(level: str, shown: logging.Handler) -> None:
     """From now on, hear what is printed and logged. Called once the plugins are loaded, which may have set up logging.
 
-    Where none has, what they log goes to the worker's log too, from ``level`` on.
+    Where none has, what they log goes to ``shown`` too, from ``level`` on.
     """
     stdout = sys.stdout
-    if hasattr(stdout, "reconfigure"):
-        stdout.reconfigure(line_buffering=True)  # or a killed process takes its last lines along
-    sys.stdout = cast(TextIO, Printed(stdout))
+    if stdout and not stdout.closed:
+        if hasattr(stdout, "reconfigure"):
+            stdout.reconfigure(line_buffering=True)  # or a killed process takes its last lines along
+        sys.stdout = cast(TextIO, Printed(stdout))
     root = logging.getLogger()
     if not root.handlers:
         root.setLevel(level)
-        shown = logging.StreamHandler(sys.stderr)
-        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(shown)
-    root.addHandler(Logged())
+    hear_loggers(Logged())
     # A fork, as by a data loader, has no thread that would send anything, and may hold that thread's locks for ever.
     os.register_at_fork(after_in_child=_fall_silent)
+
+
+def hear_loggers(logged: Logged) -> None:
+    """Give this handler each line that any logger lets through.
+
+    It is no handler of the root logger: ``dictConfig``, ``basicConfig(force=True)`` and whoever clears its handlers
+    would take it away in the midst of a run.
+    """
+    call_handlers = logging.Logger.callHandlers
+
+    def call_and_tell(self: logging.Logger, record: logging.LogRecord) -> None:
+        logged.handle(record)
+        call_handlers(self, record)
+
+    logging.Logger.callHandlers = call_and_tell  # type: ignore[method-assign]
 
 
 def _fall_silent() -> None:

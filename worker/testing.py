@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.discovery import Plugin, load_schema, load_service
-from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError
+from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
 from worker.service import Service
@@ -73,6 +73,9 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
     passage = Passage(texts, [str(i) for i in range(len(texts))])
     run_stages(service, passage, InlineFiles())
     outcomes: list[Outcome] = passage.outcomes()
+    for one in outcomes:
+        if isinstance(one, ServicesError) and isinstance(one.__cause__, KeyboardInterrupt):
+            raise one.__cause__  # Ctrl-C: a worker has it in no pool process, but a test and the command line do
     return [one if isinstance(one, ServicesError) else json.loads(one) for one in outcomes]
 
 
@@ -140,7 +143,7 @@ def load(plugin: Plugin) -> Service[Any, Any]:
         service.load()
         service.warmup()
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: load() raised {type(error).__name__}: {error}") from error
+        raise ServiceFailed(f"{plugin.name}: load() raised {say(error)}") from error
     return service
 
 
@@ -179,7 +182,7 @@ def _check(name: str, look: Callable[[], str | None]) -> Check:
     except Problem as problem:
         return Check(name, str(problem), problem.__cause__)
     except Exception as error:  # whatever a plugin does is its problem, in words
-        return Check(name, f"{type(error).__name__}: {error}", error)
+        return Check(name, say(error), error)
 
 
 def _check_light(plugin: Plugin) -> str | None:
