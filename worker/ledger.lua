@@ -16,7 +16,11 @@
 --                               and "first" (the first one's number); they are in no index and live as long as the batch.
 --                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
 --                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has. "partial":
---                               the lines of a chunk that waits for its rest to be run
+--                               the lines of a chunk that waits for its rest to be run. Results of a chunk over 8 MB are
+--                               in parts, fields "<series>.<number>" numbered from 1, each a value of its own so that no
+--                               call is large: "so_far" ("<series> <how many>") says which stand before "partial", "out"
+--                               which before "output", "merged" which a retry's results are merged into until it ends. A
+--                               series that "out" names is never written again
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
@@ -286,11 +290,21 @@ local function end_chunk(status, group, rows, failed)
   ended[#ended + 1] = group
 end
 
+-- Forgets parts of a chunk's results (see S:job:<id>): those that this field of its record counts.
+local function drop_parts(key, field)
+  local series, parts = (redis.call('HGET', key, field) or ''):match('^(%d+) (%d+)$')
+  if not series then return end
+  for i = 1, parts do redis.call('HDEL', key, series .. '.' .. i) end
+  redis.call('HDEL', key, field)
+end
+
 -- What retry_batch would run again stays: of a chunk that succeeded the rows that failed ("<number>,<number>...", then a
 -- line for each; empty: none did), of any other all that it was to run. Gives how many failed.
 local function keep_failed(key, status, failed)
   if status ~= 'succeeded' then
     redis.call('HDEL', key, 'partial')
+    drop_parts(key, 'so_far')
+    drop_parts(key, 'merged')
     return 0
   end
   local numbers, lines = failed:match('^([%d,]+)\n(.*)$')

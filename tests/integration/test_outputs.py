@@ -1,0 +1,312 @@
+"""Large and odd outputs: limits, parts of a chunk's results, lists without outputs; Redis is never held up by them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import System, finished, listen_to, poll, running_system, write_plugin
+
+MB = 2**20
+
+SCHEMA = """
+from typing import Any
+from pydantic import BaseModel, ConfigDict
+
+class Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"size": 1}]})
+    size: int = 0
+    do: str = ""
+    ill: bool = False
+    numbers: list[int] = []
+
+class Output(BaseModel):
+    value: Any = None
+    scores: list[float] = []
+"""
+
+#: Gives as many characters as it is asked for, and misbehaves where it is told to.
+LARGE = """
+import os, time
+from pathlib import Path
+from worker.service import Service
+from large.schema import Input, Output
+
+FOLDER = Path(os.environ["TEST_FOLDER"])
+
+def nest(depth, value):
+    for _ in range(depth):
+        value = [value]
+    return value
+
+class Plugin(Service[Input, Output]):
+    max_batch_size = 4
+    max_attempts = 2
+    cache_for_s = 0
+
+    def preprocess(self, input):
+        if input.do == "log":
+            print("y" * 3_000_000)
+            self.progress(0.5, "z" * 3_000_000)
+        if input.do == "die" and not (FOLDER / "healed").exists():
+            os._exit(3)
+        if input.ill and not (FOLDER / "healed").exists():
+            raise ValueError("ill")
+        return input
+
+    def predict(self, input):
+        if input.do == "yield":
+            for _ in range(3):
+                yield "x" * input.size
+        if input.do == "endless":
+            while True:
+                yield 0
+        if input.do == "yield nan":
+            yield {"a": [1.0, float("-inf")]}
+        if input.do == "yield deep":
+            yield nest(199, None)
+            yield nest(300, 0)
+        if input.do == "wait":
+            while not (FOLDER / "go").exists():
+                time.sleep(0.02)
+        return input
+
+    def postprocess(self, input):
+        if input.do.startswith("none in"):
+            return Output(value=nest(int(input.do.split()[-1]), None))
+        if input.do == "nan":
+            return Output(scores=[0, 1, 2, float("nan")])
+        if input.do == "inner nan":
+            return Output(value={"NaN": "NaN", "a": [{"b": float("inf")}, None]})
+        if input.do == "object":
+            return Output(value=object())
+        if input.do == "circle":
+            circle = []
+            circle.append(circle)
+            return Output(value=circle)
+        return Output(value="x" * input.size)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("large")
+    write_plugin(folder / "plugins", "large", SCHEMA, LARGE)
+    with running_system(folder, folder / "plugins") as made:
+        made.redis.client.config_set("slowlog-log-slower-than", 100_000)
+        made.start_api()
+        made.start_worker("large")
+        with made.client() as client:  # from then on, chunks are of four times its max_batch_size
+            poll(lambda: client.get("/services/large").json()["state"] == "ready", what="its knobs are told")
+        yield made
+        slow = [(entry["duration"], entry["command"][:80]) for entry in made.redis.client.slowlog_get()]
+        assert not slow, "nothing held Redis for longer than 100 ms"
+
+
+@pytest.fixture
+def client(large: System) -> Iterator[httpx.Client]:
+    with large.client() as client:
+        yield client
+
+
+def run(client: httpx.Client, **input: Any) -> dict[str, Any]:
+    job = client.post("/jobs?wait=30", json={"service": "large", "input": input}).raise_for_status().json()
+    ended: dict[str, Any] = job if job["status"] in ("succeeded", "failed") else finished(client, job["id"], 60)
+    return ended
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_of_520_mb_ends_its_job_with_words_and_the_worker_goes_on(client: httpx.Client) -> None:
+    job = run(client, size=520 * MB)
+    assert (job["status"], job["error"]["code"], job["attempt"]) == ("failed", "invalid_output", 1)
+    message = job["error"]["message"]
+    assert f"{520 * MB + len(json.dumps({'value': '', 'scores': []}, separators=(',', ':')))} bytes" in message
+    assert f"{16 * MB} bytes (SERVICES_MAX_OUTPUT_BYTES)" in message and "return a File" in message
+    assert run(client, size=1)["output"] == {"value": "x", "scores": []}
+
+
+def test_an_output_at_the_limit_is_kept_and_mates_of_one_over_it_are_not_harmed(client: httpx.Client) -> None:
+    around = len(json.dumps({"value": "", "scores": []}, separators=(",", ":")))
+    assert len(run(client, size=16 * MB - around)["output"]["value"]) == 16 * MB - around
+    sizes = [1, 16 * MB - around + 1, 10 * MB, 12 * MB]
+    jobs = [client.post("/jobs", json={"service": "large", "input": {"size": size}}).json()["id"] for size in sizes]
+    ended = [finished(client, job, 60) for job in jobs]
+    assert [job["status"] for job in ended] == ["succeeded", "failed", "succeeded", "succeeded"]
+    assert [len(job["output"]["value"]) for job in ended if job["output"]] == [1, 10 * MB, 12 * MB]
+
+
+@pytest.mark.parametrize(
+    ("input", "words"),
+    [
+        (
+            {"do": "yield", "size": 9 * MB},
+            ["partial output 0 of predict", f"{9 * MB + 2} bytes", f"{8 * MB} bytes in all"],
+        ),
+        ({"do": "yield", "size": 5 * MB}, ["partial output 1 of predict", f"{10 * MB + 4} of this run"]),
+        ({"do": "endless"}, ["more than 100000 partial outputs"]),
+    ],
+)
+def test_partial_outputs_have_limits(client: httpx.Client, input: dict[str, Any], words: list[str]) -> None:
+    job = run(client, **input)
+    assert job["error"]["code"] == "invalid_output" and all(word in job["error"]["message"] for word in words), job
+
+
+def test_lines_and_errors_are_bounded(client: httpx.Client) -> None:
+    job = run(client, do="log")
+    said = [data["message"] for name, data, _ in listen_to(client, f"/jobs/{job['id']}/events") if name != "status"]
+    assert sum(map(len, said)) < 10_000_000 and max(map(len, said)) == 2000
+    answer = client.post("/jobs", json={"service": "large", "input": {"numbers": ["x"] * 100_000}})
+    assert answer.status_code == 422 and len(answer.json()["errors"]) == 100
+    assert "(and 99999 more)" in answer.json()["detail"]
+
+
+def test_a_call_that_redis_cuts_off_each_time_is_given_up(large: System, client: httpx.Client) -> None:
+    bulk = large.redis.client.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
+    large.redis.client.config_set("proto-max-bulk-len", MB)
+    try:
+        sizes = [1, 2 * MB, 2]
+        jobs = [client.post("/jobs", json={"service": "large", "input": {"size": size}}).json()["id"] for size in sizes]
+        ended = [finished(client, job, 60) for job in jobs]
+        batch = client.post("/batches", json={"service": "large", "inputs": [{"size": 2 * MB}, {"size": 1}]}).json()
+        lines = results(client, batch["id"])
+    finally:
+        large.redis.client.config_set("proto-max-bulk-len", str(bulk))
+    assert [job["status"] for job in ended] == ["succeeded", "failed", "succeeded"]
+    for error in (ended[1]["error"], lines[0]["error"], lines[1]["error"]):
+        assert error["code"] == "invalid_output" and "Redis cut the connection each time" in error["message"]
+    assert run(client, size=2 * MB)["status"] == "succeeded"
+
+
+# -- what is no JSON --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 199, 230, 250])
+def test_none_in_many_lists_is_an_output(client: httpx.Client, depth: int) -> None:
+    value = run(client, do=f"none in {depth}")["output"]["value"]
+    for _ in range(depth):
+        (value,) = value
+    assert value is None
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ("none in 300", "the output is nested deeper than the 250 levels that can be written as JSON"),
+        ("nan", "scores[3] of the output: NaN is not JSON"),
+        ("inner nan", "value.a[0].b of the output: Infinity is not JSON"),
+        ("yield nan", "a[1] of partial output 0 of predict: -Infinity is not JSON"),
+        ("yield deep", "partial output 1 of predict is nested deeper than the 250 levels"),
+        ("object", "the output cannot be written as JSON"),
+        ("circle", "the output cannot be written as JSON"),
+    ],
+)
+def test_what_is_no_json_is_refused_by_its_place(large: System, client: httpx.Client, do: str, words: str) -> None:
+    job = run(client, do=do)
+    assert job["error"]["code"] == "invalid_output" and words in job["error"]["message"], job["error"]
+    if "nan" in do:
+        places = {"nan": ["scores", 3], "inner nan": ["value", "a", 0, "b"], "yield nan": ["a", 1]}
+        assert job["error"]["errors"][0]["loc"] == places[do]
+        (log,) = [process.output for process in large.processes if "worker" in process.log.name]
+        assert "strict_json" not in log, "no traceback of our own"
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def post(large: System, client: httpx.Client, rows: list[dict[str, Any]]) -> str:
+    """A batch whose first 16 rows are one chunk of four batches, whatever rows took before."""
+    large.redis.client.hset("{large}:about", "pace", 1000)
+    answer = client.post("/batches", json={"service": "large", "inputs": rows})
+    assert answer.status_code == 202, answer.text
+    batch: str = answer.json()["id"]
+    return batch
+
+
+def results(client: httpx.Client, batch_id: str) -> list[dict[str, Any]]:
+    answer = client.get(f"/batches/{batch_id}/results", timeout=120)
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["index"] for line in lines] == list(range(len(lines)))
+    return lines
+
+
+def sizes_of(lines: list[dict[str, Any]]) -> list[int | str]:
+    return [len(line["output"]["value"]) if "output" in line else line["error"]["code"] for line in lines]
+
+
+def fields_of(large: System, batch_id: str) -> dict[str, int]:
+    """The bytes of each field of the batch's first chunk that holds results."""
+    key = f"{{large}}:job:{batch_id}.0"
+    names = [name.decode() for name in large.redis.client.hkeys(key)]
+    lengths = {name: int(large.redis.client.hstrlen(key, name)) for name in names}
+    return {
+        name: size for name, size in lengths.items() if "." in name or name in ("output", "partial", "out", "so_far")
+    }
+
+
+def test_a_chunk_of_large_results_is_kept_in_parts(large: System, client: httpx.Client) -> None:
+    sizes = [3 * MB] * 10 + [17 * MB, 1, 15 * MB]
+    batch = post(large, client, [{"size": size} for size in sizes])
+    expected = [size if size < 16 * MB else "invalid_output" for size in sizes]
+    assert sizes_of(results(client, batch)) == expected
+    kept = fields_of(large, batch)
+    parts = [size for name, size in kept.items() if "." in name]
+    assert len(parts) >= 4 and max(parts) < 16 * MB and kept["output"] < 16 * MB and "so_far" not in kept
+    assert client.get(f"/batches/{batch}").json()["counts"]["failed"] == 1
+    first = client.post("/batches", json={"service": "large", "inputs": [{"size": 3}], "keep_for_s": 0.05}).json()["id"]
+    poll(lambda: not large.redis.client.exists(f"{{large}}:job:{first}.0"), what="it is dropped with its batch")
+
+
+def test_a_chunk_of_small_results_is_one_value(large: System, client: httpx.Client) -> None:
+    batch = post(large, client, [{"size": size} for size in range(12)])
+    assert sizes_of(results(client, batch)) == list(range(12))
+    assert set(fields_of(large, batch)) == {"output"}
+
+
+def test_rows_run_again_are_merged_part_by_part(large: System, client: httpx.Client) -> None:
+    healed = large.folder / "healed"
+    rows: list[dict[str, Any]] = [{"size": 2 * MB + n, "ill": n % 2 == 0 or n > 12} for n in range(16)]
+    batch = post(large, client, rows)
+    expected = ["predict_failed" if row["ill"] else row["size"] for row in rows]
+    assert sizes_of(results(client, batch)) == expected
+    try:
+        # cancelled as they run again, the rows are told so, and the parts that there were are there still
+        rows_waiting = client.post(f"/batches/{batch}/retry")
+        assert rows_waiting.status_code == 202
+        assert sizes_of(results(client, batch)) == expected, "they are ill still"
+        healed.touch()
+        assert client.post(f"/batches/{batch}/retry").status_code == 202
+        assert sizes_of(results(client, batch)) == [row["size"] for row in rows]
+    finally:
+        healed.unlink(missing_ok=True)
+    series = {name.partition(".")[0] for name in fields_of(large, batch) if "." in name}
+    assert len(series) == 1, "those of earlier runs are gone"
+
+
+def test_a_run_that_is_lost_goes_on_after_its_parts(large: System, client: httpx.Client) -> None:
+    rows: list[dict[str, Any]] = [{"size": 3 * MB + n} for n in range(12)]
+    rows[9] = {"do": "die"}
+    batch = post(large, client, rows)
+    lines = results(client, batch)
+    assert sizes_of(lines) == [row.get("size", "worker_lost") for row in rows]
+    assert client.get(f"/batches/{batch}").json()["counts"]["failed"] == 1
+
+
+def test_a_batch_cancelled_in_the_midst_leaves_no_parts(large: System, client: httpx.Client) -> None:
+    rows: list[dict[str, Any]] = [{"size": 4 * MB} for _ in range(8)] + [{"do": "wait"}] * 4
+    batch = post(large, client, rows)
+    try:
+        poll(lambda: "so_far" in fields_of(large, batch), what="some parts are stored")
+        client.delete(f"/batches/{batch}").raise_for_status()
+        assert fields_of(large, batch) == {}
+        assert sizes_of(results(client, batch)) == ["cancelled"] * 12
+        (large.folder / "go").touch()
+        assert client.post(f"/batches/{batch}/retry").status_code == 202
+        assert sizes_of(results(client, batch)) == [4 * MB] * 8 + [0] * 4
+    finally:
+        (large.folder / "go").unlink(missing_ok=True)
