@@ -54,7 +54,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     schemas: dict[str, Schema] = {}
     for entry in entries:
         schemas |= _service_schemas(entry)
-    schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
+    schemas |= {"Job": _job_schema(entries), "JobRow": _row_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
     schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Event": EVENT, "Delivery": DELIVERY}
     schemas |= {"Attempt": ATTEMPT, "Health": HEALTH, "JobPage": JOB_PAGE, "ServiceList": SERVICE_LIST}
     schemas |= {"DeliveryList": DELIVERY_LIST, "BatchRequest": batch_request(entries), **OPEN_INFERENCE}
@@ -108,6 +108,14 @@ def _request_schema(entry: Entry) -> Schema:
     if entry.example is not None:
         schema["examples"] = [{"service": name, "input": entry.example}]
     return schema
+
+
+def _row_schema(entries: list[Entry]) -> Schema:
+    """A job in a list."""
+    schema = _job_schema(entries)
+    output = {**schema["properties"]["output"], "description": "with `?include=output`"}
+    required = [name for name in schema["required"] if name != "output"]
+    return make_object({**schema["properties"], "output": output}, required)
 
 
 def _job_schema(entries: list[Entry]) -> Schema:

@@ -248,7 +248,7 @@ METRICS = _text("Also while Redis is away", "text/plain", "application/openmetri
 CONSOLE = _text("The page", "text/html")
 
 JOB_PAGE = make_object(
-    {"jobs": {"type": "array", "items": make_ref("Job")}, "next_cursor": {"type": ["string", "null"]}}
+    {"jobs": {"type": "array", "items": make_ref("JobRow")}, "next_cursor": {"type": ["string", "null"]}}
 )
 SERVICE_LIST = make_object({"services": {"type": "array", "items": make_ref("Service")}})
 HEALTH = make_object({"status": {"type": "string"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.client import AsyncClient, Client, ClientError
 from tests.support import System, finished, listen_to, poll, running_system, write_plugin
 
 MB = 2**20
@@ -310,3 +312,79 @@ def test_a_batch_cancelled_in_the_midst_leaves_no_parts(large: System, client: h
         assert sizes_of(results(client, batch)) == [4 * MB] * 8 + [0] * 4
     finally:
         (large.folder / "go").unlink(missing_ok=True)
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def twenty(large: System) -> list[str]:
+    """Twenty jobs with outputs of 3 MB, newest first."""
+    with large.client() as client:
+        body = {"service": "large", "input": {"size": 3 * MB, "numbers": list(range(9))}, "metadata": {"of": "twenty"}}
+        made = [client.post("/jobs", json=body).json()["id"] for _ in range(20)]
+        for job_id in made:
+            assert finished(client, job_id, 60)["status"] == "succeeded"
+    return made[::-1]
+
+
+def test_lists_hold_no_outputs_and_redis_is_not_asked_for_them(
+    large: System, client: httpx.Client, twenty: list[str]
+) -> None:
+    before = large.redis.client.info("stats")["total_net_output_bytes"]
+    answer = client.get("/jobs?service=large&limit=20")
+    read = large.redis.client.info("stats")["total_net_output_bytes"] - before
+    rows = answer.json()["jobs"]
+    assert [row["id"] for row in rows] == twenty and len(answer.content) < 50_000 and read < 200_000
+    single = client.get(f"/jobs/{twenty[0]}").json()
+    assert len(single["output"]["value"]) == 3 * MB
+    del single["output"]
+    assert rows[0] == single, "a row is the job but for its output"
+    (row,) = client.get("/jobs?service=large&limit=1&include=attempts,input").json()["jobs"]
+    assert row["input"]["numbers"] == list(range(9)) and row["attempts"][0]["outcome"] == "succeeded"
+    assert "output" not in row
+
+
+def test_a_page_with_outputs_ends_early_and_the_next_goes_on(client: httpx.Client, twenty: list[str]) -> None:
+    found: list[str] = []
+    cursor, pages = "", 0
+    while len(found) < 20:
+        page = client.get(f"/jobs?service=large&include=output,input&limit=20{cursor}").json()
+        held = sum(len(row["output"]["value"] or "") for row in page["jobs"] if row["output"])
+        assert page["jobs"] and held <= 16 * MB and all("input" in row for row in page["jobs"])
+        found += [row["id"] for row in page["jobs"]]
+        cursor, pages = f"&cursor={page['next_cursor']}", pages + 1
+    assert found[:20] == twenty and pages == 4, "16 MB hold five outputs of 3 MB"
+    first = client.get("/jobs?service=large&include=output&limit=3").json()
+    assert [row["id"] for row in first["jobs"]] == twenty[:3], "a page within the limit is whole"
+
+
+def test_a_page_has_one_job_at_least_and_shows_what_has_no_output(client: httpx.Client) -> None:
+    job = run(client, size=15 * MB)
+    failed = run(client, do="nan")
+    page = client.get("/jobs?service=large&include=output&limit=2").json()
+    assert [(row["id"], row["output"] is None) for row in page["jobs"]] == [(failed["id"], True), (job["id"], False)]
+    refused = client.get("/jobs?include=outputs")
+    assert refused.status_code == 422 and "attempts, input, output" in refused.json()["detail"]
+
+
+def test_the_client_fetches_an_output_of_a_list_at_its_first_use(large: System, twenty: list[str]) -> None:
+    with Client(large.url) as client:
+        listed = {job.id: job for job in client.jobs(service="large", status="succeeded")}
+        job = listed[twenty[0]]
+        assert job.metadata == {"of": "twenty"} and len(job.output["value"]) == 3 * MB
+        assert job.output is job.output, "once"
+        assert len(listed[twenty[1]].result(timeout=5)["value"]) == 3 * MB
+        assert next(job for job in client.jobs(service="large", status="failed")).output is None
+        assert len(client.get(twenty[2]).output["value"]) == 3 * MB
+
+    async def asynchronously() -> None:
+        async with AsyncClient(large.url) as client:
+            jobs = [job async for job in client.jobs(service="large", status="succeeded")]
+            job, other, *_ = [job for job in jobs if job.id in twenty]
+            with pytest.raises(ClientError, match=r"await job.get_output\(\)"):
+                _ = job.output
+            assert len((await job.get_output())["value"]) == len(job.output["value"]) == 3 * MB
+            assert len((await other.result(timeout=5))["value"]) == 3 * MB
+
+    asyncio.run(asynchronously())
