@@ -52,6 +52,7 @@ function operations.create()
       created = int(created)
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
         'attempt', '0', 'created', created, 'score', score, 'keep', ARGV[i + 6], 'input', ARGV[i + 8])
+      if HAS_CELERYS_KEYS and (message == '' or KEEPS_ALL) then redis.call('HSET', key, 'celery', 1) end
       if ARGV[i + 7] ~= '{}' then redis.call('HSET', key, 'metadata', ARGV[i + 7]) end
       if promise ~= '' then
         redis.call('SET', promised(promise), id .. ' ' .. ARGV[i + 12])

@@ -5,8 +5,9 @@
 -- leases.lua (workers), reads.lua; and in between cache.lua.
 --
 -- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
--- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; empty in a Redis Cluster, where Celery's own keys
---         lie on other nodes and are left alone), then the operation's own.
+-- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; after "all " where a new job's is kept wherever it
+--         comes from; empty in a Redis Cluster, where Celery's own keys lie on other nodes and are left alone), then the
+--         operation's own.
 --
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
@@ -56,7 +57,8 @@
 --                               requeued:<why> (attempts after which a job was queued again), reused (results)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
---   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   celery-task-meta-<id> string the result as stock Celery writes it, of a job with "celery": one that came as a Celery
+--                               message, or any where SERVICES_CELERY_RESULTS=all; lives as long as the record
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
 --                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,
@@ -72,7 +74,8 @@ local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'e
 local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
 local OPEN, TURNS, OWNED_EXPIRES, CHUNKS = S .. 'open', S .. 'turns', S .. 'owned:expires', S .. 'chunks'
 
-local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]:match('%S*$')
+local KEEPS_ALL = ARGV[3]:sub(1, 4) == 'all '
 local FIRST = 4
 local HAS_CELERYS_KEYS = date ~= ''
 
@@ -323,7 +326,7 @@ end
 -- if it had one; failed: the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
-  'awaited', 'cache',
+  'awaited', 'cache', 'celery',
 }
 
 local function write_end(id, job, status, value, timings, batch_size, failed)
@@ -370,7 +373,7 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
   end
   gather('ZADD', EXPIRES, life[1], id)
   if job[10] then gather('ZADD', OWNED_EXPIRES, life[1], job[10] .. ':' .. id) end
-  tell_celery(id, status, value, life[2])
+  if job[14] then tell_celery(id, status, value, life[2]) end
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
 

@@ -24,7 +24,7 @@ from worker.bulk import PartKind, Rerun, read_numbers, read_parts, split_lines
 from worker.cache import digest_model
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
-from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
+from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Priority, Status
 from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_client
@@ -71,6 +71,8 @@ def hash_promise(key: str, owner: str = "") -> str:
 def head(operation: str, settings: Settings) -> list[Any]:
     """The arguments that every operation of ``ledger.lua`` begins with."""
     date = "" if settings.cluster else datetime.now(UTC).isoformat()
+    if date and settings.celery_results == "all":
+        date = f"all {date}"
     return [operation, round(settings.remember_for_s * 1e6), date]
 
 
@@ -384,9 +386,13 @@ class Ledger:
             yield from _decode(ids)
 
     def get(self, job_id: str) -> Job | None:
-        """One job; None for one that is unknown or dropped."""
+        """One job without its input; None for one that is unknown or dropped."""
         service = self._find(job_id)
-        record: Any = self.redis.hgetall(record_key(service, job_id)) if service else None
+        if not service:
+            return None
+        fields = (*ROW_FIELDS, LARGE_FIELDS["output"])
+        found: Any = self.redis.hmget(record_key(service, job_id), fields)
+        record = {name.encode(): value for name, value in zip(fields, found, strict=True) if value is not None}
         return Job.from_record(job_id, record) if record else None
 
     def _find(self, job_id: str) -> str:

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     priority_step_s: float = Field(300, ge=0)
     """A job goes before one of the next higher priority that came this much later, so that none starves."""
 
+    celery_results: Literal["adopted", "all"] = "adopted"
+    """Jobs whose result is also written as stock Celery writes it: `adopted` ones (Celery's messages), or `all`."""
+
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
 

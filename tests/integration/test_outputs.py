@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from celery import Celery
 
 from api.client import AsyncClient, Client, ClientError
 from tests.support import System, finished, listen_to, poll, running_system, write_plugin
@@ -388,3 +391,134 @@ def test_the_client_fetches_an_output_of_a_list_at_its_first_use(large: System, 
             assert len((await other.result(timeout=5))["value"]) == 3 * MB
 
     asyncio.run(asynchronously())
+
+
+# -- Celery's results -------------------------------------------------------------------------------------------------
+
+
+def ours(system: System, code: str) -> Any:
+    """Run code in a process that has ``worker.celery``; gives what it prints, as JSON."""
+    script = f"import json, time\nfrom celery.result import GroupResult\nfrom worker.celery import app\n{code}"
+    done = subprocess.run([sys.executable, "-c", script], env=system.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def stock(large: System) -> Iterator[Celery]:
+    """A program that has nothing but Celery."""
+    url = large.redis.url.replace("unix://", "redis+socket://")
+    with Celery("stock", broker=url, backend=url, set_as_current=False) as app:
+        yield app
+
+
+def copies(large: System) -> set[str]:
+    found: list[bytes] = large.redis.client.keys("celery-task-meta-*")
+    return {key.decode().removeprefix("celery-task-meta-") for key in found}
+
+
+def test_celerys_copy_of_a_result_is_written_for_its_own_messages_alone(
+    large: System, client: httpx.Client, stock: Celery
+) -> None:
+    before = copies(large)
+    ended = [run(client, size=1)["id"], run(client, do="nan")["id"]]
+    waiting = client.post("/jobs", json={"service": "large", "input": {"do": "wait"}}).json()["id"]
+    client.delete(f"/jobs/{waiting}")
+    assert copies(large) == before
+    sent = stock.send_task("large.predict", args=[{"size": 2}], queue="large")
+    assert sent.get(timeout=20) == {"value": "xx", "scores": []}
+    bad = stock.send_task("large.predict", args=[{"size": "x"}], queue="large")
+    with pytest.raises(Exception, match="does not fit the service's Input"):
+        bad.get(timeout=20)
+    assert copies(large) == before | {sent.id, bad.id}
+
+    # our app reads the records, of jobs of either origin
+    code = f"""
+def look(i):
+    result = app.AsyncResult(i)
+    value = result.get(timeout=10, propagate=False)
+    return [result.state, result.status, str(value), str(result.info), result.ready()]
+print(json.dumps([look(i) for i in {[*ended, waiting, sent.id, bad.id]!r}]))
+"""
+    told = ours(large, code)
+    assert [state for state, *_ in told] == ["SUCCESS", "FAILURE", "REVOKED", "SUCCESS", "FAILURE"]
+    assert all(state == status and value == info and ready for state, status, value, info, ready in told)
+    assert "scores[3] of the output" in told[1][2] and told[3][2] == str({"value": "xx", "scores": []})
+
+
+def test_results_are_awaited_by_our_app_without_a_copy_and_without_polling(large: System, client: httpx.Client) -> None:
+    job = client.post("/jobs", json={"service": "large", "input": {"do": "wait"}}).json()["id"]
+    try:
+        code = f"""
+import threading
+from celery.exceptions import TimeoutError
+from pathlib import Path
+calls = []
+ledger_get = app.backend.ledger.get
+app.backend.ledger.get = lambda i: (calls.append(i), ledger_get(i))[1]
+result = app.AsyncResult({job!r})
+try:
+    result.get(timeout=1.5)
+except TimeoutError:
+    states = [result.state]
+before = len(calls)
+go = Path({str(large.folder / "go")!r})
+threading.Timer(0.5, go.touch).start()
+began = time.monotonic()
+output = result.get(timeout=20)
+took = time.monotonic() - began
+others = [app.send_task("large.predict", args=[{{"size": n}}]) for n in range(5)]
+group = GroupResult("of-five", others)
+sizes = [len(one["value"]) for one in group.get(timeout=20)]
+group.save()
+again = GroupResult.restore("of-five", app=app)
+states += [app.AsyncResult("never").state, again.successful(), len(again.join(timeout=5))]
+result.forget()
+states.append(app.AsyncResult({job!r}).state)
+try:
+    app.AsyncResult("never").get(timeout=0.2)
+except TimeoutError:
+    states.append("timeout")
+print(json.dumps([states, output["value"], took, before, sizes]))
+"""
+        states, value, took, calls, sizes = ours(large, code)
+    finally:
+        (large.folder / "go").unlink(missing_ok=True)
+    assert states == ["STARTED", "PENDING", True, 5, "SUCCESS", "timeout"], "forget() leaves the record to keep_for_s"
+    assert value == "" and 0.4 < took < 3 and calls <= 3 and sizes == [0, 1, 2, 3, 4]
+
+
+def test_a_subscription_that_is_cut_is_made_anew(large: System, client: httpx.Client) -> None:
+    job = client.post("/jobs", json={"service": "large", "input": {"do": "wait"}}).json()["id"]
+    code = f"""
+import threading
+from pathlib import Path
+def cut():
+    app.backend.client.client_kill_filter(_type="pubsub", skipme=False)
+    time.sleep(0.3)
+    Path({str(large.folder / "go")!r}).touch()
+threading.Timer(0.5, cut).start()
+print(json.dumps(app.AsyncResult({job!r}).get(timeout=20)))
+"""
+    try:
+        assert ours(large, code)["value"] == ""
+    finally:
+        (large.folder / "go").unlink(missing_ok=True)
+
+
+def test_all_results_are_copied_where_that_is_asked_for(large: System, client: httpx.Client, stock: Celery) -> None:
+    api = System(large.folder, large.redis, large.folder / "plugins", SERVICES_CELERY_RESULTS="all")
+    try:
+        api.start_api()
+        with api.client() as other:
+            ended = [run(other, size=1), run(other, do="nan")]
+            body = {"service": "large", "input": {"do": "wait"}}
+            cancelled = other.post("/jobs", json=body).json()["id"]
+            other.delete(f"/jobs/{cancelled}").raise_for_status()
+            late = other.post("/jobs", json={**body, "finish_within_s": 0.2}).json()["id"]
+            assert finished(other, late)["error"]["code"] == "timed_out"
+    finally:
+        api.stop()
+    assert stock.AsyncResult(ended[0]["id"]).get(timeout=10) == ended[0]["output"]
+    assert str(stock.AsyncResult(ended[1]["id"]).result) == ended[1]["error"]["message"]
+    assert [stock.AsyncResult(job).state for job in (cancelled, late)] == ["REVOKED", "FAILURE"]
