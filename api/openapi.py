@@ -12,6 +12,7 @@ from api.catalog import Catalog, Entry, own_version
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_paths import batch_request, build_paths
+from api.plain_schema import mend_refs
 from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
 from api.schemas import (
     ATTEMPT,
@@ -75,7 +76,7 @@ def _tagged(path: str, operations: Schema) -> Schema:
 
 def _service_schemas(entry: Entry) -> dict[str, Schema]:
     """A service's Input, Output and request."""
-    found = describe_models(entry.plugin.name, entry.input, entry.output)
+    found = mend_refs(describe_models(entry.plugin.name, entry.input, entry.output), "#/components/schemas/")
     found[f"{entry.plugin.name}.JobRequest"] = _request_schema(entry)
     return {component: name_for_clients(component, schema) for component, schema in found.items()}
 
