@@ -76,7 +76,10 @@ function operations.create()
       local deadline = next_deadline(start_by, finish_by)
       if deadline > 0 then gather('ZADD', DEADLINES, deadline, id) end
       if wish then redis.call('HSET', key, 'cache', wish) end
-      if found then
+      if found and not found[2] then
+        cache().take_later(id, found[1])
+        waiting = waiting + 1
+      elseif found then
         state = 'cached'
         flush()
         cache().take_over(id, found[1], found[2])
@@ -138,7 +141,7 @@ function operations.retry()
   redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
     'start_by', start_by, 'finish_by', finish_by)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
-    'progress')
+    'progress', 'takes')
   redis.call('PERSIST', key)
   if job[9] then
     redis.call('PERSIST', said(id))

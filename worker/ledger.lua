@@ -12,7 +12,7 @@
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end; with "body" (sha256) where the client
---                               made the id
+--                               made the id; "takes": see cache.lua
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch.
 --                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
