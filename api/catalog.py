@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from api.columns import list_columns
+from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, list_plugins, load_schema, say_known
-from worker.errors import PLUGIN_ERRORS, ServiceFailed, ServicesError, UnknownService, say
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, ServicesError, UnknownService, say, to_utf8
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -68,7 +69,7 @@ class Entry:
         return {
             "name": self.plugin.name,
             "version": self.plugin.version,
-            "description": self.plugin.description,
+            "description": to_utf8(self.plugin.description),
             "input_schema": self.input_schema,
             "output_schema": self.output_schema,
             "example": self.example,
@@ -117,8 +118,7 @@ def _load(plugin: Plugin) -> Entry:
         output = getattr(module, "Output", None)
         list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
         list_columns(output, "serialization")
-        input_schema = model.model_json_schema() if model else None
-        output_schema = output.model_json_schema(mode="serialization") if output else None
+        input_schema, output_schema = describe(model, "validation"), describe(output, "serialization")
         example = _example(model, input_schema) if model and input_schema else None
         return Entry(plugin, model, output, None, example, input_schema, output_schema)
     except PLUGIN_ERRORS as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
@@ -129,10 +129,11 @@ def _load(plugin: Plugin) -> Entry:
 
 def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
     """The first example that the model's JSON Schema holds and the model accepts."""
-    for example in schema.get("examples", ()):
+    examples = schema.get("examples", ())
+    for example in examples if isinstance(examples, list) else ():
         try:
             model.model_validate_json(to_json(example))
-        except ValueError as error:
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
             log.warning("an example of %s does not fit it: %s", model.__module__, error)
         else:
             return example

@@ -292,7 +292,7 @@ def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInp
     """Pydantic's errors as ours, each with its place."""
     fields = field_errors(error, where)
     first = ".".join(map(str, fields[0]["loc"]))
-    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    more = f" (and {error.error_count() - 1} more)" if len(fields) > 1 else ""
     return InvalidInput(f"{first}: {fields[0]['msg']}{more}", errors=fields)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
+from api.plain_schema import describe_safely
 from worker.addresses import MAX_URL
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS, JOB_EVENTS
@@ -39,8 +40,9 @@ def describe_models(name: str, input: type[BaseModel] | None, output: type[BaseM
     modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
     for role, model in (("Input", input), ("Output", output)):
         template = f"#/components/schemas/{name}.{role}.{{model}}"
-        schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
-        for definition, body in schema.pop("$defs", {}).items():
+        schema = describe_safely(model, modes[role], ref_template=template)
+        definitions = schema.pop("$defs", {})
+        for definition, body in definitions.items() if isinstance(definitions, dict) else ():
             found[f"{name}.{role}.{definition}"] = body
         found[f"{name}.{role}"] = schema
     return found
@@ -53,12 +55,14 @@ def name_for_clients(component: str, schema: Schema) -> Schema:
     that its clients would have to send it.
     """
     titled = {**schema, "title": component.replace(".", " ")}
-    if "properties" in schema:
+    if isinstance(schema.get("properties"), dict):
         titled["properties"] = {name: _default_told(member) for name, member in schema["properties"].items()}
     return titled
 
 
-def _default_told(member: Schema) -> Schema:
+def _default_told(member: Any) -> Any:
+    if not isinstance(member, dict):  # true or false is a schema too
+        return member
     told = {**member}
     default = told.pop("default", None)
     if default is not None:
@@ -257,7 +261,7 @@ METRICS = _text("Also while Redis is away", "text/plain", "application/openmetri
 CONSOLE = _text("The page", "text/html")
 
 JOB_PAGE = make_object(
-    {"jobs": {"type": "array", "items": make_ref("Job")}, "next_cursor": {"type": ["string", "null"]}}
+    {"jobs": {"type": "array", "items": make_ref("JobRow")}, "next_cursor": {"type": ["string", "null"]}}
 )
 SERVICE_LIST = make_object({"services": {"type": "array", "items": make_ref("Service")}})
 HEALTH = make_object({"status": {"type": "string"}})

@@ -132,6 +132,7 @@ class Runs:
         self._sample = Sample(listener.event_rate())
         self._attachments = Attachments(settings, self._ledger)
         self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
+        self._most_bytes = settings.max_output_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
         self._completing: Future[None] | None = None
 
@@ -165,7 +166,8 @@ class Runs:
             _send(self._link, {what: batch.token} | about)
 
         service, cancelled = self._services[batch.service], self._listener.cancelled
-        complete = run_batch(service, self._ledger, batch, cancelled, tell, self._attachments, self._teller)
+        attachments, teller, most_bytes = self._attachments, self._teller, self._most_bytes
+        complete = run_batch(service, self._ledger, batch, cancelled, tell, attachments, teller, most_bytes)
 
         def end() -> None:
             ended = complete()

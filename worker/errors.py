@@ -20,6 +20,11 @@ PLUGIN_ERRORS = BaseException
 MAX_HELD, MAX_DEPTH, MAX_HELD_TEXT = 5, 3, 300
 
 
+#: Fields that are named of one input or output, and characters of each part of it and of its message: a list of a
+#: million wrong values is told in a few lines.
+MAX_FIELD_ERRORS, MAX_FIELD_TEXT = 100, 2000
+
+
 class ServicesError(Exception):
     """Something went wrong in libs-service."""
 
@@ -65,8 +70,15 @@ def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> lis
         error: what pydantic raised.
         where: the place of the model that was validated, which goes before each place in it.
     """
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": [*where, *e["loc"]], "msg": _plain(e["msg"]), "type": e["type"]} for e in details]
+    details = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FIELD_ERRORS]
+    return [
+        {"loc": [*where, *map(_short, e["loc"])], "msg": _plain(e["msg"])[:MAX_FIELD_TEXT], "type": e["type"]}
+        for e in details
+    ]
+
+
+def _short(part: str | int) -> str | int:
+    return part[:MAX_FIELD_TEXT] if isinstance(part, str) else part
 
 
 def _plain(message: str) -> str:
@@ -107,6 +119,16 @@ class TimedOut(ServicesError):
 
     code = "timed_out"
     retryable = True
+
+
+class CallCut(ServicesError):
+    """Redis cut the connection each time that the result was sent, although it answers other calls."""
+
+    code = "invalid_output"
+
+    def __init__(self) -> None:
+        limits = "it takes no value of this size, see its proto-max-bulk-len and client-query-buffer-limit"
+        super().__init__(f"{self.__doc__} Most likely {limits}; return a File for a large result (worker.files)")
 
 
 class Cancelled(ServicesError):

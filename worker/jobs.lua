@@ -55,6 +55,7 @@ function operations.create()
       created = int(created)
       redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
         'attempt', '0', 'created', created, 'score', score, 'keep', ARGV[i + 6], 'input', ARGV[i + 8])
+      if HAS_CELERYS_KEYS and (message == '' or KEEPS_ALL) then redis.call('HSET', key, 'celery', 1) end
       if ARGV[i + 7] ~= '{}' then redis.call('HSET', key, 'metadata', ARGV[i + 7]) end
       if promise ~= '' then
         redis.call('SET', promised(promise), id .. ' ' .. ARGV[i + 12])
@@ -79,7 +80,10 @@ function operations.create()
       local deadline = next_deadline(start_by, finish_by)
       if deadline > 0 then gather('ZADD', DEADLINES, deadline, id) end
       if wish then redis.call('HSET', key, 'cache', wish) end
-      if found then
+      if found and not found[2] then
+        cache().take_later(id, found[1])
+        waiting = waiting + 1
+      elseif found then
         state = 'cached'
         flush()
         cache().take_over(id, found[1], found[2])
@@ -146,7 +150,7 @@ function operations.retry()
   redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
     'start_by', start_by, 'finish_by', finish_by)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
-    'progress')
+    'progress', 'takes')
   redis.call('PERSIST', key)
   if job[9] then
     redis.call('PERSIST', said(id))

@@ -104,6 +104,16 @@ class End(NamedTuple):
         return cls(version, int(attempt), *times, status, output, error, timings.encode(), int(size))
 
 
+#: Fields of a job's record that may be large, by which ``include=`` asks for each.
+LARGE_FIELDS = {"input": "input", "output": "output", "attempts": "history"}
+
+#: The others that ``Job.from_record``, and the search for the place of a queued job, read.
+ROW_FIELDS = (
+    *("service", "status", "version", "priority", "attempt", "batch_size", "created", "started", "finished", "expires"),
+    *("error", "timings", "metadata", "worker", "token", "progress", "owner", "webhook", "cached_from", "cache"),
+)
+
+
 class Job(NamedTuple):
     """One job as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet.
 
@@ -186,16 +196,17 @@ class Job(NamedTuple):
             not_before_us=int(record.get(b"not_before", 0)),
         )
 
-    def to_json(self, include: frozenset[str] = frozenset()) -> bytes:
-        """The job as ``contract.md`` section 3 shows it; with ``include`` also its "input" and its "attempts".
+    def to_json(self, include: frozenset[str] = frozenset(), is_row: bool = False) -> bytes:
+        """The job as ``docs/http.md`` shows it; with ``include`` also its "input" and its "attempts".
 
         The output, error, metadata and input are JSON texts already and are put in as they stand, not parsed again.
+
+        Args:
+            is_row: whether it is a row of a list, which has its "output" only where ``include`` names it.
         """
-        parts: dict[str, bytes] = {
-            "output": self.output or b"null",
-            "error": self.error or b"null",
-            "metadata": self.metadata,
-        }
+        parts: dict[str, bytes] = {"error": self.error or b"null", "metadata": self.metadata}
+        if not is_row or "output" in include:
+            parts = {"output": self.output or b"null", **parts}
         known = {
             "id": self.id,
             "service": self.service,

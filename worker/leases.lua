@@ -143,8 +143,8 @@ function operations.sweep()
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', DELAYED, id)
-    local job = redis.call('HMGET', record(id), 'score', 'cache', 'group')
-    if job[1] then enqueue(id, job[1], job[2], job[3]) end
+    local job = redis.call('HMGET', record(id), 'score', 'cache', 'group', 'takes')
+    if job[1] and not (job[4] and cache().take_now(id, job[4])) then enqueue(id, job[1], job[2], job[3]) end
   end
   local due = redis.call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, 1000)
   local fair = #due > 0 and turns()

@@ -5,18 +5,23 @@
 -- leases.lua (workers), reads.lua; and in between cache.lua.
 --
 -- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
--- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; empty in a Redis Cluster, where Celery's own keys
---         lie on other nodes and are left alone), then the operation's own.
+-- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; after "all " where a new job's is kept wherever it
+--         comes from; empty in a Redis Cluster, where Celery's own keys lie on other nodes and are left alone), then the
+--         operation's own.
 --
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end; with "body" (sha256) where the client
---                               made the id
+--                               made the id; "takes": see cache.lua
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch.
 --                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
 --                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has. "partial":
---                               the lines of a chunk that waits for its rest to be run
+--                               the lines of a chunk that waits for its rest to be run. Results of a chunk over 8 MB are
+--                               in parts, fields "<series>.<number>" numbered from 1, each a value of its own so that no
+--                               call is large: "so_far" ("<series> <how many>") says which stand before "partial", "out"
+--                               which before "output", "merged" which a retry's results are merged into until it ends. A
+--                               series that "out" names is never written again
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
@@ -53,7 +58,8 @@
 --                               requeued:<why> (attempts after which a job was queued again), reused (results)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
---   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   celery-task-meta-<id> string the result as stock Celery writes it, of a job with "celery": one that came as a Celery
+--                               message, or any where SERVICES_CELERY_RESULTS=all; lives as long as the record
 --   services:schema      hash   number and version: by which schema all this is written, and who said so (schema.py)
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
@@ -71,7 +77,8 @@ local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 
 local OPEN, TURNS, OWNED_EXPIRES, CHUNKS = S .. 'open', S .. 'turns', S .. 'owned:expires', S .. 'chunks'
 local SCHEDULED = S .. 'scheduled'
 
-local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]:match('%S*$')
+local KEEPS_ALL = ARGV[3]:sub(1, 4) == 'all '
 local FIRST = 4
 local HAS_CELERYS_KEYS = date ~= ''
 
@@ -289,11 +296,21 @@ local function end_chunk(status, group, rows, failed)
   ended[#ended + 1] = group
 end
 
+-- Forgets parts of a chunk's results (see S:job:<id>): those that this field of its record counts.
+local function drop_parts(key, field)
+  local series, parts = (redis.call('HGET', key, field) or ''):match('^(%d+) (%d+)$')
+  if not series then return end
+  for i = 1, parts do redis.call('HDEL', key, series .. '.' .. i) end
+  redis.call('HDEL', key, field)
+end
+
 -- What retry_batch would run again stays: of a chunk that succeeded the rows that failed ("<number>,<number>...", then a
 -- line for each; empty: none did), of any other all that it was to run. Gives how many failed.
 local function keep_failed(key, status, failed)
   if status ~= 'succeeded' then
     redis.call('HDEL', key, 'partial')
+    drop_parts(key, 'so_far')
+    drop_parts(key, 'merged')
     return 0
   end
   local numbers, lines = failed:match('^([%d,]+)\n(.*)$')
@@ -312,7 +329,7 @@ end
 -- if it had one; failed: the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
-  'awaited', 'cache',
+  'awaited', 'cache', 'celery',
 }
 
 local function write_end(id, job, status, value, timings, batch_size, failed)
@@ -360,7 +377,7 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
   end
   gather('ZADD', EXPIRES, life[1], id)
   if job[10] then gather('ZADD', OWNED_EXPIRES, life[1], job[10] .. ':' .. id) end
-  tell_celery(id, status, value, life[2])
+  if job[14] then tell_celery(id, status, value, life[2]) end
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
 

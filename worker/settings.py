@@ -28,6 +28,9 @@ EX_USAGE = 2
 BROKER_SCHEMES = ("amqp://", "amqps://")
 URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://", *CLUSTER_SCHEMES)
 
+#: Bytes of one output as JSON, unless set otherwise.
+MAX_OUTPUT_BYTES = 16 * 2**20
+
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
 UNIX_SOCKET_PATH_BYTES = 108
 
@@ -54,6 +57,9 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
     """Largest request body; a larger one gets 413 `payload_too_large`."""
+
+    max_output_bytes: int = Field(MAX_OUTPUT_BYTES, gt=0)
+    """Largest output of a job, or of a row of a batch, as JSON; a larger one fails as `invalid_output`."""
 
     max_batch_inputs: int = Field(1_000_000, gt=0)
     """Most inputs of one `POST /batches`; more get 413 `payload_too_large`."""
@@ -105,6 +111,9 @@ class Settings(BaseSettings):
 
     priority_step_s: float = Field(300, ge=0)
     """A job goes before one of the next higher priority that came this much later, so that none starves."""
+
+    celery_results: Literal["adopted", "all"] = "adopted"
+    """Jobs whose result is also written as stock Celery writes it: `adopted` ones (Celery's messages), or `all`."""
 
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""

@@ -17,7 +17,7 @@ from types import CoroutineType, GeneratorType
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from worker.errors import (
     PLUGIN_ERRORS,
@@ -33,7 +33,8 @@ from worker.errors import (
 from worker.files import holds_files
 from worker.passage import Passage
 from worker.service import Service, has_own
-from worker.telling import MAX_PARTIAL_BYTES, current
+from worker.strict_json import find_constant, not_json, unwritten
+from worker.telling import MAX_PARTIAL_BYTES, MAX_PARTIALS, current
 
 log = logging.getLogger("services.worker")
 
@@ -190,9 +191,11 @@ def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) ->
     try:
         while not passage.is_cancelled(job_id):
             part = next(yielding)
-            size += speech.output(job_id, len(parts), part)
-            if size > MAX_PARTIAL_BYTES:
-                raise InvalidOutput(f"what predict yields is over {MAX_PARTIAL_BYTES} bytes in all: yield less")
+            if len(parts) == MAX_PARTIALS:
+                raise InvalidOutput(
+                    f"predict yields more than {MAX_PARTIALS} partial outputs: yield fewer, larger ones"
+                )
+            size += speech.output(job_id, len(parts), part, MAX_PARTIAL_BYTES - size)
             parts.append(part)
     except StopIteration as end:
         return parts if end.value is None else end.value
@@ -238,6 +241,8 @@ def postprocess(service: Service[Any, Any], passage: Passage, files: Files | Non
     if files:
         _look_after_files(passage, files.keep)
     texts = passage.ask_each(to_json, _output_failure)
+    if max(map(len, texts), default=0) > passage.most_bytes:
+        texts = _drop_large(passage, texts)
     # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
     if b"null" in b"".join(texts):
         passage.each(_dump_strictly, _output_failure)
@@ -248,6 +253,19 @@ def postprocess(service: Service[Any, Any], passage: Passage, files: Files | Non
 def _take(expected: type[BaseModel], files: Files, postprocess: Callable[[Any], Any] | None, raw: Any) -> Any:
     """One ``Output``, whose files are taken before the next is made: it may write to the same paths."""
     return files.take(_as_output(expected, postprocess(raw) if postprocess else raw))
+
+
+def _drop_large(passage: Passage, texts: Sequence[bytes]) -> list[bytes]:
+    """The outputs that are within the limit; those over it go no further."""
+    most = passage.most_bytes
+    passage.drop({i: _too_large(len(text), most) for i, text in enumerate(texts) if len(text) > most})
+    return [text for text in texts if len(text) <= most]
+
+
+def _too_large(size: int, most: int) -> InvalidOutput:
+    limit = f"the limit of {most} bytes (SERVICES_MAX_OUTPUT_BYTES)"
+    how = "return a File for a large result (worker.files), or raise the limit"
+    return InvalidOutput(f"the output has {size} bytes as JSON, over {limit}: {how}")
 
 
 def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) -> None:
@@ -320,12 +338,12 @@ def _as_output(expected: type[BaseModel], output: Any) -> BaseModel:
 def _dump_strictly(output: BaseModel) -> bytes:
     text: bytes = to_json(output)
     if b"null" in text:
-        values = to_json(output.model_dump(mode="json"), inf_nan_mode="constants")
-        try:
-            from_json(values, allow_inf_nan=False)
-            from_json(_with_constants(output.__class__).dump_json([output]), allow_inf_nan=False)
-        except ValueError as error:
-            raise InvalidOutput("the output holds NaN or Infinity, which JSON has not") from error
+        found = find_constant(to_json(output.model_dump(mode="json"), inf_nan_mode="constants"))
+        if not found:
+            inner = find_constant(_with_constants(output.__class__).dump_json([output]))
+            found = inner and (inner[0][1:], inner[1])
+        if found:
+            raise not_json(*found, "the output")
     return text
 
 
@@ -354,6 +372,8 @@ def _predict_failure(error: BaseException) -> ServicesError:
 def _output_failure(error: BaseException) -> ServicesError:
     if isinstance(error, ValidationError):
         return InvalidOutput(_count(error, "output"), errors=field_errors(error))
+    if isinstance(error, PydanticSerializationError):
+        return unwritten(error, "the output")
     return error if isinstance(error, InvalidOutput | ServiceFailed) else _failed(error, "postprocess")
 
 

@@ -207,6 +207,16 @@ class Job(JobFields):
         super().__init__(raw)
         self._client = client
 
+    @property
+    def output(self) -> Any:
+        """The output; None before the end, and of a job that did not succeed.
+
+        Lists carry no outputs: of a job that came in one, it is fetched by its id when it is first asked for.
+        """
+        if not self._has_output:
+            self.refresh()
+        return self._output
+
     @overload
     def result(self, timeout: float | None = None) -> Any: ...
     @overload
@@ -219,6 +229,8 @@ class Job(JobFields):
         """
         if not self.ended:
             self._read(self._client._run(self._client._operations.wait(self.id, timeout)))
+        elif not self._has_output:
+            self.refresh()
         return self._outcome(output_type)
 
     def refresh(self) -> Self:
