@@ -117,10 +117,14 @@ local function come_due(id, fair)
   if found then return cache().take_over(id, found[1], found[2]) end
   local inputs = wish and cache().has_equals(wish) and 0 or 1
   local turn, offset = take_turn(fair, job[5] or '', job[6], inputs, job[2] - job[3])
-  local score = int((turn or job[3]) + offset)
-  redis.call('HSET', key, 'score', score)
-  if turn then redis.call('HSET', key, 'turn', int(turn)) end
-  enqueue(id, score, wish)
+  local score = job[2]
+  if turn then
+    score = int(turn + offset)
+    redis.call('HSET', key, 'score', score, 'turn', int(turn))
+  end
+  if wish then return enqueue(id, score, wish) end
+  gather('ZADD', WAITING, score, id)
+  gather('LPUSH', service, bell(id))
 end
 
 -- A sweep forgets so many thousand expired jobs: with one worker and one API, three times a second, more than end in it.
@@ -149,9 +153,10 @@ function operations.sweep()
   local due = redis.call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, 1000)
   local fair = #due > 0 and turns()
   for _, id in ipairs(due) do
-    redis.call('ZREM', SCHEDULED, id)
+    gather('ZREM', SCHEDULED, id)
     come_due(id, fair)
   end
+  flush()
   for _ = 1, FORGET_PAGES do
     local ids = redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)
     if #ids == 0 then break end

@@ -381,9 +381,9 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
 
-local function ring(id)
-  redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
-end
+local function bell(id) return OURS .. ':1,"id":' .. cjson.encode(id) .. '}' end
+
+local function ring(id) redis.call('LPUSH', service, bell(id)) end
 
 -- Fair sharing between API keys (start-time fair queueing). While jobs of keys wait, a job's place is counted from its
 -- turn, not from its creation: behind the job claimed last, or, if that is later, where the same key's jobs of this

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -317,3 +319,42 @@ def test_equal_jobs_do_not_wait_for_one_that_is_not_due(bench: Bench) -> None:
     bench.come_due(third)
     assert bench.redis.hget(f"{{echo}}:job:{third}", "status") == b"succeeded"
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"0"
+
+
+def test_a_jump_of_the_clock_makes_it_due_only_where_its_time_has_come() -> None:
+    server = RedisServer()
+    if not server.fake_clock():
+        pytest.skip("no C compiler for the clock")
+    try:
+        server.start()
+        bench = Bench(server)
+        job_id = bench.send(60)
+        for _ in range(2):  # the second one is no longer the first look after the jump
+            bench.ledger.sweep("echo")
+        server.jump_clock(-1000)
+        bench.ledger.sweep("echo")
+        assert bench.waiting() == [] and bench.redis.zcard("{echo}:scheduled") == 1
+        server.jump_clock(+100)
+        bench.ledger.sweep("echo")
+        assert bench.waiting() == [job_id]
+        server.jump_clock(-1000)
+        bench.ledger.sweep("echo")
+        assert bench.waiting() == [job_id]  # what has its place keeps it
+    finally:
+        server.remove()
+
+
+def test_it_is_still_there_after_redis_was_killed(tmp_path: Path) -> None:
+    folder = write_plugin(tmp_path / "plugins", "echo", SCHEMA, PLUGIN.format(name="echo"))
+    with running_system(tmp_path, folder) as system:
+        system.start_api()
+        with system.client() as client:
+            job = send(client, not_before=ahead(2))
+            poll(lambda: system.redis.client.config_set("appendfsync", "always"), what="it is on the disk")
+            system.redis.stop(signal.SIGKILL)
+            system.redis.start()
+            poll(lambda: client.get("/readyz").status_code == 200, what="Redis is back")
+            assert client.get(f"/jobs/{job['id']}").json()["position"] is None
+            system.start_worker("echo")
+            done = finished(client, job["id"])
+            assert done["status"] == "succeeded" and done["started_at"] >= done["not_before"]
