@@ -18,7 +18,7 @@ import redis
 from kombu.entity import Exchange, Queue
 from kombu.mixins import ConsumerMixin
 
-from worker.feeder import adopt
+from worker.broker.adopt import adopt
 from worker.ledger import Ledger
 from worker.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from worker.feeder import read_message
+from worker.broker.adopt import read_message
 
 
 def message(args: Any = None, kwargs: Any = None, content_type: str = "application/json", **headers: Any) -> bytes:
