@@ -25,6 +25,7 @@ import redis
 from celery.worker import state
 
 from worker.adopter import Adopter
+from worker.broker.priorities import make_movers
 from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
 from worker.leased_pool import LeasedPool
 from worker.ledger import CancelledRun
@@ -51,7 +52,8 @@ class ServicePool(LeasedPool):
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.keeper.count_processes = lambda: sum(slot.is_loaded for slot in self.slots)
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
-        for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
+        movers = make_movers(self.settings, self.names, self.stopping)
+        for thread in (self.keeper, self.reporter, *self.slots, *movers, *([self.adopter] if self.adopter else [])):
             thread.start()
 
     def stop_claiming(self) -> None:

@@ -106,7 +106,7 @@ def test_states_that_have_not_ended_and_failures_agree(serving: System, stock: C
     [
         ({"args": []}, "takes one argument"),
         ({"args": [{"n": "x"}]}, "n: Input should be a valid integer"),
-        ({"args": [{"n": 1}], "countdown": 60}, "eta and countdown are not supported"),
+        ({"args": [{"n": 1}], "countdown": 31 * 86_400}, "more than 30 days ahead"),
         ({"args": [{"n": 1}], "serializer": "pickle"}, "messages must be application/json"),
     ],
 )

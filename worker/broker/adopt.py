@@ -1,96 +1,91 @@
-"""Other producers' Celery messages become jobs of the ledger."""
+"""Other producers' Celery messages become jobs of the ledger.
+
+Whatever a message holds, it is stored, failed or dropped alone, with a line in the log: its neighbours are not touched.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.dispatch import task_name
+import redis
+
+from worker.broker.messages import Adopted, Broker, read_message
 from worker.errors import InvalidInput
 from worker.holding import hold_named
-from worker.jobs import NewJob
 from worker.ledger import Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
 
+#: What Redis says of one command's arguments, and of nothing else.
+REFUSED = (redis.DataError, ValueError, TypeError, OverflowError, RecursionError)
 
-def adopt(ledger: Ledger, settings: Settings, name: str, messages: list[bytes]) -> None:
-    """Other producers' messages become jobs of the ledger; what is no job at all is logged and dropped."""
-    jobs, errors = [], []
+
+def adopt(ledger: Ledger, settings: Settings, name: str, messages: Sequence[bytes], broker: Broker = "redis") -> None:
+    """Store jobs for messages of a service's queue; what is no job at all is logged and dropped.
+
+    Raises redis-py's errors where the ledger cannot be reached; then all may be given again.
+    """
+    found = []
     for raw in messages:
         try:
-            job, error = read_message(name, raw, settings.keep_for_s)
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            found.append(read_message(name, raw, settings, broker))
+        except Exception as problem:  # it may hold anything
             log.error("dropped a message in queue %s that is no Celery task: %s: %.200r", name, problem, raw)
-            continue
-        log.info("job adopted id=%s service=%s from another Celery producer", job.id, name)
-        jobs.append(job)
-        errors.append(json.dumps(error.to_dict()).encode() if error else b"")
-    for job in jobs:
-        hold_named(ledger, name, job.id, job.owner, job.input)
-    if jobs:
-        ledger.adopt(name, jobs, errors)
+    if found:
+        _store(ledger, settings, name, found)
 
 
-def read_message(service: str, raw: bytes, keep_for_s: float) -> tuple[NewJob, InvalidInput | None]:
-    """Another producer's Celery message (protocol 2, JSON) as a job, and why it cannot run, if so.
-
-    Raises ValueError, KeyError, TypeError or AttributeError for what is no such message.
-    """
-    message = json.loads(raw)
-    headers = message["headers"]
-    job_id = headers["id"]
-    if not isinstance(job_id, str):
-        raise TypeError(f"the task's id must be a string, got {job_id!r}")
-    error, text = None, b"null"
-    start_within_s = 0.0
+def _store(ledger: Ledger, settings: Settings, name: str, found: Sequence[Adopted]) -> None:
+    """All in one call; where one of them makes that impossible, one by one."""
     try:
-        _check_headers(service, message)
-        start_within_s = _seconds_until(headers.get("expires"))
-        text = _input_of(message)
-    except (InvalidInput, ValueError, TypeError) as problem:
-        error = problem if isinstance(problem, InvalidInput) else InvalidInput(f"the message's body: {problem}")
-    job = NewJob(service=service, id=job_id, input=text, keep_for_s=keep_for_s, start_within_s=start_within_s)
-    return job, error
+        for adopted in found:
+            hold_named(ledger, name, adopted.job.id, adopted.job.owner, adopted.job.input)
+        told = ledger.adopt(name, [adopted.job for adopted in found], [_error_of(adopted.error) for adopted in found])
+    except REFUSED as problem:
+        if len(found) == 1:
+            log.error("dropped a message in queue %s that cannot be stored: %s: %.200r", name, problem, found[0].job)
+            return
+        for adopted in found:
+            _store(ledger, settings, name, [adopted])
+        return
+    for adopted, state in zip(found, told, strict=True):
+        _log(name, adopted, state)
+        if adopted.error and adopted.followers and not settings.cluster:
+            _fail_followers(ledger, settings, adopted)
 
 
-def _check_headers(service: str, message: dict[str, Any]) -> None:
-    headers, kind = message["headers"], message.get("content-type")
-    if kind != "application/json":
-        raise InvalidInput(f"messages must be application/json; {kind} is refused")
-    if headers.get("task") != task_name(service):
-        raise InvalidInput(f"queue {service} runs the task {task_name(service)!r}, not {headers.get('task')!r}")
-    if headers.get("eta"):
-        raise InvalidInput("eta and countdown are not supported: send the job when it is due")
+def _error_of(error: InvalidInput | None) -> bytes:
+    return json.dumps(error.to_dict()).encode() if error else b""
 
 
-def _input_of(message: dict[str, Any]) -> bytes:
-    """The one argument of the task, as JSON."""
-    body = message["body"]
-    if message.get("properties", {}).get("body_encoding") == "base64":
-        body = base64.b64decode(body, validate=True)
-    args, kwargs, _ = json.loads(body, parse_constant=_refuse_constant)
-    if len(args) == 1 and not kwargs:
-        value = args[0]
-    elif not args and set(kwargs) == {"input"}:
-        value = kwargs["input"]
+def _log(name: str, adopted: Adopted, state: str) -> None:
+    if state == "other":
+        line = "job %s of service %s was sent again with another input: its first input counts, this one is ignored; "
+        log.warning(line + "give each job a task_id of its own", adopted.job.id, name)
+    elif state == "revoked":
+        log.info("job revoked id=%s service=%s before a worker had taken it", adopted.job.id, name)
     else:
-        given = f"{len(args)} args and kwargs {sorted(kwargs)}"
-        raise InvalidInput(f"the task takes one argument, the input: args=[{{…}}]; got {given}")
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        log.info("job adopted id=%s service=%s from another Celery producer", adopted.job.id, name)
 
 
-def _refuse_constant(name: str) -> None:
-    raise InvalidInput(f"{name} is not JSON")
-
-
-def _seconds_until(expires: str | None) -> float:
-    """Celery's ``expires`` header as seconds from now: at least a microsecond, since 0 means "never"."""
-    if not expires:
-        return 0
-    moment = datetime.fromisoformat(expires)
-    return max((moment.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 1e-6)
+def _fail_followers(ledger: Ledger, settings: Settings, adopted: Adopted) -> None:
+    """Tasks that were to follow a refused one will never be sent: who waits for one is told so, as Celery tells it."""
+    reason = adopted.error.message if adopted.error else ""
+    for job_id in adopted.followers:
+        message = f"it was to follow task {adopted.job.id}, which was refused: {reason}"
+        meta: dict[str, Any] = {
+            "status": "FAILURE",
+            "result": {"exc_type": "InvalidInput", "exc_message": [message], "exc_module": "worker.errors"},
+            "traceback": None,
+            "children": [],
+            "date_done": datetime.now(UTC).isoformat(),
+            "task_id": job_id,
+        }
+        key, text = f"celery-task-meta-{job_id}", json.dumps(meta)
+        if ledger.redis.set(key, text, px=round(settings.keep_for_s * 1000), nx=True):
+            ledger.redis.publish(key, text)
