@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 import redis
 from celery import bootsteps, signals
 from celery.utils.nodenames import default_nodename, nodename
-from celery.worker.control import inspect_command
 
+import worker.broker.control  # noqa: F401  # its commands take the place of Celery's
+from worker.broker.command_line import refused_option
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS, task_name
@@ -61,6 +62,8 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     """Check the command line before anything starts: ``-Q`` is known from here on."""
     setup_logging(get_settings().log_level)
     names = check_queues(app.amqp.queues._consume_from)
+    if wrong := refused_option(sys.argv[1:], sender):
+        _refuse(wrong)
     if sender.pool_cls not in (ServicePool, app.conf.worker_pool):
         _refuse("services run in pool processes of their own: leave --pool out")
     require_redis(get_settings(), REDIS_WAIT_S)
@@ -116,12 +119,6 @@ def on_worker_shutting_down(**_: Any) -> None:
     pool = getattr(app, "services_pool", None)
     if pool is not None:
         pool.stop_claiming()
-
-
-@inspect_command(alias="dump_active_queues")  # type: ignore[untyped-decorator]
-def active_queues(state: Any) -> list[dict[str, Any]]:
-    """The queues that this worker serves: Celery's own answer would be none, since the feeders take the messages."""
-    return [{"name": name, "routing_key": name, "durable": True} for name in state.consumer.pool.names]
 
 
 def _in_the_pool(*_: Any) -> None:

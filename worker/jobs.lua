@@ -8,8 +8,9 @@
 -- not_before_us (0: none; a time that is over is as good as none).
 -- Gives per job: state, created, position; the state is "queued", "cached" (it has ended already, with another's output),
 -- "full" or "limited" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
--- has this key or id, with the same body or another), or "gone" (a job that had this id was dropped). Last, for how long
--- the service keeps results for others (or nothing).
+-- has this key or id, with the same body or another), or "gone" (a job that had this id was dropped); of one that came as
+-- another producer's message also "other" (the job with its id has another input) or "revoked" (it has ended so). Last,
+-- for how long the service keeps results for others (or nothing).
 function operations.create()
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked', 'version',
     'model', 'cache_for')
@@ -33,6 +34,7 @@ function operations.create()
     elseif own ~= '' and redis.call('EXISTS', seen(id)) == 1 then
       state, created, known = 'gone', id, true
     end
+    if known and message == '' and redis.call('HGET', key, 'input') ~= ARGV[i + 8] then state = 'other' end
     local wish = not known and ARGV[i + 17] ~= ''
       and cache().wish(ARGV[i + 17], ARGV[i + 1], limits[5], limits[6], limits[7])
     local found = wish and not later and cache().find(wish)
@@ -94,7 +96,11 @@ function operations.create()
         if message ~= '' and not parked[id] then gather('LPUSH', service, message) end
         waiting = waiting + 1
       end
-      if ARGV[i + 10] ~= '' then
+      if message == '' and redis.call('EXISTS', revoked(id)) == 1 then
+        state = 'revoked'
+        flush()
+        finish(id, 'cancelled')
+      elseif ARGV[i + 10] ~= '' then
         flush()
         finish(id, 'failed', ARGV[i + 10])
       end
@@ -121,6 +127,24 @@ function operations.cancel()
     finish(id, 'cancelled')
   end
   return job[1]
+end
+
+-- 1 to end those that run too (else 0), ids. Celery's revoke: it holds for a message that no worker has adopted yet, too.
+-- Gives the status that each had; empty for an unknown id.
+function operations.revoke()
+  local reply = {}
+  for i = 5, #ARGV do
+    local id = ARGV[i]
+    local job = redis.call('HMGET', record(id), 'status', 'worker')
+    if job[1] == 'queued' or job[1] == 'running' and ARGV[4] == '1' then
+      if job[1] == 'running' then stop_run(id, job[2]) end
+      finish(id, 'cancelled')
+    elseif not job[1] and redis.call('EXISTS', seen(id)) == 0 then
+      redis.call('SET', revoked(id), '1', 'PX', int(remember / 1000))
+    end
+    reply[#reply + 1] = job[1] or ''
+  end
+  return reply
 end
 
 -- id, most jobs that its API key may have open (empty: any number). Gives the status that it had (nothing for an unknown

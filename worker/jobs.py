@@ -77,6 +77,7 @@ class NewJob:
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
     awaited: bool = False  #: its client waits for its end, which is then told in full
     cache: str = ""  #: what it asks of the cache, by ``cache.ask``; "" for nothing
+    priority_steps: float | None = None  #: its place between two priorities: -1 high, 0 normal, 1 low; None: its own
     not_before_us: int = 0  #: microseconds since the epoch by Redis's clock; it does not run earlier; 0: at once
 
 

@@ -24,6 +24,7 @@
 --                               series that "out" names is never written again
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
+--   S:revoked:<id>       string says that Celery's revoke named a job that is not known (yet); lives remember_for
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:said:<id>          stream what a job said in its runs: the last of its "progress" and "log" events, each under its number
 --   S:partial:<id>       stream its partial outputs, every one, numbered together with those. Both are there only where the
@@ -45,7 +46,7 @@
 --   S:busy:<worker>      hash   pool process -> "<since> <rows> <ahead>": since when it runs the batch that it runs (or ended
 --                               its last one, until it has asked for the next); rows: of a chunk, else 0; ahead: not 0 but the
 --                               number of another one where it has claimed that and will run it before it claims again
---   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
+--   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted, each by "<pool process> ..."
 --   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, cache_for (us), model
 --                               (what stands for version and knobs in the cache's keys), failure; and what
@@ -163,6 +164,7 @@ local now = clock()
 
 local function record(id) return S .. 'job:' .. id end
 local function seen(id) return S .. 'seen:' .. id end
+local function revoked(id) return S .. 'revoked:' .. id end
 local function said(id) return S .. 'said:' .. id end
 local function partial(id) return S .. 'partial:' .. id end
 local function promised(hash) return S .. 'idempotency:' .. hash end

@@ -83,7 +83,8 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         message = build_message(job.service, job.id) if errors is None else b""
         durations = (job.start_within_s, job.finish_within_s, job.keep_for_s)
         arguments += [job.id, job.version, job.priority.value]
-        arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
+        steps = Priorities[job.priority] if job.priority_steps is None else job.priority_steps
+        arguments += [round(steps * settings.priority_step_s * 1e6)]
         arguments += [math.ceil(seconds * 1e6) for seconds in durations]  # 0 means none
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
@@ -218,10 +219,21 @@ class Ledger:
                 return Claim("hold", hold_s=float(rest[0]) / 1e6)
         return Claim("fenced")
 
-    def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> None:
-        """Store the jobs that came as other producers' messages; those with an error end with it at once."""
+    def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> list[str]:
+        """Store the jobs that came as other producers' messages; those with an error end with it at once.
+
+        Gives for each "queued", "other" (the id is that of a job with another input) or "revoked".
+        """
         self.redis.sadd(SERVICES_KEY, service)
-        self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+        told: Any = self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+        return _decode(told[0:-1:3])
+
+    def revoke(self, service: str, ids: Sequence[str], running: bool) -> list[str]:
+        """Cancel jobs that wait, with ``running`` those that run too; one not known yet, as soon as it is adopted.
+
+        Gives the status that each had; "" for an unknown one.
+        """
+        return _decode(self._call(service, "revoke", 1 if running else 0, *ids))
 
     def adopted(self, service: str, worker: str, fields: Sequence[bytes]) -> None:
         """Forget the messages that this worker's claim took, by their fields: their jobs are stored."""
@@ -366,13 +378,13 @@ class Ledger:
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
-        service = self._find(job_id)
+        service = self.find(job_id)
         if service:
             self._call(service, "cancel", job_id)
 
     def retry(self, job_id: str) -> None:
         """Run a failed, cancelled or expired job again. Raises as ``AsyncLedger.retry`` does."""
-        service = self._find(job_id)
+        service = self.find(job_id)
         if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
         check_retried(job_id, service, self._call(service, "retry", job_id, ""))
@@ -388,7 +400,7 @@ class Ledger:
 
     def get(self, job_id: str) -> Job | None:
         """One job without its input; None for one that is unknown or dropped."""
-        service = self._find(job_id)
+        service = self.find(job_id)
         if not service:
             return None
         fields = (*ROW_FIELDS, LARGE_FIELDS["output"])
@@ -396,7 +408,7 @@ class Ledger:
         record = {name.encode(): value for name, value in zip(fields, found, strict=True) if value is not None}
         return Job.from_record(job_id, record) if record else None
 
-    def _find(self, job_id: str) -> str:
+    def find(self, job_id: str) -> str:
         """The service of a client's job; "" for an unknown one. A worker's Redis user sees its services' keys alone.
 
         Deliveries of webhooks are no client's.

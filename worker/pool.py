@@ -28,6 +28,7 @@ import redis
 from celery.worker import state
 
 from worker.adopter import Adopter
+from worker.broker.priorities import make_movers
 from worker.child import RECYCLE_SHARE
 from worker.lease import Handover
 from worker.leased_pool import LeasedPool
@@ -67,7 +68,8 @@ class ServicePool(LeasedPool):
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.keeper.count_processes = lambda: sum(slot.is_loaded for slot in self.slots)
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
-        for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
+        movers = make_movers(self.settings, self.names, self.stopping)
+        for thread in (self.keeper, self.reporter, *self.slots, *movers, *([self.adopter] if self.adopter else [])):
             thread.start()
         threading.Thread(target=self._bound_stop, name="bound-stop", daemon=True).start()
 

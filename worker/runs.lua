@@ -1,13 +1,23 @@
 -- What a pool process does with a batch of jobs, from claim to complete. A part of ledger.lua, which names the keys.
 
--- Others' messages wait for their adoption under the worker's name, so that its death cannot lose one.
-local function take_messages(worker, most)
-  local foreign = {}
+-- Others' messages wait for their adoption under the names of worker and process, so that no death can lose one.
+local function take_messages(worker, process, most)
+  local foreign, start = {}, process .. ' '
+  if redis.call('EXISTS', S .. 'taken:' .. worker) == 1 then  -- Redis was away as it adopted these
+    local taken = redis.call('HGETALL', S .. 'taken:' .. worker)
+    for i = 1, #taken, 2 do
+      if taken[i]:sub(1, #start) == start then
+        foreign[#foreign + 1] = taken[i]
+        foreign[#foreign + 1] = taken[i + 1]
+      end
+    end
+    if #foreign > 0 then return foreign end
+  end
   for _, queue in ipairs(QUEUES) do
     local messages = redis.call('RPOP', queue, most)
     for i, message in ipairs(messages or {}) do
       if message:sub(1, #OURS) ~= OURS then
-        local field = string.format('%.0f', now) .. ':' .. queue .. ':' .. i
+        local field = start .. int(now) .. ':' .. queue .. ':' .. i
         redis.call('HSET', S .. 'taken:' .. worker, field, message)
         foreign[#foreign + 1] = field
         foreign[#foreign + 1] = message
@@ -131,9 +141,9 @@ function operations.claim()
     end
   end
   if #again > 0 then return {'batch', again, whole_waits(most)} end
-  local foreign = take_messages(worker, most)
-  if #foreign > 0 then return {'foreign', foreign} end
   local process, batch, rows = process_of(token), {}, 0
+  local foreign = take_messages(worker, process, most)
+  if #foreign > 0 then return {'foreign', foreign} end
   local is_ahead = is_at_work(tokens, process)
   while #batch == 0 do
     local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
@@ -327,6 +337,17 @@ local function runs_no_more_ahead(worker, token)
   if run and tonumber(ahead) == number_of(token) then redis.call('HSET', busy(worker), process_of(token), run .. ' 0') end
 end
 
+-- A process is gone: the messages that it took and had not adopted wait again.
+local function give_back_messages(worker, process)
+  local taken, start = redis.call('HGETALL', S .. 'taken:' .. worker), process .. ' '
+  for i = 1, #taken, 2 do
+    if taken[i]:sub(1, #start) == start then
+      redis.call('RPUSH', service, taken[i + 1])
+      redis.call('HDEL', S .. 'taken:' .. worker, taken[i])
+    end
+  end
+end
+
 -- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
 -- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
 -- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
@@ -336,6 +357,7 @@ function operations.give_up()
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
   if ARGV[5] ~= '' then
     redis.call('HDEL', busy(worker), ARGV[5])
+    give_back_messages(worker, ARGV[5])
   elseif reason == 'handed_back' then
     runs_no_more_ahead(worker, token)
   end

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.addresses import AddressRules, parse_networks
 from worker.signing import parse_secret
-from worker.store import CLUSTER_SCHEMES, ClusterUrl, SentinelUrl
+from worker.store import CLUSTER_SCHEMES, BrokerUrl, ClusterUrl, SentinelUrl, ServerUrl
 
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
-    """Largest request body; a larger one gets 413 `payload_too_large`."""
+    """Largest request body; a larger one gets 413 `payload_too_large`. Also of a Celery message: `invalid_input`."""
 
     max_output_bytes: int = Field(MAX_OUTPUT_BYTES, gt=0)
     """Largest output of a job, or of a row of a batch, as JSON; a larger one fails as `invalid_output`."""
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     """Longest `keep_for_s` that a job may ask for."""
 
     remember_for_s: float = Field(86_400, ge=86_400)
-    """How long the id of a dropped job still answers 410 `job_expired` instead of 404."""
+    """How long a dropped job's id answers 410 `job_expired`, not 404; and a `revoke` waits for its message."""
 
     store_timeout_s: float = Field(2, gt=0, le=2)
     """Longest wait for one answer of Redis in the API; then 503 `store_unavailable`."""
@@ -197,8 +197,10 @@ class Settings(BaseSettings):
             raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
         if value.startswith("sentinel://"):
             SentinelUrl.parse(value)
-        if value.startswith(CLUSTER_SCHEMES):
+        elif value.startswith(CLUSTER_SCHEMES):
             ClusterUrl.parse(value)
+        elif value:
+            ServerUrl.parse(value)
         return value
 
     @field_validator("broker_url")
@@ -206,6 +208,8 @@ class Settings(BaseSettings):
     def _check_broker(cls, value: str) -> str:
         if value and not value.startswith(BROKER_SCHEMES):
             raise ValueError(f"expected one of {', '.join(BROKER_SCHEMES)}, or nothing for the Redis of REDIS_URL")
+        if value:
+            BrokerUrl.parse(value)
         return value
 
     @model_validator(mode="after")
@@ -276,7 +280,12 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """The URL for redis-py."""
-        return self.redis_url.replace("redis+socket://", "unix://") or f"unix://{self.redis_socket}"
+        return self.redis_url if self.sentinel or self.cluster else self.server.redis_url
+
+    @property
+    def server(self) -> ServerUrl:
+        """The one server, where there are neither sentinels nor a Cluster."""
+        return ServerUrl.parse(self.redis_url) if self.redis_url else ServerUrl.of_socket(str(self.redis_socket))
 
     @property
     def sentinel(self) -> SentinelUrl | None:
@@ -290,12 +299,10 @@ class Settings(BaseSettings):
 
     @property
     def celery_url(self) -> str:
-        """The same Redis as Celery and kombu write it: ``redis+socket://`` for a unix socket, TLS spelt out."""
-        if self.sentinel:
-            return self.sentinel.celery_url
-        if self.url.startswith("rediss://") and "ssl_cert_reqs=" not in self.url:
-            return f"{self.url}{'&' if '?' in self.url else '?'}ssl_cert_reqs=required"
-        return self.url.replace("unix://", "redis+socket://")
+        """The same Redis as Celery and kombu write it."""
+        if self.cluster:  # Celery speaks none: BROKER_URL is its broker
+            return self.redis_url
+        return self.sentinel.celery_url if self.sentinel else self.server.celery_url
 
     @property
     def away_hint(self) -> str:

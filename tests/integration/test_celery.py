@@ -110,7 +110,7 @@ print(json.dumps([[r.state, type(r.result).__name__, str(r.info), r.successful()
     [
         ({"args": []}, "takes one argument"),
         ({"args": [{"n": "x"}]}, "n: Input should be a valid integer"),
-        ({"args": [{"n": 1}], "countdown": 60}, "eta and countdown are not supported"),
+        ({"args": [{"n": 1}], "countdown": 31 * 86_400}, "more than 30 days ahead"),
         ({"args": [{"n": 1}], "serializer": "pickle"}, "messages must be application/json"),
     ],
 )
