@@ -112,6 +112,7 @@ LARGE_FIELDS = {"input": "input", "output": "output", "attempts": "history"}
 ROW_FIELDS = (
     *("service", "status", "version", "priority", "attempt", "batch_size", "created", "started", "finished", "expires"),
     *("error", "timings", "metadata", "worker", "token", "progress", "owner", "webhook", "cached_from", "cache"),
+    "not_before",
 )
 
 
