@@ -262,11 +262,11 @@ local function announce(kind, id, key, webhook, event)
     if wanted == event then break end
     if i == #events then return end
   end
-  local fields, told = redis.call('HGETALL', key), {}
-  for i = 1, #fields, 2 do
-    if fields[i] ~= 'input' and fields[i] ~= 'history' and #fields[i + 1] <= MAX_EVENT_VALUE then
-      told[#told + 1] = fields[i]
-      told[#told + 1] = fields[i + 1]
+  local told = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if field ~= 'input' and field ~= 'history' and redis.call('HSTRLEN', key, field) <= MAX_EVENT_VALUE then
+      told[#told + 1] = field
+      told[#told + 1] = redis.call('HGET', key, field)
     end
   end
   redis.call('XADD', S .. 'outbox', '*', 'kind', kind, 'id', id, 'type', event, 'record', cjson.encode(told))

@@ -51,7 +51,7 @@ PAUSE_S = 0.25
 COMPLETE_BYTES = 8 * 2**20
 
 #: A call that Redis cuts off so often, although it answers others, is given up.
-MOST_CUTS = 3
+MOST_CUTS = 4
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300

@@ -101,7 +101,8 @@ class Plugin(Service[Input, Output]):
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("large")
     write_plugin(folder / "plugins", "large", SCHEMA, LARGE)
-    with running_system(folder, folder / "plugins") as made:
+    networks = {"SERVICES_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.1/32"}
+    with running_system(folder, folder / "plugins", **networks) as made:
         busy = time_of_32_mb(made)
         made.redis.client.config_set("slowlog-log-slower-than", 100_000)
         made.start_api()
@@ -539,3 +540,23 @@ def test_all_results_are_copied_where_that_is_asked_for(large: System, client: h
     assert stock.AsyncResult(ended[0]["id"]).get(timeout=10) == ended[0]["output"]
     assert str(stock.AsyncResult(ended[1]["id"]).result) == ended[1]["error"]["message"]
     assert [stock.AsyncResult(job).state for job in (cancelled, late)] == ["REVOKED", "FAILURE"]
+
+
+# -- what is told of a job --------------------------------------------------------------------------------------------
+
+
+def test_large_partial_outputs_are_heard_in_pieces_and_in_order(client: httpx.Client) -> None:
+    job = run(client, do="yield", size=2_600_000)
+    told = list(listen_to(client, f"/jobs/{job['id']}/events"))
+    assert [data["index"] for name, data, _ in told if name == "output"] == [0, 1, 2]
+    assert all(len(data["output"]) == 2_600_000 for name, data, _ in told if name == "output")
+    assert told[-1][0] == "status" and told[-1][1]["status"] == "succeeded"
+
+
+def test_a_webhook_of_a_job_with_a_large_output_is_told_without_it(large: System, client: httpx.Client) -> None:
+    body = {"service": "large", "input": {"size": 15 * MB}, "webhook": "http://127.0.0.1:9/hook"}
+    job = client.post("/jobs", json=body).raise_for_status().json()
+    assert finished(client, job["id"], 60)["status"] == "succeeded"
+    entries: Any = large.redis.client.xrange("{large}:outbox")
+    record = entries[0][1][b"record"]
+    assert len(record) < 10_000 and b'"timings"' in record and b'"output"' not in record
