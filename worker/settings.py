@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
-    """Largest request body; a larger one gets 413 `payload_too_large`. Also of a Celery message: `invalid_input`."""
+    """Largest request body; a larger one gets 413 `payload_too_large`."""
 
     max_batch_inputs: int = Field(1_000_000, gt=0)
     """Most inputs of one `POST /batches`; more get 413 `payload_too_large`."""
