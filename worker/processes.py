@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,15 +52,26 @@ def hold_signals() -> None:
 
 
 def guard_forks(leave: Callable[[], None]) -> None:
-    """From now on, a fork of this process has Python's own signal handlers again, and then calls ``leave``."""
+    """From now on, a fork of this process has Python's own signal handlers again, and then calls ``leave``.
+
+    The signals are blocked meanwhile: one that comes to the fork before it has its handlers must not be lost.
+    """
+    before = threading.local()
+
+    def block() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
 
     def in_child() -> None:
         for number in GROUP_SIGNALS:
             if signal.getsignal(number) is _take_no_notice:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        unblock()
         leave()
 
-    os.register_at_fork(after_in_child=in_child)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=in_child)
 
 
 def end_at_once(code: int) -> NoReturn:
