@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import quote
 
-from pydantic_core import to_json
-
+from api.client.encode import dump
 from api.client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
 from api.client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
 from api.client.sse import EventReader
@@ -60,7 +59,7 @@ class Operations:
     def submit(self, service: str, input: Any, options: JobOptions, key: str, job_id: str, wait: float) -> Steps[Raw]:
         """``POST /jobs``, or ``PUT /jobs/<id>``: either makes one job, however often it is sent."""
         given = {name: value for name, value in options.items() if value is not None}
-        body = to_json({"service": service, "input": input, **given})
+        body = dump({"service": service, "input": input, **given})
         query = {"wait": f"{wait:g}"} if wait else {}
         headers = {"Content-Type": "application/json"}
         if job_id:
