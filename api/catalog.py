@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +14,8 @@ from pydantic_core import to_json
 
 from api.columns import list_columns
 from api.requests import invalid_fields
-from worker.discovery import Plugin, list_plugins, load_schema, say_known
-from worker.errors import ServiceFailed, ServicesError, UnknownService
+from worker.discovery import Plugin, list_plugins, load_models, say_known
+from worker.errors import InvalidInput, ServiceFailed, ServicesError, UnknownService
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -36,7 +37,8 @@ class Entry:
     def validate(self, text: bytes) -> list[tuple[Where, File]]:
         """Check an input (JSON), and give the files that it names, each with its place.
 
-        Raises ``InvalidInput``, or ``ServiceFailed`` where the schema itself is broken.
+        Raises ``InvalidInput``, also for a validator that raises what it should not; ``ServiceFailed`` where the schema
+        itself cannot be imported.
         """
         if self.failure:
             raise ServiceFailed(self.failure)
@@ -49,7 +51,9 @@ class Entry:
             raise invalid_fields(error, ["body", "input"]) from error
         except Exception as error:  # a plugin's validator may raise anything
             log.exception("the schema of %s raised", self.plugin.name)
-            raise ServiceFailed(f"{self.plugin.name}: its schema raised {type(error).__name__}: {error}") from error
+            must = f"the schema of {self.plugin.name} raised {type(error).__name__}: {error}"
+            detail = {"loc": ["body", "input"], "msg": must, "type": "validator_error"}
+            raise InvalidInput(f"body.input: {must}", errors=[detail]) from error
 
     @property
     def takes_files(self) -> bool:
@@ -99,7 +103,9 @@ class Catalog:
 
     def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
         found = list_plugins().values() if plugins is None else plugins
-        self.entries = {plugin.name: _load(plugin) for plugin in found}
+        plugins = list(found)
+        schemas = Counter(plugin.schema_module for plugin in plugins if plugin.schema_module)
+        self.entries = {plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1) for plugin in plugins}
 
     def get(self, name: str) -> Entry:
         """One service. Raises ``UnknownService`` that lists the known ones."""
@@ -109,11 +115,12 @@ class Catalog:
         return entry
 
 
-def _load(plugin: Plugin) -> Entry:
+def _load(plugin: Plugin, is_shared: bool) -> Entry:
     try:
-        module = load_schema(plugin)
-        model = module.Input if module else None
-        output = getattr(module, "Output", None)
+        models = load_models(plugin, is_shared)
+        model, output = models.input, models.output
+        if models.problem:
+            log.warning("service %s: %s", plugin.name, models.problem)
         list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
         list_columns(output, "serialization")
         input_schema = model.model_json_schema() if model else None

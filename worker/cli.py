@@ -133,6 +133,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     """run failed jobs again: all of a service, or one by its id"""
     from worker.holding import run_again
     from worker.ledger import Ledger
+    from worker.store import say_refusal
 
     target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
@@ -144,7 +145,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     except JobNotFound as error:
         return _fail(f"{error.message}, and no service this name; {say_known(plugins)}")
     except RedisError as error:
-        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+        return _fail(say_refusal(error, settings.away_hint))
     return 0
 
 
@@ -198,6 +199,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
     """show, rotate or make the secrets that sign webhooks"""
     from worker.ledger import Ledger
     from worker.signing import make_secret
+    from worker.store import say_refusal
     from worker.webhooks import read_secrets, rotate_secrets
 
     if arguments.action == "new":
@@ -209,7 +211,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         secrets = (rotate_secrets if arguments.action == "rotate" else read_secrets)(client, settings)
     except RedisError as error:
-        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+        return _fail(say_refusal(error, settings.away_hint))
     print("\n".join(secrets))
     return 0
 

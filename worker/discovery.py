@@ -7,6 +7,7 @@ whatever the plugin raises into ``ServiceFailed`` with the plugin's name, so tha
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,6 +80,39 @@ def say_known(installed: Iterable[str]) -> str:
     return f"installed services: {names}" if names else "no service is installed (`pip install -e plugins/<name>`)"
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A service's two models as its ``schema.py`` has them; None where that is not known without the service."""
+
+    input: Any = None
+    output: Any = None
+    problem: str = ""  #: why they are not known, where there is a schema
+
+
+def load_models(plugin: Plugin, is_shared: bool = False) -> Models:
+    """The service's models, from its ``schema.py`` alone.
+
+    Args:
+        is_shared: whether another service has the same ``schema.py``: then ``Input`` may be that one's, and the class
+            itself must say which models are its own.
+
+    Raises ``ServiceFailed`` where the module cannot be imported or has no pydantic ``Input``.
+    """
+    module = load_schema(plugin)
+    if module is None:
+        return Models()
+    if not is_shared:
+        return Models(module.Input, getattr(module, "Output", None))
+    found = find_models(plugin, module)
+    if found:
+        return Models(*found)
+    must = f"write the class as `class Name(Service[Input, Output])` with models imported from {module.__name__}"
+    return Models(
+        problem=f"other services share {module.__name__}, and the source of {plugin.target} does not say "
+        f"which models are its own, so its jobs are accepted unvalidated and checked by the worker; {must}"
+    )
+
+
 def load_schema(plugin: Plugin) -> ModuleType | None:
     """Import the plugin's ``schema.py`` and nothing else of it; None where it ships none.
 
@@ -94,6 +129,38 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
     if not hasattr(module, "Input") or not hasattr(module.Input, "model_validate_json"):
         raise ServiceFailed(f"{plugin.name}: {name} must define `class Input(BaseModel)`")
     return module
+
+
+def find_models(plugin: Plugin, schema: ModuleType) -> tuple[Any, Any] | None:
+    """The ``Input`` and ``Output`` in the schema that the service's class names, read without importing the service.
+
+    None where the source does not say it: the class names its models by another way than
+    ``class Name(Service[Input, Output])`` with names imported from the schema.
+    """
+    spec = _find_without_import(plugin.module)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    imported = {
+        alias.asname or alias.name: alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2] == "schema"
+        for alias in node.names
+    }
+    wanted = plugin.target.partition(":")[2].strip()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == wanted:
+            found = [imported.get(name, "") for base in node.bases for name in _arguments_of(base)]
+            if len(found) == 2 and all(hasattr(schema, name) for name in found):
+                return getattr(schema, found[0]), getattr(schema, found[1])
+    return None
+
+
+def _arguments_of(base: ast.expr) -> list[str]:
+    """The names in ``Service[Input, Output]``."""
+    if not (isinstance(base, ast.Subscript) and isinstance(base.slice, ast.Tuple)):
+        return []
+    return [each.id for each in base.slice.elts if isinstance(each, ast.Name)]
 
 
 def load_service(plugin: Plugin) -> type[Service[Any, Any]]:

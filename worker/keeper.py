@@ -22,6 +22,7 @@ import redis
 from worker.lease import SharedLease
 from worker.ledger import CancelledRun, Ledger
 from worker.settings import Settings
+from worker.store import say_refusal
 
 log = logging.getLogger("services.worker")
 
@@ -75,7 +76,7 @@ class Keeper(threading.Thread):
                 away = False
             except redis.RedisError as error:
                 if not away:
-                    log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
+                    log.warning("%s", say_refusal(error, self._settings.away_hint))
                 away = True
             self._wake.wait(TICK_S)
             self._wake.clear()

@@ -16,7 +16,7 @@ from worker.errors import StoreUnavailable
 from worker.ledger import SERVICES_KEY, record_key, seen_key
 from worker.scripts import Scripts
 from worker.settings import Settings
-from worker.store import make_async_client
+from worker.store import make_async_client, say_refusal
 
 #: Connections of one API process, at most.
 MAX_CONNECTIONS = 16
@@ -68,8 +68,7 @@ class LedgerClient:
             async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
                 yield
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-            hint = f" {self._settings.away_hint}" if isinstance(error, redis.ConnectionError | OSError) else ""
-            raise StoreUnavailable(f"{StoreUnavailable.__doc__}{hint} ({type(error).__name__})") from error
+            raise StoreUnavailable(say_refusal(error, self._settings.away_hint)) from error
 
     async def _call(self, service: str, arguments: list[Any]) -> Any:
         async with self.guard():

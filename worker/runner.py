@@ -23,6 +23,7 @@ from worker.ledger import Ending, Held, Ledger, Stored
 from worker.passage import Outcome, Passage
 from worker.service import Service
 from worker.stages import Timings, may_hold_constants, run_stages, say
+from worker.store import DiskFull
 from worker.telling import Teller
 
 log = logging.getLogger("services.worker")
@@ -34,6 +35,7 @@ AWAY = (
     redis.BusyLoadingError,
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
+    DiskFull,
 )
 
 #: Stage 5 of a batch: writes every end, in one call, and says what became of each.

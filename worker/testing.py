@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.discovery import Plugin, load_schema, load_service
+from worker.discovery import Plugin, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
@@ -126,8 +126,7 @@ def example_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> Any:
 
 def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> list[Any]:
     """All examples of a plugin's ``Input`` (JSON Schema's ``examples``). Raises ``ServiceFailed``."""
-    module = load_schema(plugin)
-    model = module.Input if module else service.Input if service else None
+    model = service.Input if service else load_models(plugin, _is_shared(plugin)).input
     return list(model.model_json_schema().get("examples", ())) if model else []
 
 
@@ -166,14 +165,21 @@ def _check_light(plugin: Plugin) -> str | None:
 
 
 def _check_models(plugin: Plugin, service: Service[Any, Any]) -> str | None:
-    module = load_schema(plugin)
+    models, module = load_models(plugin, _is_shared(plugin)), load_schema(plugin)
+    if models.problem:
+        return models.problem
     if module is None:
         must = f"put its Input and Output into a schema.py beside {plugin.target.partition(':')[0]}"
         return f"it ships no schema.py, so the API would accept its jobs unvalidated: {must}"
-    for role in ("Input", "Output"):
-        if getattr(module, role, None) is not getattr(service, role):
+    for role, model in (("Input", models.input), ("Output", models.output)):
+        if model is not getattr(service, role):
             return f"{module.__name__}.{role} is not the one in Service[Input, Output]: import it from there"
     return None
+
+
+def _is_shared(plugin: Plugin) -> bool:
+    """Whether another installed service has the same ``schema.py``."""
+    return sum(other.schema_module == plugin.schema_module for other in list_plugins().values()) > 1
 
 
 def _check_examples(service: Service[Any, Any], examples: list[Any]) -> str | None:
