@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from api.columns import list_columns
 from api.requests import invalid_fields
-from worker.discovery import Plugin, list_plugins, load_models, say_known
+from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
 from worker.errors import InvalidInput, ServiceFailed, ServicesError, UnknownService
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
@@ -137,7 +137,7 @@ def _load(plugin: Plugin, is_shared: bool) -> Entry:
 
 def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
     """The first example that the model's JSON Schema holds and the model accepts."""
-    for example in schema.get("examples", ()):
+    for example in examples_in(schema):
         try:
             model.model_validate_json(to_json(example))
         except ValueError as error:

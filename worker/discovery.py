@@ -131,6 +131,12 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
     return module
 
 
+def examples_in(schema: dict[str, Any]) -> list[Any]:
+    """The ``examples`` of a model's JSON Schema; that of a model which holds itself is behind a reference."""
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    return list((schema.get("$defs", {}).get(name) or schema).get("examples", ()))
+
+
 def find_models(plugin: Plugin, schema: ModuleType) -> tuple[Any, Any] | None:
     """The ``Input`` and ``Output`` in the schema that the service's class names, read without importing the service.
 

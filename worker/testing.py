@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.discovery import Plugin, list_plugins, load_models, load_schema, load_service
+from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
@@ -127,7 +127,7 @@ def example_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> Any:
 def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> list[Any]:
     """All examples of a plugin's ``Input`` (JSON Schema's ``examples``). Raises ``ServiceFailed``."""
     model = service.Input if service else load_models(plugin, _is_shared(plugin)).input
-    return list(model.model_json_schema().get("examples", ())) if model else []
+    return examples_in(model.model_json_schema()) if model else []
 
 
 def check_plugin(plugin: Plugin) -> Iterator[Check]:
@@ -199,6 +199,8 @@ def _check_batches(service: Service[Any, Any], examples: list[Any]) -> str | Non
     for order in (forwards, forwards[::-1]):
         together = run_inline(service, [examples[i] for i in order])
         for place, (i, result) in enumerate(zip(order, together, strict=True)):
+            if isinstance(result, ServicesError) and not isinstance(alone[i], ServicesError):
+                return f"a batch of {size} fails, though example {i} alone does not: {result.code}: {result.message}"
             if not agree(result, alone[i]):
                 return f"example {i} alone gives {alone[i]}, but {result} as item {place} of a batch of {size}"
     return None
@@ -208,7 +210,11 @@ def _check_bad_input(service: Service[Any, Any], example: Any) -> str | None:
     unfit = next((value for value in UNFIT if isinstance(run_inline(service, [value])[0], ServicesError)), None)
     results = run_inline(service, [example, unfit, example])
     failed = [isinstance(result, ServicesError) for result in results]
-    return None if failed == [False, True, False] else f"of [good, bad, good] these failed: {failed}"
+    if failed == [False, True, False]:
+        return None
+    if failed[1]:
+        return "in a batch of a good, a bad and a good input, a good one failed too; only the bad one may"
+    return "in a batch of a good, a bad and a good input, the bad one did not fail"
 
 
 def agree(one: Any, other: Any) -> bool:
