@@ -35,10 +35,11 @@ from api import (
 )
 from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.catalog import Catalog
-from api.front import Front, Plain
+from api.front import Front, NotStarted, Plain
 from api.keyring import Keyring
 from api.meter import Meter, Metered
 from api.openapi import build_document
+from api.versions import watch_versions
 from api.waiter import Waiter
 from api.writer import Writer
 from worker.dispatch import WEBHOOKS
@@ -47,6 +48,7 @@ from worker.files_async import AsyncFiles
 from worker.hearing import Hearing
 from worker.ledger_async import AsyncLedger
 from worker.logs import setup_logging
+from worker.schema import SchemaTooNew
 from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.api")
@@ -66,6 +68,8 @@ CORS: dict[str, Any] = {
 
 #: Seconds between two sweeps of all services.
 SWEEP_S = 1.0
+#: How long the API's start waits to hear which release wrote the data.
+SCHEMA_WAIT_S = 2.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -115,10 +119,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.files = AsyncFiles(state.ledger, state.settings)
     state.hearing = Hearing(state.ledger, state.settings)
     state.keyring = Keyring(state.ledger)
+    await _check_data(state.ledger)
     await _check_address(state.keyring, state.settings)
     state.bodies = Bodies(state.settings.body_timeout_s)
     running = (state.waiter.run(), state.keyring.run(), state.bodies.run(), state.files.run())
-    tasks = [asyncio.create_task(each) for each in (*running, _sweep(state.ledger, state.catalog))]
+    looking = (_sweep(state.ledger, state.catalog), watch_versions(state.ledger, state.catalog))
+    tasks = [asyncio.create_task(each) for each in (*running, *looking)]
     gc.collect()
     gc.freeze()  # a full collection looked at all that the imports made, and held every request up for 0.1 s
     yield
@@ -142,7 +148,19 @@ async def _check_address(keyring: Keyring, settings: Settings) -> None:
         log.warning("Redis does not say whether there are API keys: until it does, requests to %s get 503", address)
     else:
         if not has_keys:
-            raise RuntimeError(f"not started on {address}: {NEED_A_KEY}")
+            raise NotStarted(f"not started on {address}: {NEED_A_KEY}")
+
+
+async def _check_data(ledger: AsyncLedger) -> None:
+    """Refuse to start on the data of a later release. Where Redis is away, that is looked at before the first call."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SCHEMA_WAIT_S):
+            try:
+                await ledger.ping()
+            except SchemaTooNew as error:
+                raise NotStarted(f"not started: {error.message}") from error
+            except StoreUnavailable as error:
+                log.debug("the schema of the data in Redis is not known yet: %s", error)
 
 
 async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:

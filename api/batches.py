@@ -12,9 +12,9 @@ import hashlib
 import logging
 import uuid
 from codecs import BOM_UTF8
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -41,6 +41,8 @@ from worker.errors import InvalidInput, ServicesError, StoreUnavailable
 from worker.jobs import TERMINAL, Priority
 from worker.service import Service
 from worker.webhooks import dump_webhook
+
+T = TypeVar("T")
 
 log = logging.getLogger("services.api")
 router = APIRouter()
@@ -254,23 +256,58 @@ async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
     """The chunks' lines, one chunk after the other; each is awaited."""
     state = request.app.state
     for number in range(batch.chunks):
-        with state.waiter.signal(f"{batch.id}.{number}") as ended:
-            while True:
-                chunk = await _chunk(state.ledger, batch, number)
-                if chunk.status in TERMINAL:
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), LOOK_S)
-                ended.clear()
-        yield chunk.lines() + b"\n"
+        told = 0  # rows of this chunk
+        while True:
+            chunk = await _ended_chunk(state, batch, number)
+            try:
+                async for lines in _pieces(state.ledger, batch, number, chunk, told):
+                    told += lines.count(b"\n")
+                    yield lines
+                break
+            except LookupError:  # its rows were run again meanwhile, and that has just ended
+                continue
 
 
-async def _chunk(ledger: Any, batch: Bulk, number: int) -> StoredChunk:
-    """A chunk; while Redis is away, it is asked for again: the answer has begun, so it can carry no error any more."""
+async def _ended_chunk(state: Any, batch: Bulk, number: int) -> StoredChunk:
+    with state.waiter.signal(f"{batch.id}.{number}") as ended:
+        while True:
+            chunk: StoredChunk = await _asked_again(batch, partial(state.ledger.get_chunk, batch, number))
+            if chunk.status in TERMINAL:
+                return chunk
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), LOOK_S)
+            ended.clear()
+
+
+async def _pieces(ledger: Any, batch: Bulk, number: int, chunk: StoredChunk, skip: int) -> AsyncIterator[bytes]:
+    """A chunk's lines, each with its end, but for the first ``skip``; one part of them after the other.
+
+    Raises ``LookupError`` where a part is gone.
+    """
+    if not chunk.was_run:
+        yield chunk.lines_not_run() + b"\n"
+        return
+    first = chunk.first
+    for field in (*chunk.parts, ""):
+        lines = chunk.output
+        if field:
+            lines = await _asked_again(batch, partial(ledger.get_part, batch, number, field))
+            if not lines:
+                raise LookupError(field)
+        count = lines.count(b"\n") + 1
+        mended = chunk.mend(lines, first) + b"\n"
+        first += count
+        if first - chunk.first <= skip:
+            continue
+        left_out = max(0, skip - (first - chunk.first - count))
+        yield mended.split(b"\n", left_out)[-1] if left_out else mended
+
+
+async def _asked_again(batch: Bulk, ask: Callable[[], Awaitable[T]]) -> T:
+    """What Redis answers; while it is away, it is asked again: an answer that has begun can carry no error any more."""
     while True:
         try:
-            chunk: StoredChunk = await ledger.get_chunk(batch, number)
-            return chunk
+            return await ask()
         except StoreUnavailable as error:
             log.warning("the results of batch %s wait: %s", batch.id, error.message)
             await asyncio.sleep(AGAIN_S)

@@ -6,16 +6,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from api.columns import list_columns
+from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
-from worker.errors import InvalidInput, ServiceFailed, ServicesError, UnknownService
+from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError, UnknownService, say, to_utf8
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -49,9 +49,9 @@ class Entry:
             return list(find_files(value)) if holds_files(self.input) else []
         except ValidationError as error:
             raise invalid_fields(error, ["body", "input"]) from error
-        except Exception as error:  # a plugin's validator may raise anything
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
             log.exception("the schema of %s raised", self.plugin.name)
-            must = f"the schema of {self.plugin.name} raised {type(error).__name__}: {error}"
+            must = f"the schema of {self.plugin.name} raised {say(error)}"
             detail = {"loc": ["body", "input"], "msg": must, "type": "validator_error"}
             raise InvalidInput(f"body.input: {must}", errors=[detail]) from error
 
@@ -73,7 +73,7 @@ class Entry:
         return {
             "name": self.plugin.name,
             "version": self.plugin.version,
-            "description": self.plugin.description,
+            "description": to_utf8(self.plugin.description),
             "input_schema": self.input_schema,
             "output_schema": self.output_schema,
             "example": self.example,
@@ -83,6 +83,8 @@ class Entry:
             "workers": len(overview.workers),
             "queue_depth": overview.depth,
             "oldest_age_s": overview.oldest_age_s,
+            "scheduled": overview.scheduled,
+            "worker_versions": overview.worker_versions,
         }
 
     def state(self, overview: Overview) -> tuple[str, str | None]:
@@ -123,14 +125,11 @@ def _load(plugin: Plugin, is_shared: bool) -> Entry:
             log.warning("service %s: %s", plugin.name, models.problem)
         list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
         list_columns(output, "serialization")
-        input_schema = model.model_json_schema() if model else None
-        output_schema = output.model_json_schema(mode="serialization") if output else None
+        input_schema, output_schema = describe(model, "validation"), describe(output, "serialization")
         example = _example(model, input_schema) if model and input_schema else None
         return Entry(plugin, model, output, None, example, input_schema, output_schema)
-    except Exception as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
-        reason = (
-            error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {type(error).__name__}: {error}"
-        )
+    except PLUGIN_ERRORS as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
+        reason = error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {say(error)}"
         log.error("the schema of service %s is broken, so its jobs are refused: %s", plugin.name, reason)
         return Entry(plugin, None, None, reason, None)
 
@@ -140,16 +139,8 @@ def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
     for example in examples_in(schema):
         try:
             model.model_validate_json(to_json(example))
-        except ValueError as error:
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
             log.warning("an example of %s does not fit it: %s", model.__module__, error)
         else:
             return example
     return None
-
-
-def own_version() -> str:
-    """The framework's version."""
-    try:
-        return version("libs-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

@@ -23,7 +23,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import from_json, to_json
 
 from api.requests import dump_strictly
-from api.tensors import FLOATS, INTEGERS, Tensor
+from api.tensors import FLOATS, INTEGERS, MAX_DIMENSIONS, Tensor
 from worker.errors import InvalidInput, InvalidOutput
 
 #: Most rows of one request, each of which is a job; for more there is ``POST /batches``.
@@ -106,7 +106,8 @@ def _make_column(name: str, field: Schema, required: bool, definitions: Schema, 
     schema, nullable = _without_null(field, definitions)
     shape: list[int] = []
     lists_nullable = False
-    while schema.get("type") == "array" and (items := _items_of(schema)) is not None:
+    # A type may hold lists of itself, without end: a field of that many dimensions is JSON.
+    while len(shape) < MAX_DIMENSIONS and schema.get("type") == "array" and (items := _items_of(schema)) is not None:
         lists_nullable = lists_nullable or nullable
         least, most = schema.get("minItems"), schema.get("maxItems")
         shape.append(most if most and least == most else -1)
@@ -128,9 +129,11 @@ def _make_column(name: str, field: Schema, required: bool, definitions: Schema, 
 
 
 def _resolve(schema: Schema, definitions: Schema) -> Schema:
-    while "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
-    return schema
+    for _ in definitions:
+        if "$ref" not in schema:
+            break
+        schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
+    return schema if "$ref" not in schema else {}  # one that leads nowhere
 
 
 def _without_null(schema: Schema, definitions: Schema) -> tuple[Schema, bool]:

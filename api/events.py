@@ -190,7 +190,7 @@ async def _next(state: Any, job: Job, told: Told) -> tuple[list[bytes], Told, bo
     heard = await state.hearing.hear(job, told.number, MOST)
     if heard is None:
         raise JobExpired
-    whole = len(heard.events) < MOST
+    whole = not heard.has_more
     steps = list(_steps(told, heard, whole))
     texts: list[bytes] = []
     if any(isinstance(step, State) for step in steps):

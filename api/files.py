@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from api.access import caller_of
+from api.dispositions import write_attachment
 from api.problems import LinkInvalid, RangeNotSatisfiable
 from api.requests import check_query, invalid_query, read_nothing, read_seconds
 from api.uploads import Upload
@@ -41,7 +42,7 @@ async def create_file(request: Request) -> Response:
     upload = Upload(request, state.settings)
     owner = caller_of(request).owner
     try:
-        record, is_new = await state.files.store(upload.pieces(), lambda: upload.content_type, keep_for_s, owner)
+        record, is_new = await state.files.store(upload.pieces(), upload.tell, keep_for_s, owner)
     except ClientDisconnect:
         log.info("an upload broke off; nothing is left of it")
         return Response(status_code=400)  # nobody reads it
@@ -76,7 +77,7 @@ async def get_content(request: Request, file_id: str) -> Response:
     is_head = request.method == "HEAD"  # which knows no ranges
     first, length = (0, record.size) if is_head else _read_range(request, record)
     headers = {**HARMLESS, "Accept-Ranges": "bytes", "ETag": f'"{record.id}"', "Content-Length": str(length)}
-    headers["Content-Disposition"] = f'attachment; filename="{record.id[:16]}"'
+    headers["Content-Disposition"] = write_attachment(record.filename or record.id[:16])
     status = 200
     if length < record.size:
         status, headers["Content-Range"] = 206, f"bytes {first}-{first + length - 1}/{record.size}"

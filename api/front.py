@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 
@@ -33,6 +33,10 @@ class Plain:
         await response(scope, receive, send)
 
 
+class NotStarted(RuntimeError):
+    """Why the API does not start, in words that need no traceback."""
+
+
 class Front(FastAPI):
     """The application, with a short way for some requests.
 
@@ -48,6 +52,8 @@ class Front(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the application's life."""
+        if scope["type"] == "lifespan":
+            send = _in_one_line(send)
         if scope["type"] == "http" and b"%2" in (scope.get("raw_path") or b""):
             _keep_slashes(scope)
         if scope["type"] == "http" and not scope.get("root_path"):
@@ -70,6 +76,17 @@ class Front(FastAPI):
         except Exception as error:
             response = await problems.answer_any(Request(scope, receive, send), error)
             await response(scope, receive, send)
+
+
+def _in_one_line(send: Send) -> Send:
+    """Have the server log a ``NotStarted`` by its words alone, instead of Starlette's traceback."""
+
+    async def sent(message: Message) -> None:
+        last = str(message.get("message", "")).rstrip().rpartition("\n")[2]
+        words = last.partition(f"{NotStarted.__name__}: ")[2]
+        await send({**message, "message": words} if words else message)
+
+    return sent
 
 
 def _keep_slashes(scope: Scope) -> None:

@@ -112,6 +112,7 @@ def _gauges(seen: Seen) -> Iterator[Metric]:
             "Age of the oldest of the ten jobs that are next",
             lambda _, seen: seen.oldest_age_s,
         ),
+        "services_jobs_scheduled": ("Queued jobs whose not_before has not come", lambda _, seen: seen.scheduled),
         "services_queue_bytes": ("Inputs of queued jobs", lambda _, seen: seen.counts.get("waiting_bytes", 0)),
         "services_jobs_running": ("Jobs, and chunks of batches, that workers run", lambda _, seen: seen.running),
         "services_jobs_ended_per_second": ("Jobs ended a second, now", lambda _, seen: round(seen.rate, 4)),

@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json
 from starlette.requests import ClientDisconnect
 
 from api.access import caller_of
-from api.catalog import Entry, own_version
+from api.catalog import Entry
 from api.columns import list_columns, to_tensor
 from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.model_info import PLATFORM
@@ -28,6 +28,7 @@ from api.tensors import to_binary, to_values
 from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
 from worker.jobs import Job, NewJob, Status
 from worker.ledger_async import Repeated
+from worker.schema import own_version
 
 log = logging.getLogger("services.api")
 router = APIRouter()

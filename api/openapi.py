@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.catalog import Catalog, Entry, own_version
+from api.catalog import Catalog, Entry
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
 from api.openapi_parts import make_keep_for
 from api.openapi_paths import batch_request, build_paths
+from api.plain_schema import mend_refs
 from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
 from api.schemas import (
     ATTEMPT,
@@ -37,6 +38,7 @@ from api.schemas import (
     name_for_clients,
 )
 from worker.jobs import Priority, Status
+from worker.schema import own_version
 from worker.webhooks import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
@@ -55,7 +57,7 @@ def build_document(catalog: Catalog) -> dict[str, Any]:
     schemas: dict[str, Schema] = {}
     for entry in entries:
         schemas |= _service_schemas(entry)
-    schemas |= {"Job": _job_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
+    schemas |= {"Job": _job_schema(entries), "JobRow": _row_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
     schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Event": EVENT, "Delivery": DELIVERY}
     schemas |= {"Attempt": ATTEMPT, "Health": HEALTH, "JobPage": JOB_PAGE, "ServiceList": SERVICE_LIST}
     schemas |= {"DeliveryList": DELIVERY_LIST, "BatchRequest": batch_request(entries), **OPEN_INFERENCE}
@@ -76,7 +78,7 @@ def _tagged(path: str, operations: Schema) -> Schema:
 
 def _service_schemas(entry: Entry) -> dict[str, Schema]:
     """A service's Input, Output and request."""
-    found = describe_models(entry.plugin.name, entry.input, entry.output)
+    found = mend_refs(describe_models(entry.plugin.name, entry.input, entry.output), "#/components/schemas/")
     found[f"{entry.plugin.name}.JobRequest"] = _request_schema(entry)
     return {component: name_for_clients(component, schema) for component, schema in found.items()}
 
@@ -104,11 +106,23 @@ def _request_schema(entry: Entry) -> Schema:
                 "maximum": MAX_CACHE_FOR_S,
                 "description": "seconds for which equal jobs share one result; 0: not this one; default: the service's",
             },
+            "not_before": {
+                **TIME,
+                "description": "it is not run earlier: a time with its offset, at most 30 days ahead; past: now",
+            },
         },
     }
     if entry.example is not None:
         schema["examples"] = [{"service": name, "input": entry.example}]
     return schema
+
+
+def _row_schema(entries: list[Entry]) -> Schema:
+    """A job in a list."""
+    schema = _job_schema(entries)
+    output = {**schema["properties"]["output"], "description": "with `?include=output`"}
+    required = [name for name in schema["required"] if name != "output"]
+    return make_object({**schema["properties"], "output": output}, required)
 
 
 def _job_schema(entries: list[Entry]) -> Schema:
@@ -124,6 +138,7 @@ def _job_schema(entries: list[Entry]) -> Schema:
         "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
         "estimated_start_at": {**TIME, "description": "about when it will start; null where that is not known"},
+        "not_before": {**TIME, "description": "it is not run earlier; null where nothing was asked for"},
         "created_at": {"type": "string", "format": "date-time"},
         "started_at": TIME,
         "finished_at": TIME,

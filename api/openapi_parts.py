@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from api.problems import TITLES
@@ -88,7 +89,12 @@ def in_query(name: str, schema: Schema, description: str) -> Schema:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-INCLUDE = in_query("include", make_enum(("attempts", "input", "attempts,input")), "further members of each job")
+INCLUDED = ("attempts", "input", "output")
+INCLUDE = in_query(
+    "include",
+    make_enum(",".join(names) for size in (1, 2, 3) for names in combinations(INCLUDED, size)),
+    "further members of each job; a page with inputs or outputs ends early once it has 16 MB of them",
+)
 
 PAGING = [
     in_query("service", {"type": "string"}, "only this service's"),

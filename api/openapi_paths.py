@@ -176,6 +176,8 @@ def _file_paths() -> Schema:
     form = {"schema": make_object({"file": BYTES}), "encoding": {"file": {"contentType": "*/*"}}}
     body = {"required": True, "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": form}}
     keep = in_query("keep_for_s", make_keep_for(null=False), "seconds that it is kept")
+    named = {"name": "Content-Disposition", "in": "header", "schema": {"type": "string"}}
+    named["description"] = "its name, where the body is the file itself: `attachment; filename*=UTF-8''photo.jpg`"
     created = {
         "200": make_answer(file, "The file, which this API key had already, and which lives longer now", location),
         "201": make_answer(file, "The file, stored", location),
@@ -197,7 +199,7 @@ def _file_paths() -> Schema:
         {"name": "Range", "in": "header", "description": "one range of bytes", "schema": {"type": "string"}},
     ]
     return {
-        "/files": {"post": make_operation("create_file", "Store a file", created, [keep], requestBody=body)},
+        "/files": {"post": make_operation("create_file", "Store a file", created, [keep, named], requestBody=body)},
         "/files/{file_id}": {
             "get": make_operation("get_file", "Read what is known of a file", read, path),
             "delete": make_operation("delete_file", "Drop a file", gone, path),

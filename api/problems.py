@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from api.meter import METHODS
 from worker import errors
+from worker.schema import SchemaTooNew
 
 log = logging.getLogger("services.api")
 
@@ -38,6 +39,7 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.Forbidden: 403,
     errors.RateLimited: 429,
     errors.StoreUnavailable: 503,
+    SchemaTooNew: 503,
     errors.ServiceFailed: 503,
 }
 
@@ -162,7 +164,7 @@ async def answer_any(request: Request, error: Exception) -> Response:
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
     services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
-    if isinstance(error, errors.StoreUnavailable) and request.method == "POST" and request.url.path in KEYED:
+    if type(error) is errors.StoreUnavailable and request.method == "POST" and request.url.path in KEYED:
         error = errors.StoreUnavailable(f"{error.message} {SEND_AGAIN}")
     return answer(error, request.url.path, services)
 

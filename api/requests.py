@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import re
+import time
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,6 +28,8 @@ DRAIN_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_DEADLINE_S = 30 * 86_400
 MAX_CACHE_FOR_S = 30 * 86_400
+#: How far ahead ``not_before`` may lie.
+MAX_AHEAD_S = 30 * 86_400
 
 #: ``wait=<s>`` as one of the preferences of a ``Prefer`` header (RFC 7240).
 WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
@@ -35,6 +39,9 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: What to do about a byte order mark, which JSON must not begin with (RFC 8259, section 8.1).
 BOM_REFUSED = "it begins with a byte order mark (BOM); send UTF-8 without one"
+#: RFC 3339's date-time: its offset is never left out.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 Deadline = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
@@ -49,6 +56,22 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 def _null_as(default: Any) -> BeforeValidator:
     """Takes null for what a field is where it is left out: typed clients write their None so."""
     return BeforeValidator(lambda value: default if value is None else value)
+
+
+def _read_moment(value: Any) -> int | None:
+    """An RFC 3339 time as microseconds since the epoch; None for null. Raises ``ValueError``."""
+    if value is None:
+        return None
+    must, got = "expected an RFC 3339 time with its offset, such as 2026-12-01T09:30:00Z", repr(value)[:100]
+    if not isinstance(value, str) or not MOMENT.fullmatch(value):
+        raise ValueError(f"{must}; got {got}")
+    try:
+        moment = (datetime.fromisoformat(value.upper()) - EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{must}; got {got}: {error}") from error
+    if moment > (time.time() + MAX_AHEAD_S) * 1e6:
+        raise ValueError(f"expected a time at most {MAX_AHEAD_S // 86_400} days ahead; got {got}")
+    return max(1, moment)  # 0 means none
 
 
 CacheFor = Annotated[float, Field(ge=0, le=MAX_CACHE_FOR_S)]
@@ -95,6 +118,7 @@ class JobRequest(BaseModel):
     metadata: Metadata = Field(default_factory=dict)
     webhook: Annotated[JobWebhook | None, BeforeValidator(_as_webhook)] = None
     cache_for_s: CacheFor | None = None
+    not_before: Annotated[int | None, BeforeValidator(_read_moment)] = None  #: microseconds since the epoch
 
 
 class BatchRequest(BaseModel):
@@ -276,7 +300,7 @@ def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInp
     """Pydantic's errors as ours, each with its place."""
     fields = field_errors(error, where)
     first = ".".join(map(str, fields[0]["loc"]))
-    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    more = f" (and {error.error_count() - 1} more)" if len(fields) > 1 else ""
     return InvalidInput(f"{first}: {fields[0]['msg']}{more}", errors=fields)
 
 

@@ -45,8 +45,8 @@ router = APIRouter()
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
 
-#: What ``?include=`` may ask for beyond the job itself.
-INCLUDES = frozenset({"attempts", "input"})
+#: What ``?include=`` may ask for beyond the job itself; a single job has its output anyway.
+INCLUDES = frozenset({"attempts", "input", "output"})
 
 
 async def create_job(request: Request) -> Response:
@@ -123,9 +123,10 @@ async def list_jobs(request: Request) -> Response:
     include = _read_include(query)
     names = [state.catalog.get(query["service"]).plugin.name] if "service" in query else list(state.catalog.entries)
     limit = read_int(query, "limit", DEFAULT_PAGE, MAX_PAGE)
-    page = await state.ledger.page(names, _read_status(query), limit, _read_cursor(query), caller_of(request).sees)
+    status, before, sees = _read_status(query), _read_cursor(query), caller_of(request).sees
+    page = await state.ledger.page(names, status, limit, before, sees, include)
     cursor = base64.urlsafe_b64encode("/".join(page.next).encode()) if page.next else None
-    jobs = b",".join(job.to_json(include) for job in page.jobs)
+    jobs = b",".join(job.to_json(include, is_row=True) for job in page.jobs)
     return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
 
 
@@ -221,6 +222,7 @@ def _new_job(
         most_open=caller.most_open,
         awaited=waits and not own_id,
         cache=ask_cache(entry, text, caller.owner, body.cache_for_s, may_cache),
+        not_before_us=body.not_before or 0,
     )
     return new, files
 

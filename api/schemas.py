@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
+from api.plain_schema import describe_safely
 from worker.addresses import MAX_URL
 from worker.jobs import Priority
 from worker.webhooks import BATCH_EVENTS, JOB_EVENTS
@@ -39,8 +40,9 @@ def describe_models(name: str, input: type[BaseModel] | None, output: type[BaseM
     modes: dict[str, JsonSchemaMode] = {"Input": "validation", "Output": "serialization"}
     for role, model in (("Input", input), ("Output", output)):
         template = f"#/components/schemas/{name}.{role}.{{model}}"
-        schema = model.model_json_schema(mode=modes[role], ref_template=template) if model else {}
-        for definition, body in schema.pop("$defs", {}).items():
+        schema = describe_safely(model, modes[role], ref_template=template)
+        definitions = schema.pop("$defs", {})
+        for definition, body in definitions.items() if isinstance(definitions, dict) else ():
             found[f"{name}.{role}.{definition}"] = body
         found[f"{name}.{role}"] = schema
     return found
@@ -53,12 +55,14 @@ def name_for_clients(component: str, schema: Schema) -> Schema:
     that its clients would have to send it.
     """
     titled = {**schema, "title": component.replace(".", " ")}
-    if "properties" in schema:
+    if isinstance(schema.get("properties"), dict):
         titled["properties"] = {name: _default_told(member) for name, member in schema["properties"].items()}
     return titled
 
 
-def _default_told(member: Schema) -> Schema:
+def _default_told(member: Any) -> Any:
+    if not isinstance(member, dict):  # true or false is a schema too
+        return member
     told = {**member}
     default = told.pop("default", None)
     if default is not None:
@@ -122,6 +126,12 @@ PROBLEM = make_object(
     ["type", "title", "status", "detail", "code"],
 )
 
+WORKER_VERSION: Schema = {
+    "version": {"type": ["string", "null"], "description": "of the plugin"},
+    "libs_service": {"type": ["string", "null"], "description": "null: a release before 0.2.0, which tells none"},
+    "workers": {"type": "integer", "minimum": 1},
+}
+
 SERVICE = make_object(
     {
         "name": {"type": "string"},
@@ -136,6 +146,8 @@ SERVICE = make_object(
         "workers": {"type": "integer", "minimum": 0},
         "queue_depth": {"type": "integer", "minimum": 0},
         "oldest_age_s": {"type": "number", "minimum": 0},
+        "worker_versions": {"type": "array", "items": make_object(WORKER_VERSION), "description": "of live workers"},
+        "scheduled": {"type": "integer", "minimum": 0, "description": "queued jobs whose `not_before` has not come"},
     }
 )
 
@@ -230,6 +242,7 @@ LAST_EVENT: Schema = {
 FILE = make_object(
     {
         "id": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "name": {"type": ["string", "null"], "description": "that it was sent with last; null where with none"},
         "size": {"type": "integer", "minimum": 1},
         "content_type": {"type": "string"},
         "sha256": {"type": "string", "description": "the same as its id"},
@@ -248,7 +261,7 @@ METRICS = _text("Also while Redis is away", "text/plain", "application/openmetri
 CONSOLE = _text("The page", "text/html")
 
 JOB_PAGE = make_object(
-    {"jobs": {"type": "array", "items": make_ref("Job")}, "next_cursor": {"type": ["string", "null"]}}
+    {"jobs": {"type": "array", "items": make_ref("JobRow")}, "next_cursor": {"type": ["string", "null"]}}
 )
 SERVICE_LIST = make_object({"services": {"type": "array", "items": make_ref("Service")}})
 HEALTH = make_object({"status": {"type": "string"}})

@@ -10,6 +10,7 @@ from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from api.dispositions import read_name, read_parameters
 from api.problems import PayloadTooLarge, UnsupportedFileType
 from api.requests import DRAIN_BYTES, refuse_encoded
 from worker.errors import InvalidInput
@@ -39,10 +40,15 @@ class Upload:
         kind = declared.partition(";")[0].strip().lower()
         self._form = Form(declared) if kind == FORM else None
         self._declared = "" if self._form else _check_declared(kind, ["header", "content-type"])
+        self._name = read_name(read_parameters(request.headers.get("content-disposition", "").encode("latin-1")))
         self._stream = request.stream()
         self._unread = False
         self._size = 0
         self.content_type = ""
+
+    def tell(self) -> tuple[str, str]:
+        """The file's type, and its name of the form's part or of the header ``Content-Disposition``; "" for none."""
+        return self.content_type, (self._form.name if self._form else "") or self._name
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The file, in pieces of a megabyte. Raises ``PayloadTooLarge``, ``UnsupportedFileType``, ``InvalidInput``."""
@@ -135,6 +141,7 @@ class Form:
         self._files = 0
         self._ended = False
         self.content_type = ""
+        self.name = ""
 
     def feed(self, data: bytes) -> bytes:
         """What of the file is in the next bytes of the body."""
@@ -167,11 +174,12 @@ class Form:
         self._field = self._value = b""
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        name = options.get(b"name", b"").decode(errors="replace")
+        options = read_parameters(self._headers.get(b"content-disposition", b""))
+        name = options.get("name", "")
         self._files += 1
-        if b"filename" not in options or self._files > 1:
+        if not options.keys() & {"filename", "filename*"} or self._files > 1:
             raise _invalid("expected one file and nothing else in the form", name[:100])
+        self.name = read_name(options, is_form=True)
         declared = self._headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
         self.content_type = _check_declared(declared, ["body", name[:100], "content-type"])
 

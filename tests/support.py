@@ -147,6 +147,23 @@ class RedisServer:
             return False
 
 
+def children_of(pid: int) -> list[int]:
+    """A process's own children, oldest first; none where it is gone."""
+    try:
+        paths = [tid / "children" for tid in Path(f"/proc/{pid}/task").iterdir()]
+        return [int(child) for path in paths if path.exists() for child in path.read_text().split()]
+    except OSError:
+        return []
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class Process:
     """A process of the system under test, its output in a file."""
 
@@ -166,9 +183,15 @@ class Process:
 
     @property
     def children(self) -> list[int]:
-        listed = Path(f"/proc/{self.pid}/task")
-        pids = [tid / "children" for tid in listed.iterdir()] if listed.exists() else []
-        return [int(pid) for path in pids if path.exists() for pid in path.read_text().split()]
+        """Its children; of a worker, its pool processes, which are the children of their guardians."""
+        found: list[int] = []
+        for pid in children_of(self.pid):
+            found += children_of(pid)[:1] if b"guardian.py" in command_of(pid) else [pid]
+        return found
+
+    @property
+    def guardians(self) -> list[int]:
+        return [pid for pid in children_of(self.pid) if b"guardian.py" in command_of(pid)]
 
     def send_signal(self, number: int) -> None:
         self._popen.send_signal(number)

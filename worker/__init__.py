@@ -12,6 +12,7 @@ The map, in the order in which a job passes through it:
 * ``celery``: the Celery app (``celery -A worker``)
 * ``consumer``: Celery's side of the worker: ``-Q``, the pool, events, remote control
 * ``feeder``: claims batches for free pool slots
+* ``broker``: other Celery producers' messages become jobs
 * ``files``: files in inputs and outputs; ``attach``, ``fetch``, ``storage``: where they come from and go to
 * ``runner``: the five stages of a batch, in a pool child; ``stages`` and ``passage``: those that need no ledger
 * ``keeper``: the worker's lease, and the sweep for what a lost worker left behind

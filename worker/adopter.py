@@ -17,8 +17,9 @@ from typing import Any
 import redis
 from kombu.entity import Exchange, Queue
 from kombu.mixins import ConsumerMixin
+from kombu.transport.pyamqp import Message
 
-from worker.feeder import adopt
+from worker.broker.adopt import adopt
 from worker.ledger import Ledger
 from worker.settings import Settings
 
@@ -28,6 +29,17 @@ log = logging.getLogger("services.worker")
 PREFETCH = 100
 #: Pause before messages are taken again after Redis could not store some.
 PAUSE_S = 1.0
+
+
+class PackedMessage(Message):
+    """A message whose body stays as it came: kombu decompresses it whatever size it gets, and drops what it cannot."""
+
+    def __init__(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        headers = msg.properties.get("application_headers") or {}
+        compression = headers.pop("compression", None)
+        super().__init__(msg, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if compression:
+            self.headers["compression"] = compression
 
 
 class Adopter(ConsumerMixin, threading.Thread):
@@ -44,12 +56,21 @@ class Adopter(ConsumerMixin, threading.Thread):
         """Take nothing more; what is not acknowledged goes back to the queue."""
         self.should_stop = True
 
+    def run(self, *_: Any, **__: Any) -> None:
+        """Until stopped, whatever comes."""
+        while not self.should_stop:
+            try:
+                super().run()  # type: ignore[no-untyped-call]
+            except Exception:
+                log.exception("reading the broker's queues failed; trying again in %g s", PAUSE_S)
+                threading.Event().wait(PAUSE_S)
+
     def get_consumers(self, Consumer: Any, channel: Any) -> list[Any]:  # kombu's own signature
-        """One queue a service, declared as Celery's producers declare it."""
+        """One queue a service."""
         channel.basic_qos(0, PREFETCH, False)
-        exchanges = [Exchange(name, type="direct") for name in self._names]  # type: ignore[no-untyped-call]
-        queues = [Queue(e.name, e, routing_key=e.name) for e in exchanges]  # type: ignore[no-untyped-call]
-        return [Consumer(queues, on_message=self._on_message, accept=[])]
+        channel.Message = PackedMessage
+        queues = [_declare(channel.connection, name) for name in self._names]
+        return [Consumer(queues, on_message=self._on_message, accept=[], auto_declare=False)]
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
         """Kombu tries again after the interval (seconds), for ever."""
@@ -58,23 +79,46 @@ class Adopter(ConsumerMixin, threading.Thread):
     def _on_message(self, message: Any) -> None:
         name = message.delivery_info["routing_key"]
         try:
-            adopt(self._ledger, self._settings, name, [as_in_redis(message)])
+            adopt(self._ledger, self._settings, name, [as_in_redis(message)], "rabbitmq")
             self._ledger.ring(name)
         except redis.RedisError as error:
             log.warning("could not store a message of queue %s: %s; it goes back to the queue", name, error)
             message.requeue()
             threading.Event().wait(PAUSE_S)
+        except Exception as problem:  # whatever a message holds, it must not end this thread
+            log.exception("dropped a message in queue %s: %s: %.200r", name, type(problem).__name__, message.body)
+            message.ack()
         else:
             message.ack()
+
+
+def _declare(connection: Any, name: str) -> Any:
+    """A service's queue: as it is, where it is there already (with x-max-priority, say), else as Celery declares it."""
+    exchange = Exchange(name, type="direct")  # type: ignore[no-untyped-call]
+    queue = Queue(name, exchange, routing_key=name)  # type: ignore[no-untyped-call]
+    with connection.channel() as channel:
+        try:
+            queue.bind(channel).queue_declare(passive=True)  # type: ignore[no-untyped-call]
+            return queue
+        except connection.channel_errors as error:
+            log.debug("queue %s is declared, since there is none: %s", name, error)
+    with connection.channel() as channel:  # the broker has closed the other one
+        queue.bind(channel).declare()  # type: ignore[no-untyped-call]
+    return queue
 
 
 def as_in_redis(message: Any) -> bytes:
     """A kombu message as Redis's transport keeps it, in JSON."""
     body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+    told = message.properties or {}
     kept = {
         "body": base64.b64encode(body).decode(),
         "content-type": message.content_type,
         "headers": message.headers,
-        "properties": {"body_encoding": "base64"},
+        "properties": {
+            "body_encoding": "base64",
+            "priority": told.get("priority"),
+            "correlation_id": told.get("correlation_id"),
+        },
     }
     return json.dumps(kept, default=str).encode()

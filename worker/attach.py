@@ -1,4 +1,4 @@
-"""The files of a batch, in a pool process: brought before ``preprocess``, stored after ``postprocess``."""
+"""The files of a batch, in a pool process: brought before ``preprocess``, taken as verbs return them, then stored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, StorageUnavailable
+from worker.copying import copy_content
+from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServicesError, StorageUnavailable
 from worker.fetch import fetch
-from worker.files import UNKNOWN_TYPE, File, Where, find_files, suffix_of
+from worker.files import UNKNOWN_TYPE, File, Where, find_files, name_in_url, suffix_of
 from worker.ledger import Ledger, record_key
 from worker.settings import Settings
 from worker.storage import (
@@ -35,6 +36,7 @@ from worker.storage import (
     new_blob,
     tell_type,
 )
+from worker.taking import Taker, misfit, unavailable, unfit_output
 
 if TYPE_CHECKING:
     from worker.stages import Item
@@ -48,6 +50,10 @@ MARGIN_US = 300 * 1_000_000
 
 #: The owner of a job whose record is gone while it runs: no API key, and none of the jobs that may use all files.
 NOBODY = "-"
+
+#: When an input's file was last written, as its job sees it (nanoseconds since the epoch; 2001, since a zip knows no
+#: time before 1980): so a plugin's change of it shows, however soon it comes.
+BROUGHT_NS = 978_307_200 * 1_000_000_000
 
 Tell = Callable[[str], None]
 Persist = Callable[[Callable[[], Any]], Any]
@@ -93,8 +99,8 @@ class Attachments:
                 try:
                     while piece := source.read(PIECE_BYTES):
                         writing.write(piece)
-                        self._check(file, writing.size)
-                    self._check(file, writing.size)
+                        self.check(file, writing.size, file.content_type)
+                    self.check(file, writing.size, file.content_type)
                     file_id = writing.finish()
                 finally:
                     writing.close()
@@ -103,10 +109,10 @@ class Attachments:
             raise
         name = file_name(owner, file_id)
         kept = (blob, name, writing.size, file.content_type, keep_us)
-        _, values = self.call("bind", *kept, "")
+        _, values = self.call("bind", *kept, "", file.name)
         record = FileRecord.read(name, values)
         if record and record.blob != blob and not self.storage.has(record.blob):
-            _, values = self.call("bind", *kept, record.blob)
+            _, values = self.call("bind", *kept, record.blob, file.name)
             record = FileRecord.read(name, values)
         if record is None or record.blob != blob:
             self._discard(blob)
@@ -114,13 +120,18 @@ class Attachments:
             raise StorageUnavailable("the output's file took too long to be stored")
         return record
 
-    def _check(self, file: File, size: int) -> None:
+    def check(self, file: File, size: int, content_type: str = "") -> None:
+        """Raise ``InvalidOutput`` where an output's file may not be so; without a type, by its size alone."""
         most = self.settings.max_file_bytes
-        problem = file.rules.problem(size, file.content_type) if file.rules else None
+        problem = None
         if size > most:
             problem = f"the file has more than {most} bytes (SERVICES_MAX_FILE_BYTES)"
+        elif file.rules and content_type:
+            problem = file.rules.problem(size, content_type)
+        elif file.rules:
+            problem = file.rules.size_problem(size)
         if problem:
-            raise InvalidOutput(problem)
+            raise InvalidOutput(problem, errors=[{"loc": [], "msg": problem, "type": "file_rules"}])
 
     def _discard(self, blob: str) -> None:
         """The sweep would find it too, but later."""
@@ -128,7 +139,7 @@ class Attachments:
             self.storage.remove(blob)
             self.ledger.redis.zrem(BLOBS_KEY, blob)
         except (ServicesError, redis.RedisError) as error:
-            log.warning("blob %s is left for the sweep: %s", blob, error.message)
+            log.warning("blob %s is left for the sweep: %s: %s", blob, type(error).__name__, error)
 
 
 class BatchFiles:
@@ -141,7 +152,9 @@ class BatchFiles:
         self._tell = tell
         self._job_id = job_id
         self._folder: Path | None = None
+        self._taker = Taker(self._make_folder, attachments.check)
         self._here: dict[str, File | ServicesError] = {}  # reference -> a file that is here, or why it is not
+        self._given: set[str] = set()  # references whose file a job has as its own
         self._owners: dict[str, str] = {}  # job -> the API key that it belongs to; "" for none
 
     def bring(self, items: Sequence[Item]) -> None:
@@ -150,14 +163,26 @@ class BatchFiles:
         It costs the model no time limit: waiting for Redis or the storage is not the model's.
         """
         found = [(item, where, file) for item in items for where, file in find_files(item.value)]
-        missing = [(item, file) for item, _, file in found if not file.is_here]
+        missing = [(item, where, file) for item, where, file in found if not file.is_here]
         if missing:
             self._tell("computed")
-            self._persist(lambda: self._bring_all(missing))
+            self._persist(lambda: self._bring_all([(item, file) for item, _, file in missing]))
+            for item, where, file in missing:
+                if item.error is None:
+                    item.error = self._hand_over(item, file, where)
             self._tell("begun")
-        for item, where, file in found:
-            if item.error is None:
-                item.error = self._hand_over(item, file, where)
+
+    def look(self, raw: Any) -> Any:
+        """What ``predict`` gave, its files taken as they are."""
+        return self._taker.look(raw)
+
+    def take(self, output: Any) -> Any:
+        """What ``postprocess`` gave, its files taken as they are; raises where one cannot be."""
+        output = self._taker.take(output)
+        for _, file in find_files(output):
+            if file.is_here and not file.is_made and _is_changed(file.path):
+                file.id = ""  # a plugin has written to its input: what it returns is no longer that file
+        return output
 
     def keep(self, items: Sequence[Item]) -> None:
         """Stage 4b: every file of the outputs is stored, as long as its job is kept."""
@@ -171,10 +196,16 @@ class BatchFiles:
 
     def clear(self) -> None:
         """Remove what is local; the files of the batch have no path any more."""
+        self._taker.give_back()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
         self._here.clear()
+        self._given.clear()
+
+    def _make_folder(self) -> Path:
+        self._folder = self._folder or self._all.scratch.make()
+        return self._folder
 
     def _bring_all(self, missing: Sequence[tuple[Item, File]]) -> None:
         self._ask_owners([item for item, file in missing if file.id])
@@ -184,7 +215,7 @@ class BatchFiles:
             if file.id:
                 ids.setdefault(owner, []).append(file.id)
         records = {owner: self._all.records(owner, of_owner) for owner, of_owner in ids.items()}
-        self._folder = self._folder or self._all.scratch.make()
+        self._make_folder()
 
         def bring(number: int, owner: str, file: File) -> File | ServicesError:
             try:
@@ -192,9 +223,7 @@ class BatchFiles:
             except ServicesError as error:
                 return error
             except OSError as error:  # this machine's disk
-                failure = StorageUnavailable(f"the file cannot be put on this disk: {error}")
-                failure.__cause__ = error
-                return failure
+                return _no_room(error)
 
         start = len(self._here)
         with ThreadPoolExecutor(min(THREADS, len(wanted)), "files") as threads:
@@ -206,7 +235,8 @@ class BatchFiles:
         if file.id:
             if record is None:
                 raise FileMissing("no file has this id any more")
-            here = File(id=file.id, content_type=record.content_type, path=self._path(name, record.content_type))
+            path = self._path(name, record.content_type)
+            here = File(id=file.id, content_type=record.content_type, path=path, name=record.filename or "")
             here.size = record.size
             self._all.storage.bring(record.blob, here.path)
             return here
@@ -220,7 +250,7 @@ class BatchFiles:
             declared = fetch(file.url, target, most, settings.fetch_timeout_s, settings.fetch_rules)
         with partial.open("rb") as source:
             kind = tell_type("" if declared == UNKNOWN_TYPE else declared, source.read(HEAD_BYTES))
-        here = File(url=file.url, content_type=kind, path=self._path(name, kind))
+        here = File(url=file.url, content_type=kind, path=self._path(name, kind), name=name_in_url(file.url))
         here.size = partial.rename(here.path).stat().st_size
         return here
 
@@ -231,30 +261,47 @@ class BatchFiles:
     def _hand_over(self, item: Item, file: File, where: Where) -> ServicesError | None:
         here = self._here.get(self._reference(item, file))
         if isinstance(here, StorageUnavailable):
-            error = ServiceFailed(f"{_name(where)}: {here.message}")
-            error.retryable, error.__cause__ = True, here.__cause__
-            return error
+            return unavailable(where, here)
         if isinstance(here, File):
-            file.put(here.path)
-            file.size, file.content_type = here.size, here.content_type
-            problem = file.rules.problem(here.size or 0, here.content_type) if file.rules else None
-            return _invalid(InvalidInput, where, problem, "file_rules") if problem else None
-        return _invalid(InvalidInput, where, here.message, "file") if here else None
+            file.size, file.content_type, file.name = here.size, here.content_type, here.name
+            if file.rules and (problem := file.rules.problem(here.size or 0, here.content_type)):
+                return misfit(InvalidInput, where, problem, "file_rules")
+            try:
+                file.put(self._own_copy(self._reference(item, file), here.path))
+            except OSError as error:
+                return unavailable(where, _no_room(error))
+            return None
+        return misfit(InvalidInput, where, here.message, "file") if here else None
+
+    def _own_copy(self, reference: str, path: Path) -> Path:
+        """The file as it was brought, for the first that names it; the others of the batch get copies.
+
+        No verb has run yet, so it is as it came.
+        """
+        if reference in self._given:
+            own = path.with_name(f"{len(self._given)}-{uuid.uuid4().hex[:8]}{path.suffix}")
+            with path.open("rb") as source, own.open("xb") as target:
+                copy_content(source, target)
+            path = own
+        self._given.add(reference)
+        os.utime(path, ns=(BROUGHT_NS, BROUGHT_NS))
+        return path
 
     def _keep(self, item: Item, where: Where, file: File) -> None:
         owner, keep_us = self._about_job(item)
         name = file_name(owner, file.id)
         try:
             record = FileRecord.read(name, self._all.call("keep", name, keep_us)) if file.id else None
+            if file.id and record is None and file.data is None and not file.is_here:
+                raise InvalidOutput(f"no file that the job may use has the id {file.id}")
             record = record or self._all.store(file, owner, keep_us)
             file.id, file.size, file.content_type = record.id, record.size, record.content_type
         except InvalidOutput as error:
-            item.error = _invalid(InvalidOutput, where, error.message, "file_rules")
+            item.error = unfit_output(where, error)
         except StorageUnavailable as error:
-            item.error = ServiceFailed(f"{_name(where)}: {error.message}")
-            item.error.retryable, item.error.__cause__ = True, error.__cause__
-        except (OSError, RuntimeError) as error:  # no such file, or one without a path
-            item.error = _invalid(InvalidOutput, where, f"the file cannot be read: {error}", "file")
+            item.error = unavailable(where, error)
+        except (OSError, RuntimeError) as error:  # taken, and gone all the same, or one without a path
+            item.error = misfit(InvalidOutput, where, f"the file cannot be read: {error}", "file")
 
     def _about_job(self, item: Item) -> tuple[str, int]:
         """Whose an output's files are, and how long they are kept (microseconds)."""
@@ -329,9 +376,15 @@ def open_source(file: File) -> Any:
     return io.BytesIO(file.data) if file.data is not None and not file.is_here else file.path.open("rb")
 
 
-def _invalid(kind: type[ServicesError], where: Where, problem: str, code: str) -> ServicesError:
-    return kind(f"{_name(where)}: {problem}", errors=[{"loc": list(where), "msg": problem, "type": code}])
+def _no_room(error: OSError) -> StorageUnavailable:
+    failure = StorageUnavailable(f"the file cannot be put on this disk: {error}")
+    failure.__cause__ = error
+    return failure
 
 
-def _name(where: Where) -> str:
-    return ".".join(map(str, where)) or "the whole"
+def _is_changed(path: Path) -> bool:
+    """Whether a plugin has written to the file of an input; one that it removed is still what it was."""
+    try:
+        return path.stat().st_mtime_ns != BROUGHT_NS
+    except OSError:
+        return False

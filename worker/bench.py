@@ -24,10 +24,10 @@ from typing import Any, Self
 
 import uvloop
 
-from worker.child import die_with_parent
 from worker.discovery import Plugin
 from worker.errors import BenchFailed
 from worker.load import STABLE_WINDOWS, ClosedLoop, is_stable
+from worker.processes import die_with_parent
 from worker.settings import Settings, child_environment
 from worker.up import fetch
 

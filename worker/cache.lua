@@ -12,6 +12,9 @@
 --                            does while one runs; the others are parked ("parked" in S:about is how many)
 --   S:leader:<key>   string  the running job whose end the parked ones wait for; gone with that end
 --
+-- No call copies much more than MAX_COPIED bytes of outputs: jobs beyond that have the one whose output they will take over
+-- in "takes" of their records, and wait in S:delayed for the next sweep.
+--
 -- A job that pauses before a retry is none of the equals. Where a run fails, those that waited for it no longer do: each
 -- runs by itself, so that sharing costs nobody more than the time of that one run.
 
@@ -20,6 +23,9 @@ local function make_cache()
 
   -- One end settles at most so many equals; jobs beyond them run by themselves.
   local MAX_EQUALS = 1000
+  -- Bytes of outputs that one call copies, about.
+  local MAX_COPIED = 8388608
+  local copied = 0
   -- An output with a file, which lives as long as the job that made it: not to be taken over.
   local FILE = '"url":"/files/'
 
@@ -45,11 +51,14 @@ local function make_cache()
     return fingerprint .. '.' .. model .. ' ' .. us
   end
 
-  -- The result that a new job takes over: {job, output}, or nothing.
+  local function has_output(id) return redis.call('HSTRLEN', record(id), 'output') > 0 end
+
+  -- The result that a new job takes over: {job, output}, {job} where this call copies no more, or nothing.
   function cache.find(wish)
     local key, us = split(wish)
     local id, ended_at = (redis.call('GET', cached_key(key)) or ''):match('^(%S+) (%S+)$')
     if not id or ended_at + us <= now then return nil end
+    if copied >= MAX_COPIED then return has_output(id) and {id} end
     local output = redis.call('HGET', record(id), 'output')
     return output and {id, output}
   end
@@ -70,9 +79,31 @@ local function make_cache()
     must_go(id, 'queued', 'running')
     weigh(id, -1)
     redis.call('HSET', record(id), 'status', 'running', 'started', NOW, 'cached_from', from)
+    redis.call('HDEL', record(id), 'takes')
     tally('reused', 1)
     reused = reused + 1
+    copied = copied + #output
     write_end(id, redis.call('HMGET', record(id), unpack(JOB)), 'succeeded', output)
+  end
+
+  -- The same by a later call.
+  function cache.take_later(id, from)
+    redis.call('HSET', record(id), 'takes', from)
+    redis.call('ZADD', DELAYED, NOW, id)
+  end
+
+  -- That call: false where the output is gone, so that the job is to run.
+  function cache.take_now(id, from)
+    local output = copied < MAX_COPIED and redis.call('HGET', record(from), 'output')
+    if output then
+      cache.take_over(id, from, output)
+    elseif has_output(from) then
+      cache.take_later(id, from)
+    else
+      redis.call('HDEL', record(id), 'takes')
+      return false
+    end
+    return true
   end
 
   -- A queued job that may run: true where it waits in WAITING now, false where it is parked behind an equal one.
@@ -170,7 +201,9 @@ local function make_cache()
     local ids = redis.call('ZRANGE', equals_key(key), 0, -1)
     redis.call('DEL', equals_key(key))
     tally('parked', -#ids)
-    for _, other in ipairs(ids) do cache.take_over(other, id, output) end
+    for _, other in ipairs(ids) do
+      if copied < MAX_COPIED then cache.take_over(other, id, output) else cache.take_later(other, id) end
+    end
   end
 
   -- A job has ended: was is the state before, keep its keep_for.

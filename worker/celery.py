@@ -33,6 +33,7 @@ app = Celery(
     "services",
     broker=settings.broker_url or settings.celery_url,
     backend=f"worker.backend:{BACKEND}",
+    amqp="worker.broker.amqp:ServicesAMQP",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
 

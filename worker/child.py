@@ -2,12 +2,13 @@
 
 ``python -m worker.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
 
-It talks with its slot (``pool.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then
-for each batch ``begun``, ``computed`` and ``ended`` (by which time the next may have begun), ``ahead`` where it has
-claimed a batch before the run of another has ended, and ``fenced`` where the ledger does not know its worker. Slot to
-child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with ids of the
-running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that whatever a
-model's library does to it (threads, CUDA, a segfault) stays in it.
+Its parent is a guardian (``guardian.py``), which ends what it leaves behind. It talks with its slot (``pool.py``) in
+JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then for each batch ``begun``, ``computed``
+and ``ended`` (by which time the next may have begun), ``ahead`` where it has claimed a batch before the run of another
+has ended, ``fenced`` where the ledger does not know its worker, and ``leaving`` where it ends itself in the midst of a
+batch. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with
+ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that
+whatever a model's library does to it (threads, CUDA, a segfault) stays in it.
 
 A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
 (SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
@@ -16,32 +17,30 @@ time; and where the lease has lapsed all the same, it ends this process.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import logging
 import math
 import os
-import resource
-import signal
+import select
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 
 from worker.attach import Attachments
 from worker.discovery import find_plugins, load_service
-from worker.errors import PLUGIN_ERRORS, ServiceFailed
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
 from worker.feeder import Batch, Feeder
 from worker.lease import Handover, SharedLease
 from worker.ledger import Ledger
-from worker.logs import setup_logging
+from worker.logs import keep_logging
+from worker.processes import end_at_once, guard_forks, hold_signals, resident_mb
 from worker.runner import run_batch
 from worker.sample import Sample
 from worker.service import Service
@@ -65,29 +64,31 @@ GUARD_S = 0.2
 #: that took 5 % of the time of batches of 4,096 rows (measured).
 OBJECTS_OF_AN_INPUT = 8
 
-#: Exit codes of a process that ended itself: its batch was no longer its own, or took too long.
+#: Exit codes of a process that ended itself: its batch was no longer its own, or took too long. For the log alone: a
+#: plugin's library may leave by any code (70 is ``os.EX_SOFTWARE``), so the slot goes by the message ``leaving``.
 EX_GONE, EX_TIMED_OUT = 70, 71
+#: Seconds in which that message must be sent.
+LEAVE_S = 0.2
 
 #: A process over this share of its service's ``memory_limit_mb`` is replaced after its batch.
 RECYCLE_SHARE = 0.8
-
-#: ``prctl``'s option that has the kernel send a signal when the parent dies (``man 2 prctl``); Linux only.
-PR_SET_PDEATHSIG = 1
 
 #: Each service's version and its author's knobs.
 About = dict[str, tuple[str, dict[str, Any]]]
 
 _sending = threading.Lock()
+_is_fork = False
 
 
 def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str]) -> None:
     """Load the services, then run batches until the slot says stop or closes the socket."""
-    die_with_parent()
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # a group's signal: the worker decides when its pool ends
+    hold_signals()
     settings = get_settings()
-    setup_logging(settings.log_level)
-    link = Connection(fd)
+    handler = keep_logging(settings.log_level)
+    link, lease, handover = Connection(fd), SharedLease(lease_fd), Handover(handover_fd)
+    for inherited in (fd, lease_fd, handover_fd):
+        os.set_inheritable(inherited, False)
+    guard_forks(lambda: _become_a_fork(link, lease, handover))
     try:
         services, about = _load(names, link)
     except BrokenPipeError:
@@ -95,8 +96,7 @@ def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str
     if not services:
         return
     impatient = Ledger(settings, timeout_s=0.5, retries=0)
-    listener = Listener(link, impatient, settings.lease_s, SharedLease(lease_fd))
-    handover = Handover(handover_fd)
+    listener = Listener(link, impatient, settings.lease_s, lease)
     feeder = Feeder(
         settings,
         process,
@@ -109,7 +109,7 @@ def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str
     listener.on_stop = feeder.stop
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
-    capture(settings.log_level)
+    capture(settings.log_level, handler)
     Runs(settings, services, about, link, listener).run(feeder)
 
 
@@ -132,6 +132,7 @@ class Runs:
         self._sample = Sample(listener.event_rate())
         self._attachments = Attachments(settings, self._ledger)
         self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
+        self._most_bytes = settings.max_output_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
         self._completing: Future[None] | None = None
 
@@ -165,7 +166,8 @@ class Runs:
             _send(self._link, {what: batch.token} | about)
 
         service, cancelled = self._services[batch.service], self._listener.cancelled
-        complete = run_batch(service, self._ledger, batch, cancelled, tell, self._attachments, self._teller)
+        attachments, teller, most_bytes = self._attachments, self._teller, self._most_bytes
+        complete = run_batch(service, self._ledger, batch, cancelled, tell, attachments, teller, most_bytes)
 
         def end() -> None:
             ended = complete()
@@ -190,15 +192,6 @@ def _is_too_large(about: About) -> bool:
         return False
     log.info("pool process %d uses %.0f MB: ending it for a new one (memory_limit_mb)", os.getpid(), used)
     return True
-
-
-def resident_mb(pid: int) -> float:
-    """A process's memory in units of 2**20 bytes; 0 where it cannot be told (no Linux, or it is gone)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * resource.getpagesize() / 2**20
 
 
 class Listener(threading.Thread):
@@ -288,7 +281,7 @@ class Listener(threading.Thread):
             return
         if not held and self._running is batch:
             log.error("the lease of batch %s has lapsed, others run it now: ending it", batch.token)
-            os._exit(EX_GONE)
+            self._leave("handed_back", EX_GONE)
 
     def guard(self) -> None:
         """In a thread of its own, which no call of Redis holds up: end a batch whose time or lease is over.
@@ -300,20 +293,21 @@ class Listener(threading.Thread):
             now = time.monotonic()
             if now > self._deadline:
                 log.error("a batch is over its time_limit_s and its worker does not end it: ending it")
-                os._exit(EX_TIMED_OUT)
+                self._leave("timed_out", EX_TIMED_OUT)
             if now > self._safe_until and now > self._lease.safe_until:
                 log.error("the lease could not be renewed in time: ending the batch, to be run again")
-                os._exit(EX_GONE)
+                self._leave("handed_back", EX_GONE)
 
+    def _leave(self, reason: str, code: int) -> NoReturn:
+        """End this process in the midst of its batch, after telling the slot why: any other end is a death.
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel end this process when its worker is killed, so that no job runs on beside its next attempt."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), number)
+        Not where that cannot be sent, since the slot's process is stopped for long: others have the batch by then.
+        """
+        writable = select.poll()
+        writable.register(self._link.fileno(), select.POLLOUT)
+        if _sending.acquire(timeout=LEAVE_S) and writable.poll(LEAVE_S * 1000):
+            self._link.send_bytes(json.dumps({"leaving": reason}).encode())
+        os._exit(code)
 
 
 def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, Any]], About]:
@@ -353,15 +347,32 @@ def _override_knobs(cls: type[Service[Any, Any]]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, ServiceFailed):
-        return error.message
-    return f"{type(error).__name__}: {error}".replace("\n", " ")
+    return error.message if isinstance(error, ServiceFailed) else say(error).replace("\n", " ")
+
+
+def _become_a_fork(link: Connection, lease: SharedLease, handover: Handover) -> None:
+    """In a fork that a plugin makes of this process: have nothing of the worker's."""
+    global _is_fork
+    _is_fork = True
+    link.close()
+    lease.close()
+    handover.close()
 
 
 def _send(link: Connection, message: dict[str, Any]) -> None:
+    if _is_fork:  # the batch is the other process's
+        log.error(
+            "process %d is a fork of a pool process, and came back from its plugin's code: ending it", os.getpid()
+        )
+        os._exit(1)
     with _sending:  # the feeder's thread sends too
         link.send_bytes(json.dumps(message).encode())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+    try:
+        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+    except BaseException:
+        log.exception("a pool process failed")
+        end_at_once(1)
+    end_at_once(0)  # whatever threads and pools a plugin has left: nothing may hold up a worker's stop

@@ -22,6 +22,7 @@ from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
 from worker.logs import setup_logging
+from worker.schema import check_schema
 from worker.settings import EX_USAGE, Settings, get_settings
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
     try:
+        check_schema(ledger.redis, settings)
         if target in plugins:
             return _retry_all(ledger, target)
         run_again(ledger, target)
@@ -228,6 +230,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
         return _fail("SERVICES_WEBHOOK_SECRETS is set: put a new secret (`services webhooks new`) before those in it")
     client = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0).redis
     try:
+        check_schema(client, settings)
         secrets = (rotate_secrets if arguments.action == "rotate" else read_secrets)(client, settings)
     except RedisError as error:
         return _fail(say_refusal(error, settings.away_hint))

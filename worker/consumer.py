@@ -8,10 +8,12 @@ import socket
 import sys
 from typing import Any, NoReturn
 
+import redis
 from celery import bootsteps, signals
 from celery.utils.nodenames import default_nodename, nodename
-from celery.worker.control import inspect_command
 
+import worker.broker.control  # noqa: F401  # its commands take the place of Celery's
+from worker.broker.command_line import refused_option
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS, task_name
@@ -20,13 +22,17 @@ from worker.errors import UnknownService
 from worker.logs import setup_logging
 from worker.pool import ServicePool
 from worker.runner import AWAY
+from worker.schema import SchemaTooNew, check_schema
 from worker.settings import EX_USAGE, get_settings
+from worker.store import make_client
 
 log = logging.getLogger("services.worker")
 
 
 #: The private Redis may be starting in the same moment (Procfile).
 REDIS_WAIT_S = 10.0
+#: How long a worker that starts waits to hear which release wrote the data.
+SCHEMA_WAIT_S = 2.0
 
 
 class FullRedisIsAway(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -56,9 +62,12 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     """Check the command line before anything starts: ``-Q`` is known from here on."""
     setup_logging(get_settings().log_level)
     names = check_queues(app.amqp.queues._consume_from)
+    if wrong := refused_option(sys.argv[1:], sender):
+        _refuse(wrong)
     if sender.pool_cls not in (ServicePool, app.conf.worker_pool):
         _refuse("services run in pool processes of their own: leave --pool out")
     require_redis(get_settings(), REDIS_WAIT_S)
+    check_data()
     # A worker publishes events alone, and py-amqp may wait for ever for the confirmation of one, holding Celery's lock.
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "confirm_publish": False}
     # Neither tells this worker anything, and mingle waits a second for others at each start.
@@ -84,6 +93,20 @@ def check_queues(queues: dict[str, Any] | None) -> list[str]:
         _refuse(error.message)
 
 
+def check_data() -> None:
+    """End the process with exit code 2 where a later release has written to Redis; the keeper looks if that is away."""
+    settings, wait_s = get_settings(), SCHEMA_WAIT_S
+    client = make_client(settings.url, socket_timeout=wait_s, socket_connect_timeout=wait_s)
+    try:
+        check_schema(client, settings)
+    except SchemaTooNew as error:
+        _refuse(error.message)
+    except (redis.RedisError, OSError) as error:
+        log.debug("the schema of the data in Redis is not known yet: %s", error)
+    finally:
+        client.close()
+
+
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """``sender`` is Celery's consumer, whose event dispatcher the reporter uses."""
@@ -96,12 +119,6 @@ def on_worker_shutting_down(**_: Any) -> None:
     pool = getattr(app, "services_pool", None)
     if pool is not None:
         pool.stop_claiming()
-
-
-@inspect_command(alias="dump_active_queues")  # type: ignore[untyped-decorator]
-def active_queues(state: Any) -> list[dict[str, Any]]:
-    """The queues that this worker serves: Celery's own answer would be none, since the feeders take the messages."""
-    return [{"name": name, "routing_key": name, "durable": True} for name in state.consumer.pool.names]
 
 
 def _in_the_pool(*_: Any) -> None:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.dispatch import WEBHOOKS
-from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService
+from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService, say
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.
@@ -134,7 +134,8 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
 def examples_in(schema: dict[str, Any]) -> list[Any]:
     """The ``examples`` of a model's JSON Schema; that of a model which holds itself is behind a reference."""
     name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
-    return list((schema.get("$defs", {}).get(name) or schema).get("examples", ()))
+    examples = (schema.get("$defs", {}).get(name) or schema).get("examples", ())
+    return examples if isinstance(examples, list) else []
 
 
 def find_models(plugin: Plugin, schema: ModuleType) -> tuple[Any, Any] | None:
@@ -242,4 +243,4 @@ def _hollow_parents(name: str) -> Iterator[None]:
 
 
 def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")
+    return say(error).replace("\n", " ")

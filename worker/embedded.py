@@ -7,11 +7,9 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import redis
 
-from worker.child import die_with_parent
+from worker.processes import Stop, die_with_parent, stop_on_signals
 from worker.settings import Settings
 
 #: Redis 6.2 brought what the ledger uses: BLMOVE, RPOP with a count.
@@ -138,16 +136,8 @@ def serve_nothing(why: str) -> int:
     return 0
 
 
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 @contextmanager
-def _turn(settings: Settings, stop: threading.Event) -> Iterator[int]:
+def _turn(settings: Settings, stop: Stop) -> Iterator[int]:
     """Wait until no other private Redis runs, and keep others from starting one: two would ruin one file.
 
     Gives the lock's descriptor, which the server inherits, so that the lock lasts as long as the server does.
@@ -191,7 +181,7 @@ def _start(settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, pass_fds=[lock])
 
 
-def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: threading.Event) -> int:
+def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: Stop) -> int:
     """Wait for a signal, then for the clients, then for the server's own end."""
     while not stop.wait(0.2):
         if server.poll() is not None:

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-#: What a plugin may raise: SystemExit too, since a plugin's ``exit()`` must take neither its batch nor a command along.
-PLUGIN_ERRORS = (Exception, SystemExit)
+#: What a plugin may raise: all that there is. Its ``exit()`` must take neither its batch nor a command along; libraries
+#: let ``asyncio.CancelledError`` out, and a panic of an extension in Rust is no ``Exception`` either.
+PLUGIN_ERRORS = BaseException
+
+#: Exceptions in an ``ExceptionGroup`` that its text names, how deep, and the most characters of each.
+MAX_HELD, MAX_DEPTH, MAX_HELD_TEXT = 5, 3, 300
+
+
+#: Fields that are named of one input or output, and characters of each part of it and of its message: a list of a
+#: million wrong values is told in a few lines.
+MAX_FIELD_ERRORS, MAX_FIELD_TEXT = 100, 2000
 
 
 class ServicesError(Exception):
@@ -40,6 +49,20 @@ def to_utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def say(error: BaseException, depth: int = 0) -> str:
+    """An exception's type and text, whatever its ``__str__`` does; of a group, also what it holds."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as problem:
+        text = f"(its text cannot be had: __str__ raised {type(problem).__name__})"
+    if isinstance(error, BaseExceptionGroup):
+        held = [say(one, depth + 1)[:MAX_HELD_TEXT] for one in error.exceptions[:MAX_HELD]] if depth < MAX_DEPTH else []
+        more = len(error.exceptions) - len(held)
+        text = f"{text}: {'; '.join([*held, *([f'{more} more'] if more else [])])}"
+    return to_utf8(f"{name}: {text}" if text else name)
+
+
 def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> list[dict[str, Any]]:
     """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything.
 
@@ -47,8 +70,15 @@ def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> lis
         error: what pydantic raised.
         where: the place of the model that was validated, which goes before each place in it.
     """
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"loc": [*where, *e["loc"]], "msg": _plain(e["msg"]), "type": e["type"]} for e in details]
+    details = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FIELD_ERRORS]
+    return [
+        {"loc": [*where, *map(_short, e["loc"])], "msg": _plain(e["msg"])[:MAX_FIELD_TEXT], "type": e["type"]}
+        for e in details
+    ]
+
+
+def _short(part: str | int) -> str | int:
+    return part[:MAX_FIELD_TEXT] if isinstance(part, str) else part
 
 
 def _plain(message: str) -> str:
@@ -89,6 +119,16 @@ class TimedOut(ServicesError):
 
     code = "timed_out"
     retryable = True
+
+
+class CallCut(ServicesError):
+    """Redis cut the connection each time that the result was sent, although it answers other calls."""
+
+    code = "invalid_output"
+
+    def __init__(self) -> None:
+        limits = "it takes no value of this size, see its proto-max-bulk-len and client-query-buffer-limit"
+        super().__init__(f"{self.__doc__} Most likely {limits}; return a File for a large result (worker.files)")
 
 
 class Cancelled(ServicesError):

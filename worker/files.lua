@@ -7,7 +7,8 @@
 -- else "<key>/<sha256>"; its id, which clients see, is the sha256 alone.
 --
 -- Keys, all in the one slot of the hash tag F = "{.files}":
---   F:file:<name>     hash    blob (its name in the storage), size, type, created, expires
+--   F:file:<name>     hash    blob (its name in the storage), size, type, created, expires; filename (that it was sent
+--                             with last, "" or not there where with none)
 --   F:owners:<sha256> set     API keys that have a file of this content
 --   F:expires         zset    every file's name by the time at which it is dropped
 --   F:holds:<name>    zset    "<service>/<job>" by the time of its acceptance: jobs whose input names the file. Who has
@@ -31,9 +32,9 @@ local function holds(name) return F .. 'holds:' .. name end
 local function owners(id) return F .. 'owners:' .. id end
 local function int(number) return string.format('%.0f', number) end
 
--- {blob, size, type, created, expires}; {} where there is none.
+-- {blob, size, type, created, expires, filename}; {} where there is none.
 local function read(name)
-  local found = redis.call('HMGET', file(name), 'blob', 'size', 'type', 'created', 'expires')
+  local found = redis.call('HMGET', file(name), 'blob', 'size', 'type', 'created', 'expires', 'filename')
   return found[1] and found or {}
 end
 
@@ -73,20 +74,22 @@ function operations.open(blob, us, new)
   return 1
 end
 
--- blob, name, size, type, keep_us, lost: the upload is complete. What became of it, and the file: "new" (also when it is
+-- blob, name, size, type, keep_us, lost, filename: the upload is complete, and its name, where it has one, is the file's. What became of it, and the file: "new" (also when it is
 -- said again); "known", where the content is there already, in another blob than the lost one; "late", where the blob may
 -- be gone.
-function operations.bind(blob, name, size, kind, keep, lost)
+function operations.bind(blob, name, size, kind, keep, lost, filename)
   local found = read(name)
   if found[1] ~= blob then
     local until_us = redis.call('ZSCORE', BLOBS, blob)
     if not (until_us and tonumber(until_us) > now) then return {'late', {}} end
     if found[1] and found[1] ~= lost then
       if found[3] == 'application/octet-stream' then redis.call('HSET', file(name), 'type', kind) end
+      if filename ~= '' then redis.call('HSET', file(name), 'filename', filename) end
       live_until(name, now + keep)
       return {'known', read(name)}
     end
     redis.call('HSET', file(name), 'blob', blob, 'size', size, 'type', kind)
+    if filename ~= '' then redis.call('HSET', file(name), 'filename', filename) end
     if not found[1] then redis.call('HSET', file(name), 'created', int(now), 'expires', 0) end
     local key, id = name:match('^(.*)/(.*)$')
     if key then redis.call('SADD', owners(id), key) end
@@ -125,7 +128,7 @@ function operations.hold(holder, grace, key, ...)
     if told[1] then
       redis.call('ZADD', holds(told[1]), int(now), holder)
       live_until(told[1], now + grace)
-      told[7] = redis.call('ZCARD', holds(told[1]))
+      told[8] = redis.call('ZCARD', holds(told[1]))
     end
     files[i] = told
   end

@@ -7,7 +7,8 @@
         thumbnail: File
 
 The service reads ``input.image.path``, a local file that is there while its batch runs, and returns
-``Output(thumbnail=File.from_path(path))``; the worker brings the one before ``preprocess`` and stores the other.
+``Output(thumbnail=File.from_path(path))``; the worker brings the one before ``preprocess``, and takes the other in the
+moment in which the verb returns it.
 
 This module imports pydantic alone, so that a ``schema.py`` may import it.
 """
@@ -18,25 +19,42 @@ import base64
 import binascii
 import dataclasses
 import json
-import mimetypes
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from worker.file_types import UNKNOWN_TYPE, canonical, suffix_of, type_of
+
+__all__ = [
+    "CONTENT_TYPE",
+    "ID",
+    "UNKNOWN_TYPE",
+    "File",
+    "FileRules",
+    "Where",
+    "canonical",
+    "clean_name",
+    "find_files",
+    "holds_files",
+    "matches",
+    "name_in_url",
+    "named_ids",
+    "suffix_of",
+]
 
 #: The id of a file: the SHA-256 of its content.
 ID = re.compile(r"[0-9a-f]{64}")
 #: How a job's JSON names a file. One that is written with escapes (``\u0066ile``) is found by the worker alone.
 NAMED = re.compile(rb'"file"\s*:\s*"([0-9a-f]{64})"')
-#: What a file is whose type nobody knows.
-UNKNOWN_TYPE = "application/octet-stream"
 CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 
 #: Marks a file in a JSON Schema, for the console and for ``holds_files``.
@@ -44,6 +62,17 @@ MARK = "x-services-file"
 #: Longest URL of a file; one that is signed for a bucket may well have 2000 characters.
 MAX_URL = 8000
 EXPECTED = 'expected {"file": "<id>"} of POST /files, a data: URL, or an https:// URL'
+#: Longest name of a file, in bytes as UTF-8: that of a name on a disk.
+MAX_NAME_BYTES = 255
+#: Endings are kept where a name is cut, unless they are longer than this many characters.
+MAX_ENDING = 20
+#: Turn the direction of writing, so that a name may end other than it looks.
+TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+#: Values in which no file can be.
+PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+
+#: The fields of a stored file in an output, which may be the next job's input.
+SHOWN = frozenset({"file", "url", "content_type", "size", "name"})
 
 Where = tuple[str | int, ...]
 
@@ -54,7 +83,7 @@ class File:
     An input's has ``id`` (of ``POST /files``), ``url`` (for the worker to fetch) or ``data`` (of a ``data:`` URL).
     """
 
-    __slots__ = ("_path", "content_type", "data", "id", "rules", "size", "url")
+    __slots__ = ("_path", "content_type", "data", "id", "is_made", "move", "name", "rules", "size", "url")
 
     def __init__(
         self,
@@ -64,28 +93,46 @@ class File:
         data: bytes | None = None,
         path: Path | None = None,
         content_type: str = "",
+        name: str = "",
+        move: bool = False,
     ) -> None:
         self.id = id
         self.url = url
         self.data = data
         self.content_type = content_type  #: "" where it is not known yet
+        self.name = clean_name(name)  #: that it was uploaded or returned with; "" where it has none
+        self.move = move  #: whether the worker may take the local file away
+        #: Whether a plugin named a local file for an output, which is to be taken.
+        self.is_made = path is not None and not (id or url or data is not None)
         self.size: int | None = None if data is None else len(data)
         self.rules: FileRules | None = None
         self._path = path
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], content_type: str = "") -> File:
-        """A file for an output. It is read when the output is stored, right after ``postprocess``."""
-        return cls(path=Path(path), content_type=content_type or mimetypes.guess_type(path)[0] or UNKNOWN_TYPE)
+    def from_path(
+        cls, path: str | os.PathLike[str], content_type: str = "", *, name: str = "", move: bool = False
+    ) -> File:
+        """A file for an output, taken as it is in the moment in which the verb returns it.
+
+        Args:
+            path: a regular file on this machine.
+            content_type: by default what the ending of the path says.
+            name: what a download is called; by default the last part of the path.
+            move: let the worker take the file away instead of copying it; nothing may write to it any more.
+        """
+        local = Path(path)
+        return cls(path=local, content_type=content_type or type_of(local), name=name or local.name, move=move)
 
     @classmethod
-    def from_bytes(cls, data: bytes, content_type: str = UNKNOWN_TYPE) -> File:
-        """A file for an output, of these bytes."""
-        return cls(data=data, content_type=content_type)
+    def from_bytes(cls, data: bytes, content_type: str = UNKNOWN_TYPE, *, name: str = "") -> File:
+        """A file for an output, of these bytes (a copy of them)."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"File.from_bytes expects bytes, got {_say_kind(data)}")
+        return cls(data=bytes(data), content_type=content_type, name=name)
 
     @property
     def path(self) -> Path:
-        """The local file. Others may share it: read it, and write elsewhere. It is gone when its batch has ended."""
+        """The local file, this job's own copy: it may be changed. It is gone when its batch has ended."""
         if self._path is None:
             raise RuntimeError("the file is not here: it has a path from preprocess to postprocess, in a worker")
         return self._path
@@ -97,7 +144,7 @@ class File:
 
     def read_bytes(self) -> bytes:
         """Its content."""
-        return self.data if self.data is not None else self.path.read_bytes()
+        return self.data if self._path is None and self.data is not None else self.path.read_bytes()
 
     def put(self, path: Path | None) -> None:
         """For the worker: this is where it is from now on."""
@@ -111,10 +158,10 @@ class File:
         return f"File({what}, {self.content_type or 'of unknown type'})"
 
     @classmethod
-    def _validate(cls, value: Any) -> File:
+    def _validate(cls, value: Any, about: ValidationInfo) -> File:
         if isinstance(value, File):
             return value
-        if isinstance(value, dict) and "file" in value and value.keys() <= {"file", "url", "content_type", "size"}:
+        if isinstance(value, dict) and "file" in value and value.keys() <= SHOWN:
             if isinstance(value["file"], str) and ID.fullmatch(value["file"]):
                 return cls(id=value["file"])
             raise PydanticCustomError("file_id", "a file's id is 64 hexadecimal digits, as POST /files answers it")
@@ -122,13 +169,14 @@ class File:
             return _read_data_url(value)
         if isinstance(value, str) and value.lower().startswith(("https://", "http://")):
             return cls(url=_check_url(value))
-        raise PydanticCustomError("file", "{expected}", {"expected": EXPECTED})
+        must = EXPECTED if about.mode == "json" else _say_to_author(value)
+        raise PydanticCustomError("file", "{expected}", {"expected": must})
 
     def _dump(self) -> Any:
         """As an output shows it; what is not stored as the input that it was."""
         if self.id:
             told = {"file": self.id, "url": f"/files/{self.id}/content"}
-            return {**told, "content_type": self.content_type or None, "size": self.size}
+            return {**told, "content_type": self.content_type or None, "size": self.size, "name": self.name or None}
         if self.data is not None:
             return f"data:{self.content_type or UNKNOWN_TYPE};base64,{base64.b64encode(self.data).decode()}"
         if self.url:
@@ -138,14 +186,15 @@ class File:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(cls._dump)
-        return core_schema.no_info_plain_validator_function(cls._validate, serialization=dump)
+        return core_schema.with_info_plain_validator_function(cls._validate, serialization=dump)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         known: dict[str, Any] = {"file": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
         told: dict[str, Any] = {"url": {"type": "string"}, "content_type": {"type": ["string", "null"]}}
         told["size"] = {"type": ["integer", "null"]}
-        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told}, "required": ["file"]}
+        name = {"name": {"type": ["string", "null"]}}  # not required: outputs of 0.1.0 have none
+        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told, **name}, "required": ["file"]}
         stored["additionalProperties"] = False
         if handler.mode == "serialization":
             return {**stored, "required": ["file", *told], "title": "File", MARK: True}
@@ -167,10 +216,16 @@ class FileRules:
 
     def problem(self, size: int, content_type: str) -> str | None:
         """What is wrong with a file of this size and type."""
-        if self.max_bytes is not None and size > self.max_bytes:
-            return f"the file has {size} bytes; expected at most {self.max_bytes}"
+        if problem := self.size_problem(size):
+            return problem
         if not matches(content_type, self.types):
             return f"the file is {content_type}; expected {' or '.join(self.types)}"
+        return None
+
+    def size_problem(self, size: int) -> str | None:
+        """What is wrong with a file of this size."""
+        if self.max_bytes is not None and size > self.max_bytes:
+            return f"the file has {size} bytes; expected at most {self.max_bytes}"
         return None
 
     def _attach(self, value: Any) -> Any:
@@ -189,9 +244,11 @@ class FileRules:
 
 
 def matches(content_type: str, patterns: Sequence[str]) -> bool:
-    """Whether a content type is one of these (``image/png``, ``image/*``); none means all."""
+    """Whether a content type is one of these (``image/png``, ``image/*``), by any of its names; none means all."""
     kind = content_type.partition("/")[0]
-    return not patterns or content_type in patterns or f"{kind}/*" in patterns or "*/*" in patterns
+    if not patterns or content_type in patterns or f"{kind}/*" in patterns or "*/*" in patterns:
+        return True
+    return canonical(content_type) in map(canonical, patterns)
 
 
 def find_files(value: Any, where: Where = ()) -> Iterator[tuple[Where, File]]:
@@ -207,6 +264,8 @@ def find_files(value: Any, where: Where = ()) -> Iterator[tuple[Where, File]]:
         for key, item in value.items():
             yield from find_files(item, (*where, str(key)))
     elif isinstance(value, list | tuple | set | frozenset):
+        if PLAIN.issuperset(map(type, value)):
+            return  # a list of a million numbers
         for i, item in enumerate(value):
             yield from find_files(item, (*where, i))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -233,9 +292,25 @@ def named_ids(text: bytes) -> list[str]:
     return [found.decode() for found in dict.fromkeys(NAMED.findall(text))]
 
 
-def suffix_of(content_type: str) -> str:
-    """The ending of a file's name by its type, such as ``.png``; some libraries go by it."""
-    return mimetypes.guess_extension(content_type) or ""
+def clean_name(text: str) -> str:
+    """The name of a file out of what a client or a path says: without folders, control characters and overlength.
+
+    "" where nothing is left.
+    """
+    last = unicodedata.normalize("NFC", text).replace("\\", "/").rpartition("/")[2]
+    kept = "".join(c for c in last if c not in TURNING and unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp"))
+    name = kept.strip()
+    if len(name.encode()) > MAX_NAME_BYTES:
+        stem, ending = os.path.splitext(name)  # noqa: PTH122 - a name, which need be no path
+        if len(ending) > MAX_ENDING:
+            stem, ending = name, ""
+        name = stem.encode()[: MAX_NAME_BYTES - len(ending.encode())].decode(errors="ignore").strip() + ending
+    return "" if name in (".", "..") else name
+
+
+def name_in_url(url: str) -> str:
+    """The name that a URL's last part gives to its file."""
+    return clean_name(unquote(urlsplit(url).path.rpartition("/")[2]))
 
 
 def _read_data_url(value: str) -> File:
@@ -250,6 +325,29 @@ def _read_data_url(value: str) -> File:
     except (ValueError, binascii.Error) as error:
         raise PydanticCustomError("data_url", "the data: URL cannot be read: {why}", {"why": str(error)}) from error
     return File(data=data, content_type=content_type or "text/plain")
+
+
+def _say_kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ in ("builtins", "pathlib") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _say_to_author(value: Any) -> str:
+    """What to write instead of a value that no JSON has been: a plugin's, or that of somebody who calls one."""
+    got = f"expected a File, got {_say_kind(value)}"
+    if isinstance(value, os.PathLike):
+        return f"{got}: write File.from_path(path)"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f'{got}: write File.from_bytes(data, "image/png"), with the type that it has'
+    if isinstance(value, str):
+        return f"{EXPECTED}; a plugin that returns the path of a local file writes File.from_path(path)"
+    if callable(getattr(value, "save", None)):  # a picture of PIL, a figure
+        return (
+            f"{got}: save() it to a path or io.BytesIO, and write File.from_path(path) or File.from_bytes(data, type)"
+        )
+    if callable(getattr(value, "read", None)):
+        return f"{got}: write File.from_bytes(f.read(), content_type), or close it and write File.from_path(path)"
+    return f"{EXPECTED}, got {_say_kind(value)}; a plugin writes File.from_path(path) or File.from_bytes(data, type)"
 
 
 def _check_url(value: str) -> str:

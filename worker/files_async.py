@@ -104,11 +104,11 @@ class AsyncFiles:
         raise _missing(file_id)
 
     async def store(
-        self, pieces: AsyncIterator[bytes], tell_type: Callable[[], str], keep_for_s: float, owner: str
+        self, pieces: AsyncIterator[bytes], tell: Callable[[], tuple[str, str]], keep_for_s: float, owner: str
     ) -> tuple[FileRecord, bool]:
         """Store an upload as it comes in, and whether its content is new to its owner (an API key; "": none).
 
-        Nothing is left of one that fails. ``tell_type`` is called when all pieces are there.
+        Nothing is left of one that fails. ``tell`` is called when all pieces are there: its type, and its name or "".
         """
         blob = new_blob()
         await self._call("open", blob, LEASE_US, "new")
@@ -123,7 +123,9 @@ class AsyncFiles:
             discard.add_done_callback(self._discards.discard)
             await asyncio.wait([discard], timeout=DISCARD_S)
             raise
-        record = await self._bind(blob, file_name(owner, file_id), writing.size, tell_type(), round(keep_for_s * 1e6))
+        kind, filename = tell()
+        keep_us = round(keep_for_s * 1e6)
+        record = await self._bind(blob, file_name(owner, file_id), filename, writing.size, kind, keep_us)
         if record is None or record.blob != blob:
             await self._discard(blob, None)
         if record is None:
@@ -225,23 +227,23 @@ class AsyncFiles:
             for told in found:
                 if record := FileRecord.read_found(told):
                     records[record.id] = record
-                    if told[6] > MANY and told[6] % HOLDERS == 0:
+                    if told[7] > MANY and told[7] % HOLDERS == 0:
                         await self._forget_ended(record.name)
         return records
 
-    async def _bind(self, blob: str, *about: Any) -> FileRecord | None:
+    async def _bind(self, blob: str, name: str, filename: str, *about: Any) -> FileRecord | None:
         """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
 
         What was sent in full is worth a few tries. Where none is answered, the sweep sees to the blob.
         """
         for left in reversed(range(BIND_TRIES)):
             try:
-                became, values = await self._call("bind", blob, *about, "")
-                known = FileRecord.read(about[0], values)
+                became, values = await self._call("bind", blob, name, *about, "", filename)
+                known = FileRecord.read(name, values)
                 if known and became == b"known" and not await self._in_thread(partial(self._storage.has, known.blob)):
                     log.error("file %s had lost its bytes, and has them again", known.id)
-                    _, values = await self._call("bind", blob, *about, known.blob)
-                return FileRecord.read(about[0], values)
+                    _, values = await self._call("bind", blob, name, *about, known.blob, filename)
+                return FileRecord.read(name, values)
             except StoreUnavailable:
                 if not left:
                     with suppress(StoreUnavailable):

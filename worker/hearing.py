@@ -32,6 +32,7 @@ class Heard:
     finished: int  #: when it ended; 0: not yet
     attempt: int
     events: list[Event]
+    has_more: bool  #: whether further events follow
 
 
 class Hearing:
@@ -52,10 +53,10 @@ class Hearing:
             reply = await self._script(keys=[job.service], args=arguments)
         if reply is None:
             return None
-        status, run, finished, attempt, flat = reply
+        status, run, finished, attempt, flat, more = reply
         fives = zip(*(flat[i::5] for i in range(5)), strict=True)
         events = [Event(int(n), name.decode(), int(of), int(a), data.decode()) for n, name, of, a, data in fives]
-        return Heard(Status(status.decode()), int(run), int(finished), int(attempt), events)
+        return Heard(Status(status.decode()), int(run), int(finished), int(attempt), events, bool(more))
 
     async def hear_batch(self, service: str, batch_id: str) -> Bulk | None:
         """How a batch stands; None where it has been dropped. From then on ``TOLD_CHANNEL`` tells of it."""

@@ -77,6 +77,8 @@ class NewJob:
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
     awaited: bool = False  #: its client waits for its end, which is then told in full
     cache: str = ""  #: what it asks of the cache, by ``cache.ask``; "" for nothing
+    priority_steps: float | None = None  #: its place between two priorities: -1 high, 0 normal, 1 low; None: its own
+    not_before_us: int = 0  #: microseconds since the epoch by Redis's clock; it does not run earlier; 0: at once
 
 
 class End(NamedTuple):
@@ -101,6 +103,17 @@ class End(NamedTuple):
         times = (int(started), int(finished), int(expires))
         output, error = (value, None) if status == Status.SUCCEEDED else (None, value)
         return cls(version, int(attempt), *times, status, output, error, timings.encode(), int(size))
+
+
+#: Fields of a job's record that may be large, by which ``include=`` asks for each.
+LARGE_FIELDS = {"input": "input", "output": "output", "attempts": "history"}
+
+#: The others that ``Job.from_record``, and the search for the place of a queued job, read.
+ROW_FIELDS = (
+    *("service", "status", "version", "priority", "attempt", "batch_size", "created", "started", "finished", "expires"),
+    *("error", "timings", "metadata", "worker", "token", "progress", "owner", "webhook", "cached_from", "cache"),
+    "not_before",
+)
 
 
 class Job(NamedTuple):
@@ -134,6 +147,7 @@ class Job(NamedTuple):
     estimated_start_us: int = 0  #: about when it will start; 0: unknown, or it has begun
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     cached_from: str = ""  #: id of the job whose output this is, which then did not run; "" for its own
+    not_before_us: int = 0  #: it does not run earlier; 0: no such time was asked for
 
     @property
     def ended(self) -> bool:
@@ -181,18 +195,20 @@ class Job(NamedTuple):
             estimated_start_us=estimated_start_us if is_queued else 0,
             webhook=record.get(b"webhook", b""),
             cached_from=record.get(b"cached_from", b"").decode(),
+            not_before_us=int(record.get(b"not_before", 0)),
         )
 
-    def to_json(self, include: frozenset[str] = frozenset()) -> bytes:
-        """The job as ``contract.md`` section 3 shows it; with ``include`` also its "input" and its "attempts".
+    def to_json(self, include: frozenset[str] = frozenset(), is_row: bool = False) -> bytes:
+        """The job as ``docs/http.md`` shows it; with ``include`` also its "input" and its "attempts".
 
         The output, error, metadata and input are JSON texts already and are put in as they stand, not parsed again.
+
+        Args:
+            is_row: whether it is a row of a list, which has its "output" only where ``include`` names it.
         """
-        parts: dict[str, bytes] = {
-            "output": self.output or b"null",
-            "error": self.error or b"null",
-            "metadata": self.metadata,
-        }
+        parts: dict[str, bytes] = {"error": self.error or b"null", "metadata": self.metadata}
+        if not is_row or "output" in include:
+            parts = {"output": self.output or b"null", **parts}
         known = {
             "id": self.id,
             "service": self.service,
@@ -202,6 +218,7 @@ class Job(NamedTuple):
             "progress": self.progress,
             "position": self.position,
             "estimated_start_at": rfc3339(self.estimated_start_us),
+            "not_before": rfc3339(self.not_before_us),
             "created_at": rfc3339(self.created_us),
             "started_at": rfc3339(self.begun_us),
             "finished_at": rfc3339(self.finished_us),
@@ -251,12 +268,13 @@ class Job(NamedTuple):
 
     def _timings(self) -> dict[str, float | None]:
         stages = self._stages
+        since_us = max(self.created_us, self.not_before_us)  # it does not wait in the queue before
         return {
-            "queued_ms": _ms_between(self.created_us, self.begun_us),
+            "queued_ms": _ms_between(since_us, self.begun_us),
             "preprocess_ms": stages.get("preprocess_ms"),
             "predict_ms": stages.get("predict_ms"),
             "postprocess_ms": stages.get("postprocess_ms"),
-            "total_ms": _ms_between(self.created_us, self.finished_us),
+            "total_ms": _ms_between(since_us, self.finished_us),
         }
 
 
@@ -274,4 +292,4 @@ def _second(seconds: int) -> str:
 
 
 def _ms_between(start_us: int, end_us: int) -> float | None:
-    return round((end_us - start_us) / 1000, 3) if start_us and end_us else None
+    return round(max(0, end_us - start_us) / 1000, 3) if start_us and end_us else None

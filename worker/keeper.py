@@ -19,8 +19,10 @@ from typing import Any
 
 import redis
 
+from worker.discovery import list_plugins
 from worker.lease import SharedLease
 from worker.ledger import CancelledRun, Ledger
+from worker.schema import SCHEMA, SchemaTooNew, check_schema, own_version
 from worker.settings import Settings
 from worker.store import say_refusal
 
@@ -39,6 +41,7 @@ class Keeper(threading.Thread):
         names: the services that it runs.
         on_cancel: called with the runs that were cancelled.
         on_lost: called when the lease had lapsed: what runs belongs to others now and must end.
+        on_refused: called where a later release has written to Redis, of whose data nothing must be touched.
     """
 
     def __init__(
@@ -47,18 +50,23 @@ class Keeper(threading.Thread):
         names: list[str],
         on_cancel: Callable[[list[CancelledRun]], None],
         on_lost: Callable[[], None],
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(name="keeper", daemon=True)
         self._settings = settings
         self._names = names
         self._on_cancel = on_cancel
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._ledger = Ledger(settings, timeout_s=settings.lease_s / 2, retries=0)
         self._about: dict[str, tuple[str, dict[str, Any]]] = {}
         self._state = "loading"
         self._stop_event = threading.Event()
         self._wake = threading.Event()  # set: the next tick is due now
         self._joined = False
+        self._checked = False  # whether the data's schema is one of ours, since Redis was away last
+        self._refused = False
+        self._versions = {plugin.name: plugin.version for plugin in list_plugins().values()}
         self._told: object = None  # what of ``_about`` the ledger knows
         self.count_processes: Callable[[], int] = lambda: 1  #: those that can take a batch, once the state is "ready"
         self.lease = SharedLease()  #: for the pool processes
@@ -74,10 +82,14 @@ class Keeper(threading.Thread):
                 if away:
                     log.info("Redis is back")
                 away = False
+            except SchemaTooNew as error:
+                self._refused = True
+                self._on_refused(error.message)
+                return
             except redis.RedisError as error:
                 if not away:
                     log.warning("%s", say_refusal(error, self._settings.away_hint))
-                away = True
+                away, self._checked = True, False
             self._wake.wait(TICK_S)
             self._wake.clear()
 
@@ -97,6 +109,8 @@ class Keeper(threading.Thread):
         self._stop_event.set()
         self._wake.set()
         self.join(timeout=self._settings.lease_s)
+        if self._refused:
+            return
         for name in self._names:
             if self._about and self._about is not self._told:  # it ended before its first tick as a ready one
                 self._try_once(lambda name=name: self._ledger.tell(name, *self._about[name]), "tell its knobs")  # type: ignore[misc]
@@ -104,13 +118,16 @@ class Keeper(threading.Thread):
 
     def _tick(self) -> None:
         about, safe_until = self._about, math.inf
+        if not self._checked:
+            check_schema(self._ledger.redis, self._settings)
+            self._checked = True
         for name in self._names:
             if about and about is not self._told:
                 self._ledger.tell(name, *about[name])
             if not self._joined:
-                self._ledger.join(name, self.worker, self._info())
+                self._ledger.join(name, self.worker, self._info(name))
             asked = time.monotonic()
-            held, cancelled = self._ledger.renew(name, self.worker, self._info())
+            held, cancelled = self._ledger.renew(name, self.worker, self._info(name))
             if not held:
                 self._start_anew()
                 return
@@ -131,9 +148,10 @@ class Keeper(threading.Thread):
         for job_id in self._ledger.sweep(name):
             log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, name: str) -> dict[str, Any]:
         about = {"worker": self.worker, "host": socket.gethostname(), "pid": os.getpid(), "state": self._state}
-        return about | {"processes": self.count_processes()}
+        versions = {"version": self._versions.get(name, ""), "libs_service": own_version(), "schema": SCHEMA}
+        return about | versions | {"processes": self.count_processes()}
 
     def _try_once(self, call: Callable[[], Any], what: str) -> None:
         try:

@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import ServicesError
+from worker.schema import check_schema
 from worker.settings import Settings
 from worker.store import make_client
 
@@ -133,6 +134,7 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         timeout_s = settings.store_timeout_s
         self.redis = make_client(settings.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        self._settings = settings
 
     def create(self, key: Key) -> tuple[str, Key]:
         """Store a record under a new API key and a new id; gives the API key, which can be told but once."""
@@ -159,4 +161,5 @@ class Keys:
         return read_keys(stored)
 
     def _store(self, hashed: str, key: Key) -> None:
+        check_schema(self.redis, self._settings)
         self.redis.hset(KEYS_KEY, mapping={hashed: key.to_json(), CHANGED: secrets.token_hex(8)})

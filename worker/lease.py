@@ -41,6 +41,11 @@ class SharedLease:
     def safe_until(self, moment: float) -> None:
         _FORMAT.pack_into(self._memory, 0, moment)
 
+    def close(self) -> None:
+        """Have no part in it any more: a fork's copy."""
+        self._memory.close()
+        os.close(self.fd)
+
 
 class Handover:
     """Decides once, between a pool process and its slot, which of the two has a batch that was claimed ahead.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency.base import BasePool
+from celery.worker import state
 
 from worker.events import Reporter
 from worker.keeper import Keeper
 from worker.ledger import CancelledRun, Ledger
-from worker.settings import Settings, get_settings
+from worker.settings import EX_USAGE, Settings, get_settings
+
+log = logging.getLogger("services.worker")
 
 
 class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
@@ -29,13 +33,19 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self.names = _take_queues(self.app)
         self.stopping = threading.Event()
         self.ledger = Ledger(self.settings)
-        self.keeper = Keeper(self.settings, self.names, self.on_cancel, self.on_lease_lost)
+        self.keeper = Keeper(self.settings, self.names, self.on_cancel, self.on_lease_lost, self.refuse)
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
         self.reporter = Reporter(self._dispatcher, hostname, cancel or self.ledger.cancel)
 
     def stop_claiming(self) -> None:
         """Claim nothing more; safe in a signal handler, which may come before ``on_start``."""
         raise NotImplementedError
+
+    def refuse(self, reason: str) -> None:
+        """Stop this worker with exit code 2: it must not touch what lies in Redis."""
+        log.critical("not started: %s", reason)
+        self.stop_claiming()
+        state.should_stop = EX_USAGE
 
     def on_cancel(self, runs: list[CancelledRun]) -> None:
         """Jobs of this worker were cancelled while they ran."""

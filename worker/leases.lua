@@ -107,11 +107,31 @@ local function recover(lease)
   return lost
 end
 
+-- A job whose not_before has come takes its place, as one that was created in that moment.
+local function come_due(id, fair)
+  local key = record(id)
+  local job = redis.call('HMGET', key, 'status', 'score', 'not_before', 'cache', 'owner', 'priority')
+  if job[1] ~= 'queued' then return end
+  local wish = job[4]
+  local found = wish and cache().find(wish)
+  if found then return cache().take_over(id, found[1], found[2]) end
+  local inputs = wish and cache().has_equals(wish) and 0 or 1
+  local turn, offset = take_turn(fair, job[5] or '', job[6], inputs, job[2] - job[3])
+  local score = job[2]
+  if turn then
+    score = int(turn + offset)
+    redis.call('HSET', key, 'score', score, 'turn', int(turn))
+  end
+  if wish then return enqueue(id, score, wish) end
+  gather('ZADD', WAITING, score, id)
+  gather('LPUSH', service, bell(id))
+end
+
 -- A sweep forgets so many thousand expired jobs: with one worker and one API, three times a second, more than end in it.
 local FORGET_PAGES = 4
 
 -- lease_us. Run twice a second by each worker and once by each API, which keeps the clock of services that have no worker:
--- recovers what dead workers left, ends what is late, queues what was delayed, forgets what has expired. Gives the jobs
+-- recovers what dead workers left, ends what is late, queues what was delayed or is due now, forgets what has expired. Gives the jobs
 -- of dead workers.
 function operations.sweep()
   local lost = recover(tonumber(ARGV[4]))
@@ -127,9 +147,16 @@ function operations.sweep()
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 1000)) do
     redis.call('ZREM', DELAYED, id)
-    local job = redis.call('HMGET', record(id), 'score', 'cache', 'group')
-    if job[1] then enqueue(id, job[1], job[2], job[3]) end
+    local job = redis.call('HMGET', record(id), 'score', 'cache', 'group', 'takes')
+    if job[1] and not (job[4] and cache().take_now(id, job[4])) then enqueue(id, job[1], job[2], job[3]) end
   end
+  local due = redis.call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, 1000)
+  local fair = #due > 0 and turns()
+  for _, id in ipairs(due) do
+    gather('ZREM', SCHEDULED, id)
+    come_due(id, fair)
+  end
+  flush()
   for _ = 1, FORGET_PAGES do
     local ids = redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', now, 'LIMIT', 0, 1000)
     if #ids == 0 then break end

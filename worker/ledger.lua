@@ -5,20 +5,26 @@
 -- leases.lua (workers), reads.lua; and in between cache.lua.
 --
 -- KEYS[1] the service's name, which is also its Celery queue (a list of messages).
--- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; empty in a Redis Cluster, where Celery's own keys
---         lie on other nodes and are left alone), then the operation's own.
+-- ARGV    operation, remember_us, date (RFC 3339, for Celery's results; after "all " where a new job's is kept wherever it
+--         comes from; empty in a Redis Cluster, where Celery's own keys lie on other nodes and are left alone), then the
+--         operation's own.
 --
 -- Keys. S is "{<service>}", a hash tag, so that all keys of one service share a slot of a Redis Cluster with its list.
 --   <service>            list   Celery messages; ours only say that a job waits, others' carry a job not yet adopted
 --   S:job:<id>           hash   the record of one job; lives keep_for after its end; with "body" (sha256) where the client
---                               made the id
+--                               made the id; "takes": see cache.lua
 --   S:batch:<id>         hash   one POST /batches; its chunks are jobs <id>.0, <id>.1, ... with "group", "rows" (how many)
 --                               and "first" (the first one's number); they are in no index and live as long as the batch.
 --                               One with rows that failed keeps those as its "input", with their "numbers" and how many they
 --                               are ("bad"); retry_batch makes them its "rows", beside the "output" that it has. "partial":
---                               the lines of a chunk that waits for its rest to be run
+--                               the lines of a chunk that waits for its rest to be run. Results of a chunk over 8 MB are
+--                               in parts, fields "<series>.<number>" numbered from 1, each a value of its own so that no
+--                               call is large: "so_far" ("<series> <how many>") says which stand before "partial", "out"
+--                               which before "output", "merged" which a retry's results are merged into until it ends. A
+--                               series that "out" names is never written again
 --   S:seen:<id>          string says that the job was, from its end on: its API key, else 1; lives remember_for longer than
 --                               the record (410 rather than 404). S:seen:batch:<id>: the same of a batch, from its beginning
+--   S:revoked:<id>       string says that Celery's revoke named a job that is not known (yet); lives remember_for
 --   S:idempotency:<sha256> string a client's Idempotency-Key (hashed): "<job> <sha256 of the body>"; lives as long as the job
 --   S:said:<id>          stream what a job said in its runs: the last of its "progress" and "log" events, each under its number
 --   S:partial:<id>       stream its partial outputs, every one, numbered together with those. Both are there only where the
@@ -26,6 +32,7 @@
 --   S:waiting            zset   queued jobs by urgency (created, or its turn, + the priority's offset)
 --   S:chunks             zset   those of them that are chunks, by which a forecast finds them
 --   S:delayed            zset   queued jobs that may not run yet (a retry's pause), by when they may
+--   S:scheduled          zset   queued jobs whose "not_before" has not come, by it; until then, their "score" is counted from it
 --   S:index              zset   every kept job by the time of its creation
 --   S:expires            zset   finished jobs by the time at which their record is dropped
 --   S:owned:<key>        zset   every kept job of an API key ("owner" in the record) by the time of its creation
@@ -39,7 +46,7 @@
 --   S:busy:<worker>      hash   pool process -> "<since> <rows> <ahead>": since when it runs the batch that it runs (or ended
 --                               its last one, until it has asked for the next); rows: of a chunk, else 0; ahead: not 0 but the
 --                               number of another one where it has claimed that and will run it before it claims again
---   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted
+--   S:taken:<worker>     hash   others' messages that this worker took and has not yet adopted, each by "<pool process> ..."
 --   S:cancels:<worker>   set    "<token> <job>": running jobs of this worker that were cancelled
 --   S:about              hash   what the last worker told of the service: version, knobs, limits, cache_for (us), model
 --                               (what stands for version and knobs in the cache's keys), failure; and what
@@ -52,7 +59,9 @@
 --                               requeued:<why> (attempts after which a job was queued again), reused (results)
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
---   celery-task-meta-<id> string the result as stock Celery writes it; lives as long as the record
+--   celery-task-meta-<id> string the result as stock Celery writes it, of a job with "celery": one that came as a Celery
+--                               message, or any where SERVICES_CELERY_RESULTS=all; lives as long as the record
+--   services:schema      hash   number and version: by which schema all this is written, and who said so (schema.py)
 --   services             set    every service that ever had a job or a worker; written by ledger.py, as no slot is its own
 -- Channel jobs:ended: a JSON array of what has just ended: each its id or, of a job whose client waits for it ("awaited") and
 --                     that said nothing, {id, version, attempt, started, finished, expires, status, output or error,
@@ -67,8 +76,10 @@ local S = '{' .. service .. '}:'
 local WAITING, INDEX, EXPIRES, DEADLINES = S .. 'waiting', S .. 'index', S .. 'expires', S .. 'deadlines'
 local WORKERS, INFO, ABOUT, DELAYED = S .. 'workers', S .. 'workers:info', S .. 'about', S .. 'delayed'
 local OPEN, TURNS, OWNED_EXPIRES, CHUNKS = S .. 'open', S .. 'turns', S .. 'owned:expires', S .. 'chunks'
+local SCHEDULED = S .. 'scheduled'
 
-local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local operation, remember, date = ARGV[1], tonumber(ARGV[2]), ARGV[3]:match('%S*$')
+local KEEPS_ALL = ARGV[3]:sub(1, 4) == 'all '
 local FIRST = 4
 local HAS_CELERYS_KEYS = date ~= ''
 
@@ -153,6 +164,7 @@ local now = clock()
 
 local function record(id) return S .. 'job:' .. id end
 local function seen(id) return S .. 'seen:' .. id end
+local function revoked(id) return S .. 'revoked:' .. id end
 local function said(id) return S .. 'said:' .. id end
 local function partial(id) return S .. 'partial:' .. id end
 local function promised(hash) return S .. 'idempotency:' .. hash end
@@ -250,11 +262,11 @@ local function announce(kind, id, key, webhook, event)
     if wanted == event then break end
     if i == #events then return end
   end
-  local fields, told = redis.call('HGETALL', key), {}
-  for i = 1, #fields, 2 do
-    if fields[i] ~= 'input' and fields[i] ~= 'history' and #fields[i + 1] <= MAX_EVENT_VALUE then
-      told[#told + 1] = fields[i]
-      told[#told + 1] = fields[i + 1]
+  local told = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if field ~= 'input' and field ~= 'history' and redis.call('HSTRLEN', key, field) <= MAX_EVENT_VALUE then
+      told[#told + 1] = field
+      told[#told + 1] = redis.call('HGET', key, field)
     end
   end
   redis.call('XADD', S .. 'outbox', '*', 'kind', kind, 'id', id, 'type', event, 'record', cjson.encode(told))
@@ -286,11 +298,21 @@ local function end_chunk(status, group, rows, failed)
   ended[#ended + 1] = group
 end
 
+-- Forgets parts of a chunk's results (see S:job:<id>): those that this field of its record counts.
+local function drop_parts(key, field)
+  local series, parts = (redis.call('HGET', key, field) or ''):match('^(%d+) (%d+)$')
+  if not series then return end
+  for i = 1, parts do redis.call('HDEL', key, series .. '.' .. i) end
+  redis.call('HDEL', key, field)
+end
+
 -- What retry_batch would run again stays: of a chunk that succeeded the rows that failed ("<number>,<number>...", then a
 -- line for each; empty: none did), of any other all that it was to run. Gives how many failed.
 local function keep_failed(key, status, failed)
   if status ~= 'succeeded' then
     redis.call('HDEL', key, 'partial')
+    drop_parts(key, 'so_far')
+    drop_parts(key, 'merged')
     return 0
   end
   local numbers, lines = failed:match('^([%d,]+)\n(.*)$')
@@ -309,7 +331,7 @@ end
 -- if it had one; failed: the rows of a chunk that failed, as keep_failed reads them.
 local JOB = {
   'status', 'worker', 'keep', 'idempotency', 'group', 'rows', 'start_within', 'webhook', 'events', 'owner', 'started',
-  'awaited', 'cache',
+  'awaited', 'cache', 'celery',
 }
 
 local function write_end(id, job, status, value, timings, batch_size, failed)
@@ -320,6 +342,7 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
     weigh(id, -1)
     gather('ZREM', WAITING, id)
     gather('ZREM', DELAYED, id)
+    gather('ZREM', SCHEDULED, id)
     if job[5] then gather('ZREM', CHUNKS, id) end
   elseif status ~= 'succeeded' then
     note(id, status, true, status == 'failed' and value)
@@ -356,13 +379,13 @@ local function write_end(id, job, status, value, timings, batch_size, failed)
   end
   gather('ZADD', EXPIRES, life[1], id)
   if job[10] then gather('ZADD', OWNED_EXPIRES, life[1], job[10] .. ':' .. id) end
-  tell_celery(id, status, value, life[2])
+  if job[14] then tell_celery(id, status, value, life[2]) end
   if job[8] then announce('job', id, key, job[8], 'job.' .. status) end
 end
 
-local function ring(id)
-  redis.call('LPUSH', service, OURS .. ':1,"id":' .. cjson.encode(id) .. '}')
-end
+local function bell(id) return OURS .. ':1,"id":' .. cjson.encode(id) .. '}' end
+
+local function ring(id) redis.call('LPUSH', service, bell(id)) end
 
 -- Fair sharing between API keys (start-time fair queueing). While jobs of keys wait, a job's place is counted from its
 -- turn, not from its creation: behind the job claimed last, or, if that is later, where the same key's jobs of this
@@ -547,11 +570,11 @@ local function full(waiting, waiting_bytes, bytes, limits)
   return math.max(1, math.min(60, math.ceil((waiting / 10 + 1) / speed)))
 end
 
--- The same of inputs with so many bytes in all, as the queue stands.
-local function has_no_room(bytes)
+-- The same of inputs with so many bytes in all, as the queue stands; later: they do not wait in it yet.
+local function has_no_room(bytes, later)
   local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked')
   local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  return full(waiting, tonumber(limits[3] or 0), bytes, limits)
+  return full(later and 0 or waiting, tonumber(limits[3] or 0), bytes, limits)
 end
 
 -- Whether an API key that may have so many jobs open ('': any number) has no room for so many more.

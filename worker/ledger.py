@@ -20,11 +20,11 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from worker.bulk import Rerun, read_numbers
+from worker.bulk import PartKind, Rerun, read_numbers, read_parts, split_lines
 from worker.cache import digest_model
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
-from worker.jobs import RETRYABLE, Job, NewJob, Priority, Status
+from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Priority, Status
 from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_client
@@ -71,6 +71,8 @@ def hash_promise(key: str, owner: str = "") -> str:
 def head(operation: str, settings: Settings) -> list[Any]:
     """The arguments that every operation of ``ledger.lua`` begins with."""
     date = "" if settings.cluster else datetime.now(UTC).isoformat()
+    if date and settings.celery_results == "all":
+        date = f"all {date}"
     return [operation, round(settings.remember_for_s * 1e6), date]
 
 
@@ -81,11 +83,13 @@ def create_arguments(settings: Settings, jobs: Sequence[NewJob], errors: Sequenc
         message = build_message(job.service, job.id) if errors is None else b""
         durations = (job.start_within_s, job.finish_within_s, job.keep_for_s)
         arguments += [job.id, job.version, job.priority.value]
-        arguments += [round(Priorities[job.priority] * settings.priority_step_s * 1e6)]
+        steps = Priorities[job.priority] if job.priority_steps is None else job.priority_steps
+        arguments += [round(steps * settings.priority_step_s * 1e6)]
         arguments += [math.ceil(seconds * 1e6) for seconds in durations]  # 0 means none
         arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
         arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
         arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else "", job.cache]
+        arguments += [job.not_before_us]
     return arguments
 
 
@@ -215,10 +219,21 @@ class Ledger:
                 return Claim("hold", hold_s=float(rest[0]) / 1e6)
         return Claim("fenced")
 
-    def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> None:
-        """Store the jobs that came as other producers' messages; those with an error end with it at once."""
+    def adopt(self, service: str, jobs: Sequence[NewJob], errors: Sequence[bytes]) -> list[str]:
+        """Store the jobs that came as other producers' messages; those with an error end with it at once.
+
+        Gives for each "queued", "other" (the id is that of a job with another input) or "revoked".
+        """
         self.redis.sadd(SERVICES_KEY, service)
-        self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+        told: Any = self._script(keys=[service], args=create_arguments(self._settings, jobs, errors))
+        return _decode(told[0:-1:3])
+
+    def revoke(self, service: str, ids: Sequence[str], running: bool) -> list[str]:
+        """Cancel jobs that wait, with ``running`` those that run too; one not known yet, as soon as it is adopted.
+
+        Gives the status that each had; "" for an unknown one.
+        """
+        return _decode(self._call(service, "revoke", 1 if running else 0, *ids))
 
     def adopted(self, service: str, worker: str, fields: Sequence[bytes]) -> None:
         """Forget the messages that this worker's claim took, by their fields: their jobs are stored."""
@@ -237,30 +252,45 @@ class Ledger:
 
     def rerun(self, service: str, job_id: str) -> Rerun:
         """What is known of a chunk that has been run before."""
-        fields = ("partial", "why", "numbers", "output", "attempt", "base", "max_attempts", "retried")
+        fields = ("partial", "why", "numbers", "output", "so_far", "out", "attempt", "base", "max_attempts", "retried")
         found: Any = self.redis.hmget(record_key(service, job_id), *fields)
-        partial, why, rows, output, *numbers = found
+        partial, why, rows, output, so_far, out, *numbers = found
         attempt, base, most, retried = (int(float(number or 0)) for number in numbers)
         return Rerun(
-            results=partial.split(b"\n") if partial else [],
+            results=split_lines(partial),
             reason=(why or b"").decode(),
             skip=attempt - base >= most,
             careful=attempt > retried + 1,
             numbers=read_numbers(rows or b""),
-            settled=output.split(b"\n") if output else [],
+            settled=split_lines(output),
+            parts=read_parts(so_far),
+            settled_parts=read_parts(out),
         )
 
-    def progress(self, service: str, token: str, job_id: str, results: Sequence[bytes]) -> bool:
-        """Keep what a chunk that is run row by row has come to; False where it is no longer this token's."""
-        return bool(self._call(service, "progress", token, job_id, b"\n".join(results)))
+    def read_part(self, service: str, job_id: str, field: str) -> list[bytes]:
+        """The lines of a part of a chunk's results."""
+        return split_lines(self.redis.hget(record_key(service, job_id), field))  # type: ignore[arg-type]
 
-    def pause(self, service: str, token: str, job_id: str, results: Sequence[bytes], done: int) -> bool:
+    def put_part(
+        self, service: str, token: str, job_id: str, kind: PartKind, number: int, lines: Sequence[bytes]
+    ) -> bool:
+        """Store the next part of a chunk's results, numbered from 1; False where it is no longer this token's."""
+        return bool(self._call(service, "part", token, job_id, kind, number, b"\n".join(lines)))
+
+    def progress(self, service: str, token: str, job_id: str, results: Sequence[bytes], parts: int = 0) -> bool:
+        """Keep what a chunk that is run row by row has come to; False where it is no longer this token's.
+
+        ``results`` are those that follow so many ``parts``.
+        """
+        return bool(self._call(service, "progress", token, job_id, b"\n".join(results), parts))
+
+    def pause(self, service: str, token: str, job_id: str, results: Sequence[bytes], done: int, parts: int = 0) -> bool:
         """Let what is to be run before the rest of a chunk, if there is anything, be run; False: go on with it.
 
-        ``results`` are all that it has come to, ``done`` of them in this run. True also where it is no longer this
-        token's.
+        ``results`` are those that follow so many ``parts``; ``done`` of all came of this run. True also where it is no
+        longer this token's.
         """
-        return bool(self._call(service, "pause", token, job_id, b"\n".join(results), done))
+        return bool(self._call(service, "pause", token, job_id, b"\n".join(results), parts, done))
 
     def say(self, service: str, token: str, most: int, said: Mapping[str, Sequence[Said]]) -> None:
         """Keep what jobs of a running batch said, by their ids; the last ``most`` of each, and every partial output."""
@@ -272,13 +302,27 @@ class Ledger:
                 flat += [event.number, event.name, event.data, progress]
         self._call(service, "say", token, most, *flat)
 
-    def complete(self, service: str, token: str, endings: Sequence[Ending]) -> list[Stored]:
-        """Write how the jobs of a batch ended; what became of each."""
-        flat: list[Any] = []
+    def complete(
+        self, service: str, token: str, endings: Sequence[Ending], earlier: int = 0, parts: PartKind | Literal[""] = ""
+    ) -> list[Stored]:
+        """Write how jobs of a batch ended; what became of each.
+
+        Args:
+            earlier: how many jobs of the batch were told before; -1: there are further ones to tell.
+            parts: of a chunk: which parts of its results stand before the output.
+        """
+        flat: list[Any] = [earlier, parts]
         for end in endings:
             pause_us = round(end.pause_s * 1e6)
             flat += [end.id, end.status.value, end.value, end.timings, end.batch_size, pause_us, end.failed_rows]
         return [Stored(stored) for stored in self._call(service, "complete", token, *flat)]
+
+    def answers(self) -> bool:
+        """Whether Redis answers, over another connection than one that was just cut."""
+        try:
+            return bool(self.redis.ping())
+        except redis.RedisError:
+            return False
 
     def postpone(self, service: str, token: str, ids: Sequence[str], pause_s: float) -> None:
         """Queue jobs of a batch that have not begun again, after a pause, uncharged."""
@@ -334,13 +378,13 @@ class Ledger:
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
-        service = self._find(job_id)
+        service = self.find(job_id)
         if service:
             self._call(service, "cancel", job_id)
 
     def retry(self, job_id: str) -> None:
         """Run a failed, cancelled or expired job again. Raises as ``AsyncLedger.retry`` does."""
-        service = self._find(job_id)
+        service = self.find(job_id)
         if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
         check_retried(job_id, service, self._call(service, "retry", job_id, ""))
@@ -355,12 +399,16 @@ class Ledger:
             yield from _decode(ids)
 
     def get(self, job_id: str) -> Job | None:
-        """One job; None for one that is unknown or dropped."""
-        service = self._find(job_id)
-        record: Any = self.redis.hgetall(record_key(service, job_id)) if service else None
+        """One job without its input; None for one that is unknown or dropped."""
+        service = self.find(job_id)
+        if not service:
+            return None
+        fields = (*ROW_FIELDS, LARGE_FIELDS["output"])
+        found: Any = self.redis.hmget(record_key(service, job_id), fields)
+        record = {name.encode(): value for name, value in zip(fields, found, strict=True) if value is not None}
         return Job.from_record(job_id, record) if record else None
 
-    def _find(self, job_id: str) -> str:
+    def find(self, job_id: str) -> str:
         """The service of a client's job; "" for an unknown one. A worker's Redis user sees its services' keys alone.
 
         Deliveries of webhooks are no client's.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import IdempotencyConflict, JobFinished
 from worker.forecast import Forecast, Forecasts
-from worker.jobs import RETRYABLE, TERMINAL, Job, NewJob, Status
+from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, TERMINAL, Job, NewJob, Status
 from worker.ledger import (
     LOOK_AT,
     check_retried,
@@ -24,6 +25,9 @@ from worker.overview import Overview
 from worker.replies import Outcome, as_stored, conflict, dropped, not_found
 from worker.replies import Repeated as Repeated
 from worker.settings import Settings
+
+#: Bytes of the inputs and outputs of one page, where they were asked for; a single job may have more.
+PAGE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +152,47 @@ class AsyncLedger(BatchLedger):
         limit: int,
         before: tuple[str, str] | None,
         sees: str = "",
+        include: frozenset[str] = frozenset(),
     ) -> Page:
-        """The newest jobs of these services, below ``before``. A page may be short although more follow."""
+        """The newest jobs of these services, below ``before``. A page may be short although more follow.
+
+        Args:
+            include: which of ``LARGE_FIELDS`` are read too. With inputs or outputs, a page ends where it has
+                ``PAGE_BYTES`` of them, but not before its first job.
+        """
         bound, last_id = before or ("+inf", "")
         arguments = [*head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT, sees]
         replies = [await self._call(service, arguments) for service in services]
         keys = [(s, i.decode()) for s, (_, _, ids) in zip(services, replies, strict=True) for i in ids]
-        jobs = [job for job in await self._read(keys) if job is not None]
+        fields = (*ROW_FIELDS, LARGE_FIELDS["attempts"]) if "attempts" in include else ROW_FIELDS
+        jobs = [job for job in await self._read(keys, fields=fields) if job is not None]
         jobs.sort(key=lambda job: (job.created_us, job.id), reverse=True)
         # Where a service's search stopped early, nothing older than that point may be shown yet.
         stops = [(int(us), i.decode()) for us, i, _ in replies if us]
         floor = max(stops, default=(0, ""))
         page = [job for job in jobs if (job.created_us, job.id) >= floor][:limit]
-        if len(page) == limit and (len(jobs) > limit or stops):
+        whole = len(page)
+        if wanted := [name for name in ("input", "output") if name in include]:
+            page = await self._with_large(page, wanted)
+        if len(page) < whole or (whole == limit and (len(jobs) > limit or stops)):
             return Page(page, (str(page[-1].created_us), page[-1].id))
         return Page(page, (str(floor[0]), floor[1]) if stops else None)
+
+    async def _with_large(self, jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+        """The first of these jobs with their inputs, outputs or both: ``PAGE_BYTES`` of them, but one job at least."""
+        async with self.pipeline() as pipe:
+            for job in jobs:
+                for name in names:
+                    pipe.hstrlen(record_key(job.service, job.id), name)
+            sizes = await pipe.execute() if jobs else []
+            of_each = [sum(sizes[i : i + len(names)]) for i in range(0, len(sizes), len(names))]
+            totals = list(itertools.accumulate(of_each))
+            fitting = jobs[: max(1, sum(total <= PAGE_BYTES for total in totals))]
+            for job in fitting:
+                pipe.hmget(record_key(job.service, job.id), names)
+            found = await pipe.execute() if fitting else []
+        kept = [{name: value for name, value in zip(names, values, strict=True) if value} for values in found]
+        return [job._replace(**values) for job, values in zip(fitting, kept, strict=True)]
 
     async def overview(self, service: str) -> Overview:
         """What the ledger knows of one service."""
@@ -172,17 +202,28 @@ class AsyncLedger(BatchLedger):
         """The same of several."""
         return list(map(Overview.from_reply, await self._call_each(services, head("overview", self._settings))))
 
-    async def _read(self, keys: Sequence[tuple[str, str]], placed: bool = True) -> list[Job | None]:
-        """The records of (service, id) pairs, in one round trip; ``placed``: with their places in the queue."""
+    async def _read(
+        self, keys: Sequence[tuple[str, str]], placed: bool = True, fields: Sequence[str] = ()
+    ) -> list[Job | None]:
+        """The records of (service, id) pairs, in one round trip.
+
+        Args:
+            placed: with their places in the queue.
+            fields: which of their fields to read; none: all.
+        """
         if not keys:
             return []
         async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
             for service, job_id in keys:
-                pipe.hgetall(record_key(service, job_id))
+                key = record_key(service, job_id)
+                pipe.hmget(key, fields) if fields else pipe.hgetall(key)
                 if placed:
                     pipe.zrank(f"{{{service}}}:waiting", job_id)
             replies = await pipe.execute()
             records, ranks = (replies[0::2], replies[1::2]) if placed else (replies, [None] * len(replies))
+            if fields:
+                names = [name.encode() for name in fields]
+                records = [{n: v for n, v in zip(names, r, strict=True) if v is not None} for r in records]
             paused = await self._place_paused(keys, records, ranks) if placed else {}
         waiting = {service for (service, _), rank in zip(keys, ranks, strict=True) if rank is not None}
         forecasts = {service: await self._forecasts.of(service) for service in waiting}
@@ -197,7 +238,8 @@ class AsyncLedger(BatchLedger):
     ) -> dict[int, int]:
         """Within a guard: the place of queued jobs that have no rank; and until when which of them pause.
 
-        One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals.
+        One that pauses before a retry will come after all that wait; one that is parked, with the first of its equals;
+        one whose not_before has not come has no place.
         """
         placed = [i for i, rank in enumerate(ranks) if rank is None and records[i].get(b"status") == b"queued"]
         if not placed:
@@ -210,13 +252,16 @@ class AsyncLedger(BatchLedger):
                 pipe.zscore(equals, job_id)
                 pipe.zrange(equals, 0, 0)
                 pipe.zscore(f"{{{service}}}:delayed", job_id)
+                pipe.zscore(f"{{{service}}}:scheduled", job_id)
             found = await pipe.execute()
-            for i, first in zip(placed, found[2::4], strict=True):
+            for i, first in zip(placed, found[2::5], strict=True):
                 pipe.zrank(f"{{{keys[i][0]}}}:waiting", first[0] if first else "")
             firsts = await pipe.execute()
-        for i, behind_all, is_parked, first in zip(placed, found[0::4], found[1::4], firsts, strict=True):
-            ranks[i] = behind_all if is_parked is None else first or 0
-        return {i: int(until) for i, until in zip(placed, found[3::4], strict=True) if until}
+        places = zip(placed, found[0::5], found[1::5], firsts, found[4::5], strict=True)
+        for i, behind_all, is_parked, first, is_scheduled in places:
+            if is_scheduled is None:
+                ranks[i] = behind_all if is_parked is None else first or 0
+        return {i: int(until) for i, until in zip(placed, found[3::5], strict=True) if until}
 
     async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
         """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.

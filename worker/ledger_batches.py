@@ -74,6 +74,12 @@ class BatchLedger(LedgerClient):
             raise JobExpired(f"batch {batch.id} was dropped when its keep_for_s was over")
         return chunk
 
+    async def get_part(self, batch: Bulk, number: int, field: str) -> bytes:
+        """The lines of a part of a chunk's results; b"" where it is there no longer."""
+        async with self.guard():
+            lines: Any = await self.redis.hget(record_key(batch.service, f"{batch.id}.{number}"), field)
+        return lines or b""
+
     async def get_rows(self, batch: Bulk, number: int) -> bytes:
         """The rows of a chunk that would run again, or are yet to run, as lines of JSON; b"" for none."""
         async with self.guard():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from worker.dispatch import WEBHOOKS
 from worker.errors import StoreUnavailable
 from worker.ledger import SERVICES_KEY, record_key, seen_key
+from worker.schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
 from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_async_client, say_refusal
@@ -44,6 +45,7 @@ class LedgerClient:
         self._places: dict[str, str] = {}  # job id -> service, the oldest first
         self._services: set[str] = set()  # those of which SERVICES_KEY knows
         self._cached_for: dict[str, bytes] = {}  # service -> microseconds, as its ledger told them last
+        self._schema = 0  # of the data, once it has been looked at since Redis was away last
 
     async def close(self) -> None:
         """Close the connections."""
@@ -62,13 +64,28 @@ class LedgerClient:
 
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
-        """Around whatever is asked of Redis: an answer in time, or ``StoreUnavailable``."""
+        """Around whatever is asked of Redis: an answer in time, or ``StoreUnavailable``.
+
+        So is data of a later schema, which must not be touched; that is looked at before the first call.
+        """
         try:
             # Over all of it: the wait for a turn, the call, and its one repetition.
             async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
+                if not self._schema:
+                    self._schema = await check_schema_of(self.redis, self._settings)
                 yield
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._schema = 0 if isinstance(error, redis.ConnectionError | OSError) else self._schema
             raise StoreUnavailable(say_refusal(error, self._settings.away_hint)) from error
+
+    async def raise_schema(self, workers: Iterable[Mapping[str, Any]]) -> bool:
+        """Number the data of an earlier release as this one's, unless one of these workers is of its time."""
+        if self._schema in (0, SCHEMA) or not may_raise(workers):
+            return False
+        async with self.guard():
+            await self.redis.hset(SCHEMA_KEY, mapping=own_fields())
+        self._schema = SCHEMA
+        return True
 
     async def _call(self, service: str, arguments: list[Any]) -> Any:
         async with self.guard():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,13 @@ class Overview:
     running: int  #: jobs, and chunks of batches, that a live worker has claimed
     rate: float  #: jobs ended a second, averaged over the last seconds
     pace_s: float  #: time that a pool process takes for an input, averaged; 0 before any was measured
+    scheduled: int  #: queued jobs whose not_before has not come; not in ``depth``
     counts: dict[str, int]  #: what ``ledger.lua`` counts: waiting_bytes, "ended:<status>", "requeued:<why>", ...
 
     @classmethod
     def from_reply(cls, reply: Any) -> Overview:
         """Read what ``overview`` in ``reads.lua`` answers."""
-        depth, oldest, now, infos, about, running = reply
+        depth, oldest, now, infos, about, running, scheduled = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]
         return cls(
@@ -42,8 +44,16 @@ class Overview:
             running=running,
             rate=_rate_now(fields.get(b"rate"), fields.get(b"rate_at"), int(now)),
             pace_s=float(fields.get(b"pace", 0)) / 1e6,
+            scheduled=scheduled,
             counts={name.decode(): int(fields[name]) for name in counted},
         )
+
+    @property
+    def worker_versions(self) -> list[dict[str, Any]]:
+        """How many workers run which version of the plugin and of libs-service; None: before 0.2.0 they told none."""
+        found = Counter((worker.get("version"), worker.get("libs_service")) for worker in self.workers)
+        rows = [{"version": v, "libs_service": release, "workers": n} for (v, release), n in found.items()]
+        return sorted(rows, key=lambda row: (row["libs_service"] or "", row["version"] or ""))
 
 
 def _rate_now(rate: bytes | None, rate_at_us: bytes | None, now_us: int) -> float:

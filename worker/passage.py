@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from worker.errors import PLUGIN_ERRORS, Cancelled, ServicesError
+from worker.settings import MAX_OUTPUT_BYTES
 from worker.telling import Speech, current
 
 #: What became of an input: its output as JSON, or why there is none.
@@ -27,11 +28,19 @@ class Passage:
         inputs: their JSON.
         job_ids: of each, for what the service says of it and for ``cancelled``; none where they are no jobs but rows.
         cancelled: ids of the jobs that are no longer wanted; it may grow meanwhile.
+        most_bytes: of one output as JSON.
     """
 
-    def __init__(self, inputs: Sequence[Any], job_ids: Sequence[str] = (), cancelled: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[Any],
+        job_ids: Sequence[str] = (),
+        cancelled: Collection[str] = (),
+        most_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> None:
         self.values: list[Any] = list(inputs)  #: input JSON → Input → features → raw → Output → output JSON
         self.job_ids: Sequence[str] = job_ids  #: whose the values are; empty where nobody's
+        self.most_bytes = most_bytes
         self._cancelled = cancelled
         self._places: Sequence[int] = range(len(inputs))  # of the values among the inputs
         self._errors: dict[int, ServicesError] = {}  # by place
@@ -88,7 +97,7 @@ class Passage:
     def part(self, indices: Sequence[int]) -> Passage:
         """Some of the values, to go on by themselves; their outcomes are to be brought back."""
         job_ids = [self.job_ids[i] for i in indices] if self.job_ids else ()
-        return Passage([self.values[i] for i in indices], job_ids, self._cancelled)
+        return Passage([self.values[i] for i in indices], job_ids, self._cancelled, self.most_bytes)
 
     def outcomes(self) -> list[Any]:
         """What became of each input, in order: its value or its error; after the last stage, an ``Outcome``."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,16 +22,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from celery.worker import state
 
 from worker.adopter import Adopter
-from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
+from worker.broker.priorities import make_movers
+from worker.child import RECYCLE_SHARE
 from worker.lease import Handover
 from worker.leased_pool import LeasedPool
 from worker.ledger import CancelledRun, Ledger
+from worker.processes import GUARDIAN, become_reaper, kill_below, resident_mb
 from worker.runner import backoff_s
 
 log = logging.getLogger("services.worker")
@@ -44,19 +49,29 @@ MAX_CANCELLED = 10_000
 #: A process that dies this often while it loads its model is given up.
 MAX_LOAD_DEATHS = 3
 
+#: When a worker stops: seconds in which what has been computed must be stored, in which a process without a batch must
+#: end, and after all that, in which the worker itself must.
+STORE_S, IDLE_END_S, WORKER_END_S = 20.0, 5.0, 15.0
+#: Seconds in which a guardian must have started, and must tell of an end.
+GUARDIAN_START_S, GUARDIAN_S = 30.0, 6.0
+
 
 class ServicePool(LeasedPool):
     """The pool of services: ``limit`` slots, the keeper and the reporter."""
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis or for a model."""
+        become_reaper()  # for what a killed guardian leaves
         self.prepare()
         self.impatient = Ledger(self.settings, timeout_s=0.5, retries=0)  # for slots, which watch a run meanwhile
+        self.is_ending = self.has_failed = False
         self.slots = [Slot(self, index) for index in range(self.limit)]
         self.keeper.count_processes = lambda: sum(slot.is_loaded for slot in self.slots)
         self.adopter = Adopter(self.app, self.settings, self.names) if self.settings.broker_url else None
-        for thread in (self.keeper, self.reporter, *self.slots, *([self.adopter] if self.adopter else [])):
+        movers = make_movers(self.settings, self.names, self.stopping)
+        for thread in (self.keeper, self.reporter, *self.slots, *movers, *([self.adopter] if self.adopter else [])):
             thread.start()
+        threading.Thread(target=self._bound_stop, name="bound-stop", daemon=True).start()
 
     def stop_claiming(self) -> None:
         """Take no further batch; safe in a signal handler."""
@@ -66,8 +81,17 @@ class ServicePool(LeasedPool):
                 self.adopter.stop()
 
     def on_stop(self) -> None:
-        """A warm shutdown: let what runs end, then give back the rest."""
+        """A warm shutdown: let what runs end, then give back the rest.
+
+        Celery calls it from the signal handler of a second Ctrl-C too, in the midst of the first call: that is to end
+        all at once.
+        """
         self.stop_claiming()
+        if state.should_terminate:
+            self._kill_all()
+        if self.is_ending:
+            return
+        self.is_ending = True
         for slot in self.slots:
             slot.join()
         self.keeper.leave()
@@ -75,14 +99,29 @@ class ServicePool(LeasedPool):
     def on_terminate(self) -> None:
         """A cold shutdown: end what runs, then give it back for others."""
         self.stop_claiming()
+        self._kill_all()
+        self.on_stop()
+
+    def _kill_all(self) -> None:
         for slot in self.slots:
             slot.kill()
-        self.on_stop()
+
+    def _bound_stop(self) -> None:
+        """Once the worker is to stop: say how long that may take, and end it where it takes longer."""
+        self.stopping.wait()
+        limit_s = max((slot.may_last_s() for slot in self.slots), default=0)
+        if not self.has_failed:
+            log.info("stopping: what runs may end, at most %.0f s; Ctrl-C again ends all at once", limit_s)
+        time.sleep(limit_s + WORKER_END_S)
+        log.error("the worker has not ended within %.0f s: ending it", limit_s + WORKER_END_S)
+        self._kill_all()
+        os._exit(1)
 
     def fail(self, service: str, reason: str) -> None:
         """A plugin cannot be loaded: tell why and stop this worker with exit code 1."""
         if self.stopping.is_set():
             return
+        self.has_failed = True
         self.stop_claiming()
         log.critical("service %s cannot be loaded, so its worker stops: %s", service, reason)
         self.keeper.fail(service, reason)
@@ -99,8 +138,7 @@ class ServicePool(LeasedPool):
 
     def on_lease_lost(self) -> None:
         """End all processes."""
-        for slot in self.slots:
-            slot.kill()
+        self._kill_all()
 
 
 @dataclass(slots=True)
@@ -137,6 +175,7 @@ class Slot(threading.Thread):
         self._begun: dict[str, str] = {}  # token of a batch whose end its process has not told -> service
         self._ahead: Ahead | None = None
         self._load_deaths = 0
+        self._run: Run | None = None
         self.is_loaded = False  #: whether its process can take batches
 
     @property
@@ -147,19 +186,30 @@ class Slot(threading.Thread):
     def run(self) -> None:
         """One process after the other, until the worker stops."""
         while not self._pool.stopping.is_set():
-            self._child = Child(self._pool.names, self._pool.keeper.lease.fd)
             try:
+                self._child = Child(self._pool.names, self._pool.keeper.lease.fd)
                 loaded = self._load(self._child)
                 if loaded is not None:
                     self.is_loaded = True
                     self._watch(self._child, loaded)
+                elif self._pool.stopping.is_set():
+                    self._child.kill()  # it has nothing that anybody waits for
             except Exception:
                 log.exception("slot failed; starting its process again")
                 time.sleep(1)
             finally:
                 self.is_loaded = False
-                self._child.end()
+                self._run = None
+                if self._child:
+                    self._child.end()
                 self._child = None
+
+    def may_last_s(self) -> float:
+        """Seconds that the process may need to end, once it is to stop."""
+        run = self._run
+        if not run:
+            return IDLE_END_S
+        return STORE_S if run.computed else max(run.deadline - time.monotonic(), 0) + STORE_S
 
     def cancel(self, runs: Sequence[CancelledRun]) -> None:
         """Jobs of this worker, of any slot, that were cancelled while they ran.
@@ -183,16 +233,18 @@ class Slot(threading.Thread):
         self._cancelled.clear()
         self._ahead = None
         run: Run | None = None
-        told_to_stop = False
+        stop_by = math.inf
         while child.alive:
-            if self._pool.stopping.is_set() and not told_to_stop:
-                told_to_stop = True
+            if self._pool.stopping.is_set() and stop_by == math.inf:
+                stop_by = time.monotonic() + self.may_last_s()
                 child.send({"stop": True})
             message = child.receive(self._until_next_look())
             if message:
-                run = self._follow(child, message, run, knobs)
+                run = self._run = self._follow(child, message, run, knobs)
             self._give_back_ahead(child)
             reason = self._must_end(child, run, knobs[run.service]) if run else ""
+            if not reason and time.monotonic() > stop_by:
+                reason = "handed_back"
             if reason:
                 child.kill()
                 self._give_up(child, run, reason, knobs)
@@ -212,6 +264,8 @@ class Slot(threading.Thread):
         elif "ahead" in message:
             due = time.monotonic() + AHEAD_GRACE_S
             self._ahead = Ahead(message["ahead"], message["service"], message["number"], due)
+        elif "leaving" in message:
+            child.leaving = message["leaving"]
         elif "begun" in message:
             now, service, token = time.monotonic(), message["service"], message["begun"]
             if self._ahead and self._ahead.token == token:
@@ -275,9 +329,7 @@ class Slot(threading.Thread):
 
     def _why_gone(self, child: Child, run: Run | None) -> str:
         """Why a process that is gone has left its batch: one that died before it began has no culprit in it."""
-        code = child.exit_code()
-        own = {EX_GONE: "handed_back", EX_TIMED_OUT: "timed_out"}.get(code, "lost")
-        return own if run and not child.killed else "handed_back"
+        return (child.leaving or "lost") if run and not child.killed else "handed_back"
 
     def _load(self, child: Child) -> dict[str, Any] | None:
         """Wait until the models are loaded; None where they are not to be."""
@@ -342,21 +394,38 @@ class Slot(threading.Thread):
 
 
 class Child:
-    """A pool process (``child.py``) and the socket to it."""
+    """A pool process (``child.py``), the guardian above it (``guardian.py``), and the sockets to both."""
+
+    #: Guardians of this worker, and the turn to add one: whatever else is below it is what a killed guardian has left.
+    _guardians: ClassVar[set[int]] = set()
+    _turn: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, names: list[str], lease_fd: int) -> None:
         self.name = uuid.uuid4().hex[:16]  #: with which the tokens of all its batches begin
         self.worker = ""  #: the id under which it claims
+        self.leaving = ""  #: why it ended itself, where it has told so
+        self.killed = False
+        self._closed = False
+        self._code: int | None = None  # how the pool process ended
         ours, theirs = socket.socketpair()
+        self._leash, held = socket.socketpair()
         self.handover = Handover()
         fds = [theirs.fileno(), lease_fd, self.handover.fd]
         command = [sys.executable, "-m", "worker.child", *map(str, fds), self.name, *names]
-        with theirs:
-            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
+        with theirs, held, self._turn:
+            guardian = [*GUARDIAN, str(held.fileno()), *command]
+            fds.append(held.fileno())
+            # A session of its own: a terminal's Ctrl-C is the worker's, and not for what a job has started.
+            self._guardian = subprocess.Popen(guardian, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._guardians.add(self._guardian.pid)
         self._link = Connection(ours.detach())
-        self._closed = False
-        self.killed = False
-        self.pid = self._process.pid
+        self._waiting = select.poll()
+        for socket_ in (self._link, self._leash):
+            self._waiting.register(socket_.fileno(), select.POLLIN)
+        self.pid = self._read_leash(GUARDIAN_START_S) or 0  #: the pool process's
+        if not self.pid:
+            self.end()
+            raise OSError(f"the guardian of a pool process told no process's id within {GUARDIAN_START_S:g} s")
 
     @property
     def alive(self) -> bool:
@@ -364,36 +433,49 @@ class Child:
         return not self._closed
 
     @property
-    def exited(self) -> bool:
-        """Whether the process is gone."""
-        return self._closed or self._process.poll() is not None
-
-    @property
     def rss_mb(self) -> float:
         """Its memory in units of 2**20 bytes."""
         return resident_mb(self.pid)
 
     def exit_code(self) -> int:
-        """How it ended (a signal is negative), once its socket is closed; one that lives on all the same is killed."""
-        try:
-            return self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        """How it ended (a signal is negative); one that has closed its socket and lives on is killed."""
+        if self._code is None:
+            self._code = self._read_leash(GUARDIAN_S)
+        if self._code is None:
+            self.kill()
+            self._code = self._read_leash(GUARDIAN_S)
+        if self._code is None:  # its guardian was killed, or is stopped
+            self._guardian.kill()
+            self._code = -signal.SIGKILL
+        self._guardian.wait()
+        self._forget_guardian()
+        return self._code
 
     def send(self, message: dict[str, Any]) -> None:
         """Send an order; a process that is gone shows at the next ``receive``."""
         self._guarded(lambda: self._link.send_bytes(json.dumps(message).encode()))
 
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next message; None where none comes in time or the process is gone."""
-        raw = self._guarded(lambda: self._link.recv_bytes() if self._link.poll(timeout_s) else None)
-        return json.loads(raw) if raw else None
+        """The next message; None where none comes in time or the process is gone.
+
+        Its end is told by the guardian: the end of the socket may not come, since forks of the process hold it too.
+        """
+        if self._closed:
+            return None
+        ready = [fd for fd, _ in self._waiting.poll(timeout_s * 1000)]
+        if self._link.fileno() in ready:  # first, what it has said
+            raw = self._guarded(self._link.recv_bytes)
+            return json.loads(raw) if raw else None
+        self._closed = bool(ready)
+        return None
 
     def kill(self) -> None:
-        """End the process now. What it has said already can still be received."""
+        """End the process now, and all below it. What it has said already can still be received."""
         self.killed = True
-        self._process.kill()
+        try:
+            self._leash.send(b"kill")
+        except OSError as error:
+            log.debug("the guardian of process %d is gone: %s", self.pid, error)
 
     def end(self) -> str:
         """Close the socket, upon which an idle process ends by itself; says how it ended."""
@@ -401,7 +483,29 @@ class Child:
         self._link.close()
         self.handover.close()
         code = self.exit_code()
+        self._leash.close()
         return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _read_leash(self, most_s: float) -> int | None:
+        """The next number that the guardian tells; None where it tells none in time."""
+        self._leash.settimeout(most_s)
+        told = b""
+        try:
+            while not told.endswith(b"\n"):
+                piece = self._leash.recv(1)
+                if not piece:
+                    return None
+                told += piece
+        except OSError:
+            return None
+        return int(told)
+
+    def _forget_guardian(self) -> None:
+        """It is gone; one that was killed has left what was below it to this process."""
+        with self._turn:
+            self._guardians.discard(self._guardian.pid)
+            if self._guardian.returncode:
+                kill_below(frozenset(self._guardians))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:

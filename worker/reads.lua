@@ -1,21 +1,41 @@
 -- What is asked of the ledger: no job's state changes here. A part of ledger.lua, which names the keys.
 
+-- Bytes of partial outputs that one call reads, about.
+local MAX_HEARD = 4194304
+
+-- Partial outputs after a number, and whether there are more: as many as asked for, or fewer where they are large.
+local function hear_partial(key, after, most)
+  local found, bytes, count = {}, 0, 1
+  while #found < most do
+    if bytes > MAX_HEARD then return found, true end
+    local page = redis.call('XRANGE', key, '(' .. after, '+', 'COUNT', math.min(count, most - #found))
+    if #page == 0 then break end
+    for _, entry in ipairs(page) do
+      found[#found + 1], bytes, after = entry, bytes + #entry[2][8], entry[1]
+    end
+    count = 2 * count
+  end
+  return found, false
+end
+
 -- id, number of the last event that is known, most. Gives {status, started, finished, attempt, {number, name, run, attempt,
--- data, ...}} with up to so many of the events that follow, or nothing for an unknown job; from now on, the job's changes
--- are told on jobs:told. Reading both in one step, nothing that a job said can come to light after its end.
+-- data, ...}, 1 where more events follow, else 0} with up to so many of the events that follow, or nothing for an unknown
+-- job; from now on, the job's changes are told on jobs:told. Reading both in one step, nothing that a job said can come to light after its end.
 function operations.hear()
   local id, most = ARGV[4], tonumber(ARGV[6])
   local job = redis.call('HMGET', record(id), 'status', 'started', 'finished', 'attempt', 'events', 'watched')
   if not job[1] then return nil end
   if not job[6] and (job[1] == 'queued' or job[1] == 'running') then redis.call('HSET', record(id), 'watched', 1) end
-  local found = {}
+  local found, more = {}, 0
   if tonumber(job[5] or 0) > tonumber(ARGV[5]) then
-    local lists, places = {}, {1, 1}
-    for i, key in ipairs({said(id), partial(id)}) do
-      lists[i] = redis.call('XRANGE', key, '(' .. ARGV[5], '+', 'COUNT', most)
-    end
-    while #found < 5 * most do
+    local places, outputs, is_cut = {1, 1}, hear_partial(partial(id), ARGV[5], most)
+    local lists = {redis.call('XRANGE', said(id), '(' .. ARGV[5], '+', 'COUNT', most), outputs}
+    while true do
       local one, other = lists[1][places[1]], lists[2][places[2]]
+      if #found >= 5 * most or (is_cut and not other) then
+        more = 1
+        break
+      end
       if not (one or other) then break end
       local function number(entry) return entry and tonumber(entry[1]:match('^%d+')) or math.huge end
       local from = number(one) < number(other) and 1 or 2
@@ -25,7 +45,7 @@ function operations.hear()
       for field = 2, 8, 2 do found[#found + 1] = entry[2][field] end
     end
   end
-  return {job[1], job[2] or '0', job[3] or '0', job[4], found}
+  return {job[1], job[2] or '0', job[3] or '0', job[4], found, more}
 end
 
 -- status ("" : any), before_us, before_id, most, look, API key ("": any). Newest first: {us and id of the last one looked at, or ""
@@ -50,13 +70,14 @@ function operations.list()
   end
 end
 
--- Gives {depth, created of the oldest of the ten jobs that are next (0: none), now, {info of a live worker, ...}, about,
--- how many jobs (and chunks of batches) run}
+-- Gives {depth, since when the oldest of the ten jobs that are next waits (0: none), now, {info of a live worker, ...}, about,
+-- how many jobs (and chunks of batches) run, how many queued jobs are not due yet}
 function operations.overview()
   local oldest = 0
   for _, id in ipairs(redis.call('ZRANGE', WAITING, 0, 9)) do
-    local created = tonumber(redis.call('HGET', record(id), 'created') or now)
-    if oldest == 0 or created < oldest then oldest = created end
+    local job = redis.call('HMGET', record(id), 'created', 'not_before')
+    local since = math.max(tonumber(job[1] or now), tonumber(job[2] or 0))
+    if oldest == 0 or since < oldest then oldest = since end
   end
   local live = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. string.format('%.0f', now), '+inf')
   local infos, running = {}, 0
@@ -65,7 +86,7 @@ function operations.overview()
     running = running + #redis.call('HKEYS', S .. 'running:' .. worker)
   end
   return {redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED), string.format('%.0f', oldest), string.format('%.0f', now), infos,
-    redis.call('HGETALL', ABOUT), running}
+    redis.call('HGETALL', ABOUT), running, redis.call('ZCARD', SCHEDULED)}
 end
 
 -- From what forecast.py tells when a queued job will start. Gives {now, knobs (JSON), batch_time, row_time (or empty),

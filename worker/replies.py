@@ -75,4 +75,5 @@ def _as_created(job: NewJob, created_us: int, position: int, forecast: Forecast 
         position=position if position >= 0 else None,
         estimated_start_us=forecast.start_us(position) if forecast and position >= 0 else 0,
         webhook=job.webhook,
+        not_before_us=job.not_before_us,
     )

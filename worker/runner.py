@@ -7,22 +7,24 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import redis
 from pydantic_core import to_json
 
-from worker.attach import Attachments
-from worker.bulk import Rerun, dump_failed, error_line, find_failed, merge, output_line
-from worker.errors import ServicesError, TimedOut, WorkerLost
+from worker.attach import Attachments, BatchFiles
+from worker.bulk import PartKind, Rerun, dump_failed, error_line, output_line
+from worker.errors import CallCut, ServicesError, TimedOut, WorkerLost, say
 from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Held, Ledger, Stored
 from worker.passage import Outcome, Passage
+from worker.results import Results
 from worker.service import Service
-from worker.stages import Timings, may_hold_constants, run_stages, say
+from worker.settings import MAX_OUTPUT_BYTES
+from worker.stages import Timings, may_hold_constants, run_stages
 from worker.store import DiskFull
 from worker.telling import Teller
 
@@ -46,6 +48,12 @@ FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], 
 
 #: After so long, a chunk makes room between two calls of the model for a job that is to be run before its rest.
 PAUSE_S = 0.25
+
+#: Bytes of ends that are told to the ledger in one call, about: Redis takes them in some 26 ms (measured).
+COMPLETE_BYTES = 8 * 2**20
+
+#: A call that Redis cuts off so often, although it answers others, is given up.
+MOST_CUTS = 4
 
 #: Longest pause before a further attempt.
 MAX_BACKOFF_S = 300
@@ -79,24 +87,27 @@ def run_batch(
     tell: Callable[[str], None] = lambda _: None,
     attachments: Attachments | None = None,
     teller: Teller | None = None,
+    most_bytes: int = MAX_OUTPUT_BYTES,
 ) -> Complete:
     """Run these jobs. How they ended is written where what this gives is called.
 
     ``tell`` is called with "begun" and "computed" around the stages that the service's time limit is for: waiting for a
-    Redis that is away is none of them.
+    Redis that is away is none of them. ``most_bytes``: of one output.
     """
     started = time.perf_counter()
     if len(batch.jobs) == 1 and batch.jobs[0].first is not None:
-        return run_chunk(service, batch.service, ledger, batch.token, batch.jobs[0], cancelled, tell, attachments)
+        chunk = ChunkRun(service, ledger, batch, cancelled, tell, attachments, most_bytes)
+        return chunk.run()
     jobs = batch.jobs
-    passage = Passage([job.input for job in jobs], [job.id for job in jobs], cancelled)
+    passage = Passage([job.input for job in jobs], [job.id for job in jobs], cancelled, most_bytes)
     tell("begun")
-    files = attachments.of_batch(batch.service, tell, _persist) if attachments else None
+    persist = partial(_persist, ledger=ledger)
+    files = attachments.of_batch(batch.service, tell, persist) if attachments else None
     with teller.listening(batch.service, batch.token) if teller else nullcontext():
         timings = run_stages(service, passage, files)
     tell("computed")
     if teller:
-        _persist(teller.flush)
+        _flush(teller, ledger)
     timings.waited_ms = round(batch.waited_s * 1000, 3)
     told = timings.to_json()
     outcomes: list[Outcome] = passage.outcomes()
@@ -104,7 +115,7 @@ def run_batch(
     endings = [_ending(service, job, outcome, told, size) for job, outcome in zip(jobs, outcomes, strict=True)]
 
     def complete() -> list[Ended]:
-        stored: list[Stored] = _persist(lambda: ledger.complete(batch.service, batch.token, endings))
+        stored = _store_ends(ledger, batch, endings, outcomes)
         seconds = time.perf_counter() - started
         ends = zip(jobs, outcomes, stored, strict=True)
         ended = [Ended(job.id, outcome, became, seconds) for job, outcome, became in ends]
@@ -114,58 +125,144 @@ def run_batch(
     return complete
 
 
-def run_chunk(
-    service: Service[Any, Any],
-    name: str,
-    ledger: Ledger,
-    token: str,
-    chunk: Held,
-    cancelled: Collection[str],
-    tell: Callable[[str], None],
-    attachments: Attachments | None = None,
-) -> Complete:
+class ChunkRun:
     """The rows of a chunk, ``max_batch_size`` at a time; one by one after a run that was lost, to find the culprit."""
-    started = time.perf_counter()
-    rows, first = chunk.input.split(b"\n"), chunk.first or 0
-    before = _persist(lambda: ledger.rerun(name, chunk.id)) if chunk.attempt > 1 else FIRST_RUN
-    numbers: Sequence[int] = before.numbers or range(first, first + len(rows))
-    results: list[bytes] = [*before.results]
-    suspicious = may_hold_constants(chunk.input)
-    if before.careful and before.skip and len(results) < len(rows):
-        error = TimedOut() if before.reason == "timed_out" else WorkerLost()
-        results.append(error_line(numbers[len(results)], error))
-        _persist(lambda: ledger.progress(name, token, chunk.id, results))
-    total, clean = Timings(batch_size=service.max_batch_size), not results
-    while len(results) < len(rows) and chunk.id not in cancelled:
-        begin = len(results)
-        end = begin + (1 if before.careful else service.max_batch_size)
-        passage = Passage(rows[begin:end])
-        tell("begun")
-        files = attachments.of_batch(name, tell, _persist, chunk.id) if attachments else None
-        total.add(run_stages(service, passage, files, strictly=suspicious))
-        tell("computed")
-        results.extend(_as_lines(numbers[begin:end], passage.outcomes(), chunk.id))
-        clean = clean and not passage.has_failed
-        if before.careful and not _persist(lambda: ledger.progress(name, token, chunk.id, results)):
-            break
-        is_long = end < len(rows) and time.perf_counter() - started > PAUSE_S and not before.careful
-        done = len(results) - len(before.results)
-        if is_long and _persist(partial(ledger.pause, name, token, chunk.id, results, done)):
-            break
-    if len(results) < len(rows):
-        return list  # cancelled, paused, or others' now
-    failed = [] if clean else find_failed(results)
-    output = merge(before.settled, first, numbers, results) if before.settled else b"\n".join(results)
-    ending = Ending(chunk.id, Status.SUCCEEDED, output, total.to_json(), len(rows), dump_failed(failed, numbers, rows))
 
-    def complete() -> list[Ended]:
-        (became,) = _persist(lambda: ledger.complete(name, token, [ending]))
-        told = b"%d rows, %d failed" % (len(rows), len(failed))
-        ended = Ended(chunk.id, told, became, time.perf_counter() - started)
-        _log_end(name, token, ended, chunk.attempt, len(rows))
+    def __init__(
+        self,
+        service: Service[Any, Any],
+        ledger: Ledger,
+        batch: Batch,
+        cancelled: Collection[str],
+        tell: Callable[[str], None],
+        attachments: Attachments | None,
+        most_bytes: int,
+    ) -> None:
+        self._started = time.perf_counter()
+        self._service, self._ledger, self._cancelled, self._tell = service, ledger, cancelled, tell
+        self._name, self._token, self._chunk = batch.service, batch.token, batch.jobs[0]
+        self._attachments, self._most_bytes = attachments, most_bytes
+        self._persist = partial(_persist, ledger=ledger)
+        self._rows = self._chunk.input.split(b"\n")
+        self._first = self._chunk.first or 0
+        self._total = Timings(batch_size=service.max_batch_size)
+
+    def run(self) -> Complete:
+        """All rows that have no result yet; then what is left is to tell the end."""
+        try:
+            ending, parts, failed = self._compute() or (None, None, 0)
+        except CallCut as error:
+            return partial(self._complete, self._failure(error), None, len(self._rows))
+        return partial(self._complete, ending, parts, failed) if ending else list
+
+    def _compute(self) -> tuple[Ending, PartKind | None, int] | None:
+        """The chunk's end, and how many rows failed; None where it was cancelled, was paused, or is others' now."""
+        chunk, rows, first = self._chunk, self._rows, self._first
+        before = self._persist(lambda: self._ledger.rerun(self._name, chunk.id)) if chunk.attempt > 1 else FIRST_RUN
+        numbers: Sequence[int] = before.numbers or range(first, first + len(rows))
+        results = Results(self._ledger, self._name, self._token, chunk.id, self._persist, before)
+        if before.careful and before.skip and results.count < len(rows):
+            error = TimedOut() if before.reason == "timed_out" else WorkerLost()
+            results.add([error_line(numbers[results.count], error)], has_failed=True)
+            results.keep()
+        if not self._run_rows(results, numbers, before.careful):
+            return None
+        output = results.output(first, numbers)
+        if output is None:
+            return None
+        failed_rows = dump_failed(results.failed, numbers, rows)
+        ending = Ending(chunk.id, Status.SUCCEEDED, output[0], self._total.to_json(), len(rows), failed_rows)
+        return ending, output[1], len(results.failed)
+
+    def _run_rows(self, results: Results, numbers: Sequence[int], careful: bool) -> bool:
+        """Batch after batch; False where the chunk is to go no further."""
+        rows, chunk, begun_at = self._rows, self._chunk, results.count
+        suspicious = may_hold_constants(chunk.input)
+        while results.count < len(rows):
+            if chunk.id in self._cancelled:
+                return False
+            begin = results.count
+            end = begin + (1 if careful else self._service.max_batch_size)
+            passage = Passage(rows[begin:end], most_bytes=self._most_bytes)
+            self._tell("begun")
+            files = self._files()
+            self._total.add(run_stages(self._service, passage, files, strictly=suspicious))
+            self._tell("computed")
+            lines = _as_lines(numbers[begin:end], passage.outcomes(), chunk.id)
+            if not results.add(lines, passage.has_failed) or (careful and not results.keep()):
+                return False
+            is_long = end < len(rows) and time.perf_counter() - self._started > PAUSE_S and not careful
+            if is_long and results.pause(results.count - begun_at):
+                return False
+        return True
+
+    def _files(self) -> BatchFiles | None:
+        if not self._attachments:
+            return None
+        return self._attachments.of_batch(self._name, self._tell, self._persist, self._chunk.id)
+
+    def _complete(self, ending: Ending, parts: PartKind | None, failed: int) -> list[Ended]:
+        chunk, rows = self._chunk, len(self._rows)
+        try:
+            (became,) = self._tell_end(ending, parts)
+            told: Outcome = b"%d rows, %d failed" % (rows, failed)
+        except CallCut as error:
+            (became,), told = self._tell_end(self._failure(error), None), error
+        ended = Ended(chunk.id, told, became, time.perf_counter() - self._started)
+        _log_end(self._name, self._token, ended, chunk.attempt, rows)
         return [ended] if became else []
 
-    return complete
+    def _tell_end(self, ending: Ending, parts: PartKind | None) -> list[Stored]:
+        call = self._ledger.complete
+        stored: list[Stored] = self._persist(lambda: call(self._name, self._token, [ending], parts=parts or ""))
+        return stored
+
+    def _failure(self, error: ServicesError) -> Ending:
+        told = to_json(error.to_dict())
+        return Ending(self._chunk.id, Status.FAILED, told, self._total.to_json(), len(self._rows))
+
+
+def _store_ends(ledger: Ledger, batch: Batch, endings: Sequence[Ending], outcomes: list[Outcome]) -> list[Stored]:
+    """Tell the ledger, in as many calls as their bytes take. An end that Redis does not take is told as a failure."""
+    stored: list[Stored] = []
+    groups = _cut_ends(endings)
+    while groups:
+        group = groups.pop(0)
+        earlier = -1 if groups else len(stored)
+        call = partial(ledger.complete, batch.service, batch.token, group, earlier)
+        try:
+            stored += _persist(call, ledger)
+        except CallCut as error:
+            if len(group) > 1:
+                groups[:0] = [[end] for end in group]
+                continue
+            outcomes[len(stored)] = error
+            group[0] = replace(group[0], status=Status.FAILED, value=to_json(error.to_dict()), pause_s=0)
+            stored += _persist(call, ledger)
+    return stored
+
+
+def _cut_ends(endings: Sequence[Ending]) -> list[list[Ending]]:
+    sizes = [len(end.value) for end in endings]
+    if sum(sizes) <= COMPLETE_BYTES:
+        return [[*endings]]
+    groups: list[list[Ending]] = []
+    left = 0
+    for end, size in zip(endings, sizes, strict=True):
+        if not groups or size > left:
+            groups.append([])
+            left = COMPLETE_BYTES
+        groups[-1].append(end)
+        left -= size
+    return groups
+
+
+def _flush(teller: Teller, ledger: Ledger) -> None:
+    """Send what the jobs said; what Redis does not take is lost, and the jobs go on."""
+    try:
+        _persist(teller.flush, ledger)
+    except CallCut as error:
+        log.warning("what the jobs of a batch said is not kept: %s", error.message)
 
 
 def _as_lines(numbers: Sequence[int], outcomes: Sequence[Outcome], chunk_id: str) -> list[bytes]:
@@ -197,13 +294,20 @@ def backoff_s(first_s: float, attempt: int) -> float:
     return longest * random.uniform(1 / 3, 1)
 
 
-def _persist(call: Callable[[], Any]) -> Any:
-    """Call until Redis answers. A worker without Redis has nothing else to do, and its lease guards the others."""
-    pause = 0.1
+def _persist(call: Callable[[], Any], ledger: Ledger) -> Any:
+    """Call until Redis answers. A worker without Redis has nothing else to do, and its lease guards the others.
+
+    Raises ``CallCut`` where Redis answers other calls, but cuts this one off each time.
+    """
+    pause, cuts = 0.1, 0
     while True:
         try:
             return call()
         except AWAY as error:
+            is_cut = isinstance(error, redis.ConnectionError) and not isinstance(error, redis.BusyLoadingError)
+            cuts = cuts + 1 if is_cut and ledger.answers() else 0
+            if cuts >= MOST_CUTS:
+                raise CallCut from None
             log.warning("Redis is away (%s); trying again in %.1f s", say(error), pause)
             time.sleep(pause)
             pause = min(pause * 2, 1)

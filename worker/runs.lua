@@ -1,13 +1,23 @@
 -- What a pool process does with a batch of jobs, from claim to complete. A part of ledger.lua, which names the keys.
 
--- Others' messages wait for their adoption under the worker's name, so that its death cannot lose one.
-local function take_messages(worker, most)
-  local foreign = {}
+-- Others' messages wait for their adoption under the names of worker and process, so that no death can lose one.
+local function take_messages(worker, process, most)
+  local foreign, start = {}, process .. ' '
+  if redis.call('EXISTS', S .. 'taken:' .. worker) == 1 then  -- Redis was away as it adopted these
+    local taken = redis.call('HGETALL', S .. 'taken:' .. worker)
+    for i = 1, #taken, 2 do
+      if taken[i]:sub(1, #start) == start then
+        foreign[#foreign + 1] = taken[i]
+        foreign[#foreign + 1] = taken[i + 1]
+      end
+    end
+    if #foreign > 0 then return foreign end
+  end
   for _, queue in ipairs(QUEUES) do
     local messages = redis.call('RPOP', queue, most)
     for i, message in ipairs(messages or {}) do
       if message:sub(1, #OURS) ~= OURS then
-        local field = string.format('%.0f', now) .. ':' .. queue .. ':' .. i
+        local field = start .. int(now) .. ':' .. queue .. ':' .. i
         redis.call('HSET', S .. 'taken:' .. worker, field, message)
         foreign[#foreign + 1] = field
         foreign[#foreign + 1] = message
@@ -22,7 +32,8 @@ local function hold(ids, most, delay)
   if delay == 0 or #ids == 0 or #ids >= most then return 0 end
   local oldest = now
   for _, id in ipairs(ids) do
-    oldest = math.min(oldest, tonumber(redis.call('HGET', record(id), 'created') or now))
+    local job = redis.call('HMGET', record(id), 'created', 'not_before')
+    oldest = math.min(oldest, math.max(tonumber(job[1] or now), tonumber(job[2] or 0)))
   end
   return math.max(0, oldest + delay - now)
 end
@@ -130,9 +141,9 @@ function operations.claim()
     end
   end
   if #again > 0 then return {'batch', again, whole_waits(most)} end
-  local foreign = take_messages(worker, most)
-  if #foreign > 0 then return {'foreign', foreign} end
   local process, batch, rows = process_of(token), {}, 0
+  local foreign = take_messages(worker, process, most)
+  if #foreign > 0 then return {'foreign', foreign} end
   local is_ahead = is_at_work(tokens, process)
   while #batch == 0 do
     local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
@@ -163,15 +174,45 @@ function operations.adopted()
   redis.call('HDEL', S .. 'taken:' .. ARGV[4], unpack(ARGV, 5))
 end
 
--- token, then per job: id, status, output or error, timings, batch_size, pause_us (0: this end is final; else a failed
--- job is run again after the pause, as long as it has attempts left), rows of a chunk that failed (see keep_failed). Gives
--- for each 1 where it stands as told, 2 where it will be run again, 0 where it is no longer this batch's (cancelled, or run
--- elsewhere since): the fence against a late worker.
+-- The parts of this field ("so_far" or "merged"; "": none) stand before a chunk's output now; all others are dropped.
+local function settle_parts(key, field)
+  local found = redis.call('HMGET', key, 'so_far', 'merged', 'out')
+  if not (found[1] or found[2] or found[3]) then return end
+  local kept = field == 'so_far' and found[1] or field == 'merged' and found[2]
+  if kept then redis.call('HDEL', key, field) end
+  for _, name in ipairs({'so_far', 'merged', 'out'}) do drop_parts(key, name) end
+  if kept then redis.call('HSET', key, 'out', kept) end
+end
+
+-- The rest of a chunk's results so far, after so many parts. Without any, those of a run that was handed back are dropped.
+local function keep_partial(key, lines, parts)
+  if parts == '0' then drop_parts(key, 'so_far') end
+  redis.call('HSET', key, 'partial', lines)
+end
+
+-- token, id, "so_far" or "merged", number, lines. The next part of a chunk's results, with the lines of "partial" in it: 1,
+-- or 0 where it is no longer this token's.
+function operations.part()
+  local key, field, number = record(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+  local job = redis.call('HMGET', key, 'token', 'status', 'out')
+  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
+  if number == 1 then drop_parts(key, field) end
+  local series = (job[3] or '0'):match('^%d+') + (field == 'so_far' and 1 or 2)
+  redis.call('HSET', key, int(series) .. '.' .. int(number), ARGV[8], field, int(series) .. ' ' .. int(number))
+  if field == 'so_far' then redis.call('HDEL', key, 'partial') end
+  return 1
+end
+
+-- token, how many of the batch's jobs earlier calls have told (-1: further calls will tell the rest), of a chunk: which of
+-- its parts stand before its output ("so_far", "merged"; else empty), then per job: id, status, output or error, timings,
+-- batch_size, pause_us (0: this end is final; else a failed job is run again after the pause, as long as it has attempts
+-- left), rows of a chunk that failed (see keep_failed). Gives for each 1 where it stands as told, 2 where it will be run
+-- again, 0 where it is no longer this batch's (cancelled, or run elsewhere since): the fence against a late worker.
 local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
 
 function operations.complete()
-  local token, reply, inputs, last = ARGV[4], {}, 0, nil
-  for i = 5, #ARGV, 7 do
+  local token, reply, earlier, inputs, last = ARGV[4], {}, tonumber(ARGV[5]), 0, nil
+  for i = 7, #ARGV, 7 do
     local id, status = ARGV[i], ARGV[i + 1]
     local job = redis.call('HMGET', record(id), unpack(ENDING))
     local mine, told = job[1] == token, 1
@@ -182,12 +223,13 @@ function operations.complete()
         put_back(id, 'failed', true, false, pause, ARGV[i + 2])
         told = 2
       else
+        if job[9] and status == 'succeeded' then settle_parts(record(id), ARGV[6]) end
         finish_job(id, {select(5, unpack(job, 1, #ENDING))}, status, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 6])
       end
     end
     reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
   end
-  if last then measure(last[6], token, inputs, tonumber(last[10] or 0), last[15]) end
+  if last and earlier >= 0 then measure(last[6], token, inputs + earlier, tonumber(last[10] or 0), last[15]) end
   return reply
 end
 
@@ -199,21 +241,23 @@ function operations.postpone()
   end
 end
 
--- token, id, results so far (lines). A chunk that is run row by row has come so far: 1, or 0 where it is no longer this
--- token's. What was lost before is no longer held against it.
+-- token, id, results so far (lines, after so many parts). A chunk that is run row by row has come so far: 1, or 0 where it
+-- is no longer this token's. What was lost before is no longer held against it.
 function operations.progress()
   local key = record(ARGV[5])
   local job = redis.call('HMGET', key, 'token', 'status', 'attempt')
   if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
-  redis.call('HSET', key, 'partial', ARGV[6], 'base', job[3] - 1)
+  keep_partial(key, ARGV[6], ARGV[7])
+  redis.call('HSET', key, 'base', job[3] - 1)
   return 1
 end
 
--- token, id, results so far (lines), how many of these came of this run. A chunk whose rows turn out to take long makes room
--- for what is to be run before its rest, and waits with its results: 1, also where it is no longer this token's; 0 where
--- there is nothing, and it is to go on. Where there are turns, its rest has one of its own, as if it had come now.
+-- token, id, results so far (lines, after so many parts), how many of these came of this run. A chunk whose rows turn out
+-- to take long makes room for what is to be run before its rest, and waits with its results: 1, also where it is no longer
+-- this token's; 0 where there is nothing, and it is to go on. Where there are turns, its rest has one of its own, as if it
+-- had come now.
 function operations.pause()
-  local id, done = ARGV[5], tonumber(ARGV[7])
+  local id, done = ARGV[5], tonumber(ARGV[8])
   local key = record(id)
   local job = redis.call('HMGET', key, 'token', 'status', 'attempt', 'score', 'turn', 'created', 'worker', 'started')
   if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 1 end
@@ -223,7 +267,8 @@ function operations.pause()
   if rest then score = score + rest - turn end
   local first = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
   if not first[1] or tonumber(first[2]) >= score then return 0 end
-  redis.call('HSET', key, 'partial', ARGV[6], 'base', job[3], 'retried', job[3], 'score', int(score))
+  keep_partial(key, ARGV[6], ARGV[7])
+  redis.call('HSET', key, 'base', job[3], 'retried', job[3], 'score', int(score))
   put_back(id, 'paused', true, false, 0)
   if rest then redis.call('HSET', key, 'turn', int(rest)) end
   measure(job[7], job[1], done, done, tonumber(job[8]))
@@ -292,6 +337,17 @@ local function runs_no_more_ahead(worker, token)
   if run and tonumber(ahead) == number_of(token) then redis.call('HSET', busy(worker), process_of(token), run .. ' 0') end
 end
 
+-- A process is gone: the messages that it took and had not adopted wait again.
+local function give_back_messages(worker, process)
+  local taken, start = redis.call('HGETALL', S .. 'taken:' .. worker), process .. ' '
+  for i = 1, #taken, 2 do
+    if taken[i]:sub(1, #start) == start then
+      redis.call('RPUSH', service, taken[i + 1])
+      redis.call('HDEL', S .. 'taken:' .. worker, taken[i])
+    end
+  end
+end
+
 -- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
 -- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
 -- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
@@ -301,6 +357,7 @@ function operations.give_up()
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
   if ARGV[5] ~= '' then
     redis.call('HDEL', busy(worker), ARGV[5])
+    give_back_messages(worker, ARGV[5])
   elseif reason == 'handed_back' then
     runs_no_more_ahead(worker, token)
   end

@@ -21,6 +21,7 @@ result. What any of them raises for one input fails that job alone.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Hashable
 from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
@@ -151,6 +152,18 @@ KNOBS: dict[str, tuple[type, float]] = {
 }
 
 
+#: Every verb that an author may write, and its arguments.
+VERBS: dict[str, tuple[str, ...]] = {
+    "load": (),
+    "warmup": (),
+    "preprocess": ("input",),
+    "bucket": ("features",),
+    "predict": ("features",),
+    "predict_batch": ("batch",),
+    "postprocess": ("raw",),
+}
+
+
 def has_own(cls: type[Service[Any, Any]], verb: str) -> bool:
     """Whether the author wrote ``verb``, rather than inheriting the contract's default."""
     return getattr(cls, verb) is not getattr(Service, verb)
@@ -167,6 +180,7 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
             raise TypeError(f"{where}: {role} must be a pydantic BaseModel, got {model!r}")
     if not has_own(cls, "predict") and not has_own(cls, "predict_batch"):
         raise TypeError(f"{where}: write `predict` (one item) or `predict_batch` (many); it has neither")
+    _refuse_async(cls, where)
     for name, (kind, least) in KNOBS.items():
         value = getattr(cls, name)
         fits = isinstance(value, bool) if kind is bool else _is_number(value, kind) and value >= least
@@ -183,6 +197,19 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
     retry_on = cls.retry_on
     if not (isinstance(retry_on, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in retry_on)):
         raise TypeError(f"{where}: retry_on must be a tuple of exception classes, got {retry_on!r}")
+
+
+def _refuse_async(cls: type[Service[Any, Any]], where: str) -> None:
+    for verb, arguments in VERBS.items():
+        own = getattr(cls, verb)
+        if _is_async(own) or _is_async(type(own).__dict__.get("__call__")):
+            values, given = ", ".join(["self", *arguments]), ", ".join(arguments)
+            instead = f"name it _{verb} and write `def {verb}({values}): return asyncio.run(self._{verb}({given}))`"
+            raise TypeError(f"{where}: {verb} must not be async, since nobody awaits a verb; {instead}")
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _is_number(value: Any, kind: type) -> bool:

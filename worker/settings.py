@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import tempfile
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.addresses import AddressRules, parse_networks
 from worker.signing import parse_secret
-from worker.store import CLUSTER_SCHEMES, ClusterUrl, SentinelUrl
+from worker.store import CLUSTER_SCHEMES, BrokerUrl, ClusterUrl, SentinelUrl, ServerUrl
 
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2
@@ -27,6 +27,9 @@ EX_USAGE = 2
 #: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
 BROKER_SCHEMES = ("amqp://", "amqps://")
 URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://", *CLUSTER_SCHEMES)
+
+#: Bytes of one output as JSON, unless set otherwise.
+MAX_OUTPUT_BYTES = 16 * 2**20
 
 #: Longest path that a unix socket may have on Linux, with its final NUL (``man 7 unix``).
 UNIX_SOCKET_PATH_BYTES = 108
@@ -49,14 +52,17 @@ class Settings(BaseSettings):
     flower_port: int = Field(5555, gt=0, lt=65_536, validation_alias=AliasChoices("flower_port", "FLOWER_PORT"))
     """The port at which Flower is shown to browsers: the console links to it, on the host that the page came from."""
 
-    data_dir: Path = Path(".services")
+    data_dir: Path = Field(Path(".services"), validate_default=True)
     """Folder of the private Redis and its data; a relative path is below the checkout (else the current folder)."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
-    """Largest request body; a larger one gets 413 `payload_too_large`."""
+    """Largest request body; a larger one gets 413 `payload_too_large`. Also of a Celery message: `invalid_input`."""
+
+    max_output_bytes: int = Field(MAX_OUTPUT_BYTES, gt=0)
+    """Largest output of a job, or of a row of a batch, as JSON; a larger one fails as `invalid_output`."""
 
     max_batch_inputs: int = Field(1_000_000, gt=0)
     """Most inputs of one `POST /batches`; more get 413 `payload_too_large`."""
@@ -86,7 +92,7 @@ class Settings(BaseSettings):
     """Longest `keep_for_s` that a job may ask for."""
 
     remember_for_s: float = Field(86_400, ge=86_400)
-    """How long the id of a dropped job still answers 410 `job_expired` instead of 404."""
+    """How long a dropped job's id answers 410 `job_expired`, not 404; and a `revoke` waits for its message."""
 
     store_timeout_s: float = Field(2, gt=0, le=2)
     """Longest wait for one answer of Redis in the API; then 503 `store_unavailable`."""
@@ -108,6 +114,9 @@ class Settings(BaseSettings):
 
     priority_step_s: float = Field(300, ge=0)
     """A job goes before one of the next higher priority that came this much later, so that none starves."""
+
+    celery_results: Literal["adopted", "all"] = "adopted"
+    """Jobs whose result is also written as stock Celery writes it: `adopted` ones (Celery's messages), or `all`."""
 
     event_rate: float = Field(100, ge=0)
     """Jobs a second that Celery events (and so Flower) show one by one; above it, a sample of this rate."""
@@ -172,6 +181,18 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _find_folder(cls, value: Path) -> Path:
+        """Absolute from the first: a plugin may go to another folder."""
+        return value if value.is_absolute() else find_checkout() / value
+
+    @field_validator("files_url")
+    @classmethod
+    def _find_files(cls, value: str) -> str:
+        is_relative = value and "://" not in value and "::" not in value
+        return str(Path(value).absolute()) if is_relative else value
+
     @field_validator("redis_url")
     @classmethod
     def _check_scheme(cls, value: str) -> str:
@@ -179,8 +200,10 @@ class Settings(BaseSettings):
             raise ValueError(f"expected one of {', '.join(URL_SCHEMES)}")
         if value.startswith("sentinel://"):
             SentinelUrl.parse(value)
-        if value.startswith(CLUSTER_SCHEMES):
+        elif value.startswith(CLUSTER_SCHEMES):
             ClusterUrl.parse(value)
+        elif value:
+            ServerUrl.parse(value)
         return value
 
     @field_validator("broker_url")
@@ -188,6 +211,8 @@ class Settings(BaseSettings):
     def _check_broker(cls, value: str) -> str:
         if value and not value.startswith(BROKER_SCHEMES):
             raise ValueError(f"expected one of {', '.join(BROKER_SCHEMES)}, or nothing for the Redis of REDIS_URL")
+        if value:
+            BrokerUrl.parse(value)
         return value
 
     @model_validator(mode="after")
@@ -229,7 +254,7 @@ class Settings(BaseSettings):
     @property
     def data_folder(self) -> Path:
         """``data_dir``, absolute."""
-        return self.data_dir if self.data_dir.is_absolute() else find_checkout() / self.data_dir
+        return self.data_dir
 
     @property
     def redis_dir(self) -> Path:
@@ -241,7 +266,12 @@ class Settings(BaseSettings):
         """Folder for the files of the batches that run; beside ``files``, so that a link may do for a copy."""
         return self.data_folder / "scratch"
 
-    @property
+    @model_validator(mode="after")
+    def _find_socket(self) -> Settings:
+        assert self.redis_socket  # the folder for temporary files may be another later
+        return self
+
+    @cached_property
     def redis_socket(self) -> Path:
         """The private Redis's unix socket, in a folder that only its owner can enter."""
         socket = self.redis_dir / "redis.sock"
@@ -253,7 +283,12 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """The URL for redis-py."""
-        return self.redis_url.replace("redis+socket://", "unix://") or f"unix://{self.redis_socket}"
+        return self.redis_url if self.sentinel or self.cluster else self.server.redis_url
+
+    @property
+    def server(self) -> ServerUrl:
+        """The one server, where there are neither sentinels nor a Cluster."""
+        return ServerUrl.parse(self.redis_url) if self.redis_url else ServerUrl.of_socket(str(self.redis_socket))
 
     @property
     def sentinel(self) -> SentinelUrl | None:
@@ -267,12 +302,10 @@ class Settings(BaseSettings):
 
     @property
     def celery_url(self) -> str:
-        """The same Redis as Celery and kombu write it: ``redis+socket://`` for a unix socket, TLS spelt out."""
-        if self.sentinel:
-            return self.sentinel.celery_url
-        if self.url.startswith("rediss://") and "ssl_cert_reqs=" not in self.url:
-            return f"{self.url}{'&' if '?' in self.url else '?'}ssl_cert_reqs=required"
-        return self.url.replace("unix://", "redis+socket://")
+        """The same Redis as Celery and kombu write it."""
+        if self.cluster:  # Celery speaks none: BROKER_URL is its broker
+            return self.redis_url
+        return self.sentinel.celery_url if self.sentinel else self.server.celery_url
 
     @property
     def away_hint(self) -> str:

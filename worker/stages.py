@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import repeat
-from types import GeneratorType
+from types import CoroutineType, GeneratorType
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from worker.errors import (
     PLUGIN_ERRORS,
@@ -25,18 +25,24 @@ from worker.errors import (
     InvalidInput,
     InvalidOutput,
     PredictFailed,
+    ServiceFailed,
     ServicesError,
     field_errors,
+    say,
 )
 from worker.files import holds_files
 from worker.passage import Passage
 from worker.service import Service, has_own
-from worker.telling import MAX_PARTIAL_BYTES, current
+from worker.strict_json import find_constant, not_json, unwritten
+from worker.telling import MAX_PARTIAL_BYTES, MAX_PARTIALS, current
 
 log = logging.getLogger("services.worker")
 
 #: Characters of an exception's text that reach the client.
 MAX_MESSAGE = 2000
+
+#: Looks at what a verb gave, and gives it, or what takes its place.
+Look = Callable[[Any], Any]
 
 #: What is no JSON or may read as Infinity, and the letter that it has: a closer look then tells. A single letter is
 #: looked for 25 times as fast, and numbers have none: the patterns alone took 2 % of the time of 4,096 rows (measured).
@@ -85,6 +91,12 @@ class Files(Protocol):
     def bring(self, items: Sequence[Item]) -> None:
         """Make the files of the inputs local; an item whose file cannot be had gets an error."""
 
+    def look(self, raw: Any) -> Any:
+        """Take the files of what ``predict`` gave, as far as they are there."""
+
+    def take(self, output: Any) -> Any:
+        """Take the files of an output as they are now; raises ``InvalidOutput`` or ``ServiceFailed``."""
+
     def keep(self, items: Sequence[Item]) -> None:
         """Store the files of the outputs."""
 
@@ -104,8 +116,9 @@ def run_stages(
     try:
         timings.preprocess_ms = _timed(lambda: _prepare(service, passage, files, strictly))
         timings.batch_size = len(passage.values)
-        timings.predict_ms = _timed(lambda: predict(service, passage))
-        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, files))
+        returned = files if files and holds_files(service.Output, "serialization") else None
+        timings.predict_ms = _timed(lambda: predict(service, passage, returned))
+        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, returned))
     finally:
         if files:
             files.clear()
@@ -161,16 +174,18 @@ def preprocess(service: Service[Any, Any], passage: Passage) -> None:
         passage.each(service.preprocess, partial(_failed, verb="preprocess"))
 
 
-def predict(service: Service[Any, Any], passage: Passage) -> None:
-    """Stage 3: the model. One call for all, where the author wrote ``predict_batch``."""
+def predict(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
+    """Stage 3: the model. One call for all, where the author wrote ``predict_batch``. ``files``: of the outputs."""
+    look = files.look if files else None
     if not has_own(type(service), "predict_batch"):
-        passage.each(partial(_predict_one, service, passage), _predict_failure)
+        verb = partial(_predict_one, service, passage)
+        passage.each(partial(_then, verb, look) if look else verb, _predict_failure)
         return
     if has_own(type(service), "bucket"):
-        passage.values = _predict_in_buckets(service, passage)
+        passage.values = _predict_in_buckets(service, passage, look)
     else:
         passage.drop_cancelled()
-        passage.values = _predict_together(service, passage.values, passage.job_ids)
+        passage.values = _predict_together(service, passage.values, passage.job_ids, look)
     passage.drop({i: raw for i, raw in enumerate(passage.values) if isinstance(raw, ServicesError)})
 
 
@@ -189,9 +204,11 @@ def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) ->
     try:
         while not passage.is_cancelled(job_id):
             part = next(yielding)
-            size += speech.output(job_id, len(parts), part)
-            if size > MAX_PARTIAL_BYTES:
-                raise InvalidOutput(f"what predict yields is over {MAX_PARTIAL_BYTES} bytes in all: yield less")
+            if len(parts) == MAX_PARTIALS:
+                raise InvalidOutput(
+                    f"predict yields more than {MAX_PARTIALS} partial outputs: yield fewer, larger ones"
+                )
+            size += speech.output(job_id, len(parts), part, MAX_PARTIAL_BYTES - size)
             parts.append(part)
     except StopIteration as end:
         return parts if end.value is None else end.value
@@ -200,7 +217,11 @@ def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) ->
     raise Cancelled()
 
 
-def _predict_in_buckets(service: Service[Any, Any], passage: Passage) -> list[Any]:
+def _then(verb: Callable[[Any], Any], look: Look, value: Any) -> Any:
+    return look(verb(value))
+
+
+def _predict_in_buckets(service: Service[Any, Any], passage: Passage, look: Look | None) -> list[Any]:
     """As ``_predict_together``, one bucket after the other, in the order in which the first value of each came."""
     buckets: dict[Hashable, list[int]] = {}
     for i, key in enumerate(passage.ask_each(partial(_bucket_of, service), partial(_failed, verb="bucket"))):
@@ -209,7 +230,7 @@ def _predict_in_buckets(service: Service[Any, Any], passage: Passage) -> list[An
     for together in buckets.values():
         part = passage.part(together)
         part.drop_cancelled()
-        part.values = _predict_together(service, part.values, part.job_ids)
+        part.values = _predict_together(service, part.values, part.job_ids, look)
         for i, raw in zip(together, part.outcomes(), strict=True):
             raws[i] = raw
     return raws
@@ -222,19 +243,42 @@ def _bucket_of(service: Service[Any, Any], value: Any) -> Hashable:
 
 
 def postprocess(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
-    """Stage 4: each raw result becomes the ``Output``, as JSON, once its files are stored."""
-    if has_own(type(service), "postprocess"):
+    """Stage 4: each raw result becomes the ``Output``, as JSON, once its files (``files``) are stored."""
+    if files:
+        verb = service.postprocess if has_own(type(service), "postprocess") else None
+        passage.each(partial(_take, service.Output, files, verb), _output_failure)
+    elif has_own(type(service), "postprocess"):
         passage.each(service.postprocess, _output_failure)
     if set(map(type, passage.values)) != {service.Output}:
         passage.each(partial(_as_output, service.Output), _output_failure)
-    if files and holds_files(service.Output, "serialization"):
+    if files:
         _look_after_files(passage, files.keep)
     texts = passage.ask_each(to_json, _output_failure)
+    if max(map(len, texts), default=0) > passage.most_bytes:
+        texts = _drop_large(passage, texts)
     # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
     if b"null" in b"".join(texts):
         passage.each(_dump_strictly, _output_failure)
     else:
         passage.values = texts
+
+
+def _take(expected: type[BaseModel], files: Files, postprocess: Callable[[Any], Any] | None, raw: Any) -> Any:
+    """One ``Output``, whose files are taken before the next is made: it may write to the same paths."""
+    return files.take(_as_output(expected, postprocess(raw) if postprocess else raw))
+
+
+def _drop_large(passage: Passage, texts: Sequence[bytes]) -> list[bytes]:
+    """The outputs that are within the limit; those over it go no further."""
+    most = passage.most_bytes
+    passage.drop({i: _too_large(len(text), most) for i, text in enumerate(texts) if len(text) > most})
+    return [text for text in texts if len(text) <= most]
+
+
+def _too_large(size: int, most: int) -> InvalidOutput:
+    limit = f"the limit of {most} bytes (SERVICES_MAX_OUTPUT_BYTES)"
+    how = "return a File for a large result (worker.files), or raise the limit"
+    return InvalidOutput(f"the output has {size} bytes as JSON, over {limit}: {how}")
 
 
 def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) -> None:
@@ -245,7 +289,11 @@ def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) 
 
 
 def _predict_together(
-    service: Service[Any, Any], values: Sequence[Any], job_ids: Sequence[str], level: int = logging.WARNING
+    service: Service[Any, Any],
+    values: Sequence[Any],
+    job_ids: Sequence[str],
+    look: Look | None = None,
+    level: int = logging.WARNING,
 ) -> list[Any]:
     """What the model gives for each value, in one call; where it raises, its halves again, down to the culprit.
 
@@ -261,7 +309,8 @@ def _predict_together(
     speech = current()
     speech.jobs = job_ids
     try:
-        return _one_each(service.predict_batch(list(values)), len(values))
+        raws = _one_each(service.predict_batch(list(values)), len(values))
+        return [look(raw) for raw in raws] if look else raws
     except InvalidOutput as error:
         failure, split = error, False  # a wrong number of results is the author's to mend: no run of less hides it
     except PLUGIN_ERRORS as error:
@@ -272,8 +321,8 @@ def _predict_together(
         return [failure] * len(values)
     log.log(level, "%s raised on %d items; running its halves", failure.message, len(values))
     half = len(values) // 2
-    first = _predict_together(service, values[:half], job_ids[:half], logging.DEBUG)
-    return first + _predict_together(service, values[half:], job_ids[half:], logging.DEBUG)
+    first = _predict_together(service, values[:half], job_ids[:half], look, logging.DEBUG)
+    return first + _predict_together(service, values[half:], job_ids[half:], look, logging.DEBUG)
 
 
 def _one_each(raws: Any, expected: int) -> list[Any]:
@@ -289,18 +338,25 @@ def _one_each(raws: Any, expected: int) -> list[Any]:
 
 
 def _as_output(expected: type[BaseModel], output: Any) -> BaseModel:
-    return output if isinstance(output, expected) else expected.model_validate(output)
+    if isinstance(output, expected):
+        return output
+    if isinstance(output, Awaitable | AsyncIterable):  # a verb that is not async itself may return one
+        if isinstance(output, CoroutineType):
+            output.close()  # or Python warns that nobody awaited it
+        must = "a verb must return its result: write `return asyncio.run(...)` around it"
+        raise InvalidOutput(f"got a {type(output).__name__}, which nobody awaits; {must}")
+    return expected.model_validate(output)
 
 
 def _dump_strictly(output: BaseModel) -> bytes:
     text: bytes = to_json(output)
     if b"null" in text:
-        values = to_json(output.model_dump(mode="json"), inf_nan_mode="constants")
-        try:
-            from_json(values, allow_inf_nan=False)
-            from_json(_with_constants(output.__class__).dump_json([output]), allow_inf_nan=False)
-        except ValueError as error:
-            raise InvalidOutput("the output holds NaN or Infinity, which JSON has not") from error
+        found = find_constant(to_json(output.model_dump(mode="json"), inf_nan_mode="constants"))
+        if not found:
+            inner = find_constant(_with_constants(output.__class__).dump_json([output]))
+            found = inner and (inner[0][1:], inner[1])
+        if found:
+            raise not_json(*found, "the output")
     return text
 
 
@@ -329,7 +385,9 @@ def _predict_failure(error: BaseException) -> ServicesError:
 def _output_failure(error: BaseException) -> ServicesError:
     if isinstance(error, ValidationError):
         return InvalidOutput(_count(error, "output"), errors=field_errors(error))
-    return error if isinstance(error, InvalidOutput) else _failed(error, "postprocess")
+    if isinstance(error, PydanticSerializationError):
+        return unwritten(error, "the output")
+    return error if isinstance(error, InvalidOutput | ServiceFailed) else _failed(error, "postprocess")
 
 
 def _failed(error: BaseException, verb: str) -> PredictFailed:
@@ -337,11 +395,6 @@ def _failed(error: BaseException, verb: str) -> PredictFailed:
     failure = PredictFailed(f"{say(error)[:MAX_MESSAGE]} (in {verb})")
     failure.__cause__ = error
     return failure
-
-
-def say(error: BaseException) -> str:
-    """Its type and its text."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _count(error: ValidationError, what: str) -> str:

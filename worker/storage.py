@@ -18,8 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from worker.copying import copy_content
 from worker.errors import FileMissing, StorageUnavailable
-from worker.files import UNKNOWN_TYPE
+from worker.files import UNKNOWN_TYPE, canonical
 from worker.jobs import rfc3339
 from worker.settings import Settings
 
@@ -66,20 +67,22 @@ class FileRecord:
     content_type: str
     created_us: int
     expires_us: int
+    filename: str | None = None  #: that it was sent with last; None where it was sent with none
 
     @classmethod
     def read(cls, name: str, values: Sequence[bytes | None]) -> FileRecord | None:
         """What ``files.lua`` answers of a file that it calls so; None where there is no such file."""
         if not values or values[0] is None:
             return None
-        blob, size, kind, created, expires = (value or b"" for value in values)
+        blob, size, kind, created, expires, called = (value or b"" for value in values)
         owner, _, file_id = name.rpartition("/")
-        return cls(file_id, owner, blob.decode(), int(size), kind.decode(), int(created), int(expires))
+        about = (blob.decode(), int(size), kind.decode(), int(created), int(expires))
+        return cls(file_id, owner, *about, called.decode() or None)
 
     @classmethod
     def read_found(cls, told: Sequence[bytes]) -> FileRecord | None:
         """The same with the name before it, as ``find`` and ``hold`` give it."""
-        return cls.read(told[0].decode(), told[1:6]) if told else None
+        return cls.read(told[0].decode(), told[1:7]) if told else None
 
     @property
     def name(self) -> str:
@@ -88,9 +91,10 @@ class FileRecord:
 
     def describe(self, links: dict[str, str]) -> dict[str, Any]:
         """As ``docs/files.md`` shows it."""
-        about = {"id": self.id, "size": self.size, "content_type": self.content_type, "sha256": self.id}
+        about = {"id": self.id, "name": self.filename, "size": self.size, "content_type": self.content_type}
         return {
             **about,
+            "sha256": self.id,
             "created_at": rfc3339(self.created_us),
             "expires_at": rfc3339(self.expires_us),
             "links": links,
@@ -119,7 +123,7 @@ class Writing:
             self._file.flush()
             if self._local:
                 os.fsync(self._file.fileno())
-                os.fchmod(self._file.fileno(), 0o444)  # plugins get a link to it: it is never written again
+                os.fchmod(self._file.fileno(), 0o444)  # it is never written again
             self._file.close()
         return self._hash.hexdigest()
 
@@ -165,18 +169,12 @@ class Storage:
             return filesystem.open(f"{root}/{blob}", "rb", block_size=BLOCK_BYTES, cache_type="readahead")
 
     def bring(self, blob: str, path: Path) -> None:
-        """Have a blob as a local file, by a hard link where it is on the same disk."""
-        if self.is_local:
-            source = Path(f"{self._open()[1]}/{blob}")
-            try:
-                os.link(source, path)
-                return
-            except FileNotFoundError as error:
-                raise FileMissing from error
-            except OSError:  # another disk, or a file system without links
-                pass
-        with self.read(blob) as source_file, guarded(), path.open("xb") as file:
-            shutil.copyfileobj(source_file, file, PIECE_BYTES)
+        """Have a blob as a local file, which is no link to it: what a plugin does to the one, the other knows not."""
+        with self.read(blob) as source, guarded(), path.open("xb") as file:
+            if self.is_local:
+                copy_content(source, file)
+            else:
+                shutil.copyfileobj(source, file, PIECE_BYTES)
 
     def has(self, blob: str) -> bool:
         """Whether a blob is there."""
@@ -219,7 +217,7 @@ def sniff(head: bytes) -> str:
     import filetype
 
     kind = filetype.guess(head)
-    return str(kind.mime) if kind else ""
+    return canonical(str(kind.mime)) if kind else ""
 
 
 @contextmanager

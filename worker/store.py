@@ -1,5 +1,8 @@
 """Clients for the Redis with the ledger: one server by TCP, TLS or unix socket, Sentinel's master, or a Cluster.
 
+All URLs of servers are taken apart here, one class a kind, whatever part needs them. Names and passwords are unquoted
+once, as a URL is read (``%40`` is "@"), and quoted again where one is written for kombu or Celery.
+
 ``REDIS_URL`` is redis-py's (``redis://``, ``rediss://``, ``unix://``), or
 ``sentinel://host:port,host:port/db?master=name``, or ``redis+cluster://host:port,host:port`` (``rediss+cluster://`` for
 TLS), of which one node that answers will do.
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import redis
 import redis.asyncio
@@ -40,6 +43,64 @@ CLUSTER_SCHEMES = ("redis+cluster://", "rediss+cluster://")
 
 
 @dataclass(frozen=True, slots=True)
+class ServerUrl:
+    """``redis://[user:password@]host[:port][/db]``, with ``rediss`` by TLS, or ``unix://[user:password@]/path[?db=]``.
+
+    ``redis+socket://`` is kombu's word for ``unix://``, and ``virtual_host`` there its word for ``db``.
+    """
+
+    scheme: str  #: "redis", "rediss" or "unix"
+    place: str  #: "host:port"; of a unix socket its path
+    db: int
+    username: str
+    password: str
+    query: dict[str, str]  #: redis-py's other options
+
+    @classmethod
+    def parse(cls, url: str) -> ServerUrl:
+        """Raises ``ValueError`` that says what is wrong."""
+        parts = urlsplit(url)
+        is_socket = parts.scheme in ("unix", "redis+socket")
+        username, password, place = _login(parts)
+        query = dict(parse_qsl(parts.query))
+        in_path = "" if is_socket else parts.path.strip("/")
+        db = query.pop("db", query.pop("virtual_host", "")) or in_path or "0"
+        if is_socket:
+            place = unquote(parts.path)
+            username, password = query.pop("username", username), query.pop("password", password)
+        elif not _has_port(parts):
+            place = ""
+        if not place or not db.isdigit() or parts.fragment:
+            said = "unix://[user:password@]/path?db=<number>" if is_socket else "redis://[user:password@]host:port/<db>"
+            raise ValueError(f"expected {said}; what is special in a user, password or path is %-escaped")
+        return cls("unix" if is_socket else parts.scheme, place, int(db), username, password, query)
+
+    @classmethod
+    def of_socket(cls, path: str) -> ServerUrl:
+        """That of a server's unix socket."""
+        return cls("unix", path, 0, "", "", {})
+
+    @property
+    def redis_url(self) -> str:
+        """As redis-py reads it."""
+        if self.scheme == "unix":
+            return self._write("unix", {"db": str(self.db)} if self.db else {})
+        return self._write(self.scheme, {})
+
+    @property
+    def celery_url(self) -> str:
+        """As Celery and kombu read it: ``redis+socket://`` for a unix socket, TLS spelt out."""
+        if self.scheme == "unix":
+            return self._write("redis+socket", {"virtual_host": str(self.db)} if self.db else {})
+        return self._write(self.scheme, {"ssl_cert_reqs": "required"} if self.scheme == "rediss" else {})
+
+    def _write(self, scheme: str, options: dict[str, str]) -> str:
+        where = quote(self.place) if self.scheme == "unix" else f"{self.place}/{self.db}"
+        query = urlencode({**options, **self.query}, quote_via=quote)
+        return f"{scheme}://{_quote_login(self.username, self.password)}{where}{'?' if query else ''}{query}"
+
+
+@dataclass(frozen=True, slots=True)
 class SentinelUrl:
     """``sentinel://[user:password@]host[:port],…[/db]?master=name`` taken apart. The credentials are the master's."""
 
@@ -51,20 +112,19 @@ class SentinelUrl:
     def parse(cls, url: str) -> SentinelUrl:
         """Raises ``ValueError`` that says what is wrong."""
         parts = urlsplit(url)
-        credentials, _, places = parts.netloc.rpartition("@")
-        user, _, password = credentials.partition(":")
+        user, password, places = _login(parts)
         masters = parse_qs(parts.query).get("master", [])
         database = parts.path.strip("/") or "0"
         if not places or len(masters) != 1 or not database.isdigit():
             raise ValueError("expected sentinel://host:port,host:port/<db>?master=<name>")
-        options = {"db": int(database), "username": unquote(user) or None, "password": unquote(password) or None}
+        options = {"db": int(database), "username": user or None, "password": password or None}
         return cls([_host(place, SENTINEL_PORT) for place in places.split(",")], masters[0], options)
 
     @property
     def celery_url(self) -> str:
         """As Celery and kombu write it: a URL for each sentinel, the master's name apart."""
         user, password = (self.options[name] or "" for name in ("username", "password"))
-        login = f"{user}:{password}@" if user or password else ""
+        login = _quote_login(user, password)
         return ";".join(f"sentinel://{login}{host}:{port}/{self.options['db']}" for host, port in self.hosts)
 
 
@@ -79,14 +139,47 @@ class ClusterUrl:
     def parse(cls, url: str) -> ClusterUrl:
         """Raises ``ValueError`` that says what is wrong."""
         parts = urlsplit(url)
-        credentials, _, places = parts.netloc.rpartition("@")
-        user, _, password = credentials.partition(":")
+        user, password, places = _login(parts)
         if not places or parts.path.strip("/") or parts.query:
             raise ValueError("expected redis+cluster://host:port,host:port and no database: a Cluster has only one")
-        options = {"username": unquote(user) or None, "password": unquote(password) or None}
+        options = {"username": user or None, "password": password or None}
         return cls(
             [_host(place, REDIS_PORT) for place in places.split(",")], {**options, "ssl": parts.scheme[:6] == "rediss"}
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """``amqp://[user:password@]host[:port][/vhost]``, with ``amqps`` by TLS; several with ";" between them."""
+
+    urls: list[str]
+
+    @classmethod
+    def parse(cls, url: str) -> BrokerUrl:
+        """Raises ``ValueError`` that says what is wrong. kombu reads the rest: it unquotes as we do."""
+        urls = url.split(";")
+        if not all(_has_port(urlsplit(each)) and not urlsplit(each).fragment for each in urls):
+            raise ValueError("expected amqp://user:password@host:port/vhost; what is special in these is %-escaped")
+        return cls(urls)
+
+
+def _login(parts: SplitResult) -> tuple[str, str, str]:
+    """User and password, unquoted, and what stands behind them."""
+    credentials, _, places = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    return unquote(user), unquote(password), places
+
+
+def _quote_login(user: str, password: str) -> str:
+    return f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is a number, or none is named: a password with "/" that is not escaped reads as one."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def make_client(url: str, **options: Any) -> redis.Redis:

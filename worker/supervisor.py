@@ -9,8 +9,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from worker.child import die_with_parent
-from worker.embedded import stop_on_signals
+from worker.processes import Stop, become_reaper, die_with_parent, kill_below, stop_on_signals
 from worker.settings import EX_USAGE
 
 #: A worker ends like this where its plugin cannot be loaded: soon again would be the same again.
@@ -47,13 +46,15 @@ class Worker:
         self.started = time.monotonic()
         self.start_at = None
 
-    def look(self) -> None:
-        """Start it when it is due; say so when it has died."""
+    def look(self) -> bool:
+        """Start it when it is due; say so when it has died. Gives whether it has."""
         now = time.monotonic()
         if self.start_at is not None and now >= self.start_at:
             self.start()
         elif self.process and self.process.poll() is not None:
             self._died(self.process.returncode, now)
+            return True
+        return False
 
     def _died(self, code: int, now: float) -> None:
         self.process = None
@@ -79,23 +80,30 @@ def run_workers(services: list[str]) -> int:
 
     Only this thread starts processes: their parent-death signal is bound to the thread that started them.
     """
+    become_reaper()  # of what is left where a worker and the guardians in it were killed together
     stop = stop_on_signals()
     workers = [Worker(service) for service in services]
     while not stop.is_set():
-        for worker in workers:
-            worker.look()
+        died = [worker.look() for worker in workers]
+        if any(died):
+            kill_below(frozenset(worker.process.pid for worker in workers if worker.process))
         if all(worker.process is None and worker.start_at is None for worker in workers):
             return EX_USAGE
         stop.wait(0.2)
-    return _stop(workers)
+    return _stop(workers, stop)
 
 
-def _stop(workers: list[Worker]) -> int:
-    """One SIGTERM to each; then each finishes its batch and hands back the rest."""
+def _stop(workers: list[Worker], stop: Stop) -> int:
+    """One SIGTERM to each; then each finishes its batch and hands back the rest, and ends itself where that takes long.
+
+    A second Ctrl-C kills them and all below them: their leases lapse, and others run their jobs.
+    """
     running = [worker.process for worker in workers if worker.process]
     for process in running:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    for process in running:
-        process.wait()
+    print("stopping: what runs may end, at most its time_limit_s; Ctrl-C again ends all at once", flush=True)
+    while any(process.poll() is None for process in running) and not stop.in_a_hurry:
+        time.sleep(0.05)
+    kill_below()
     return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections import deque
@@ -20,10 +19,11 @@ from itertools import islice
 from typing import Any, TextIO, cast
 
 import redis
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import to_json
 
-from worker.errors import InvalidOutput
+from worker.errors import PLUGIN_ERRORS, InvalidOutput, say
 from worker.ledger import Ledger, Said
+from worker.strict_json import dump
 
 log = logging.getLogger("services.worker")
 
@@ -33,10 +33,10 @@ EVERY_S, AGAIN_S = 0.05, 0.5
 GROUP = 500
 #: Characters of a message or a line.
 MAX_TEXT = 2000
-#: Bytes of all the partial outputs of one run.
-MAX_PARTIAL_BYTES = 8 * 2**20
-
-_CONSTANT = re.compile(rb"NaN|Infinity")
+#: Bytes of what one group says, about: Redis takes it in one step.
+GROUP_BYTES = 2**20
+#: Bytes of all the partial outputs of one run, and their number: each takes Redis some 60 bytes more.
+MAX_PARTIAL_BYTES, MAX_PARTIALS = 8 * 2**20, 100_000
 
 
 class Speech:
@@ -96,9 +96,18 @@ class Speech:
             if rest:
                 self._log(jobs, "INFO", rest, None)
 
-    def output(self, job_id: str, index: int, value: Any) -> int:
-        """A job's partial output of that number; its bytes. Raises ``InvalidOutput`` where it is not JSON."""
-        text = _as_json(value)
+    def output(self, job_id: str, index: int, value: Any, room: int = MAX_PARTIAL_BYTES) -> int:
+        """A job's partial output of that number; its bytes.
+
+        Raises ``InvalidOutput`` where it is not JSON, or has more bytes than there is room for.
+        """
+        text = dump(value, f"partial output {index} of predict")
+        if len(text) > room:
+            size, most = MAX_PARTIAL_BYTES - room + len(text), MAX_PARTIAL_BYTES
+            told = f"partial output {index} of predict has {len(text)} bytes as JSON, which makes {size} of this run"
+            raise InvalidOutput(
+                f"{told}; the limit is {most} bytes in all: yield less, or return a File (worker.files)"
+            )
         self.end_line()
         self._say([job_id], "output", b'{"index":%d,"output":%b}' % (index, text))
         return len(text)
@@ -106,13 +115,16 @@ class Speech:
     def next_group(self) -> dict[str, list[Said]]:
         """What is to be sent next, by job and in order."""
         with self._turn:
-            found = {}
+            found: dict[str, list[Said]] = {}
+            left = GROUP_BYTES
             for job_id in {**self._lines, **self._outputs}:
                 lines = islice(self._lines.get(job_id, ()), GROUP)
                 outputs = islice(self._outputs.get(job_id, ()), GROUP)
-                said = sorted([*lines, *outputs], key=lambda one: one.number)[:GROUP]
-                if said:
-                    found[job_id] = said
+                for one in sorted([*lines, *outputs], key=lambda one: one.number)[:GROUP]:
+                    if found and left < len(one.data):
+                        return found
+                    left -= len(one.data)
+                    found.setdefault(job_id, []).append(one)
             return found
 
     def sent(self, group: dict[str, list[Said]]) -> None:
@@ -124,7 +136,7 @@ class Speech:
                         kept.popleft()
 
     def _log(self, jobs: Sequence[str], level: str, message: str, logger: str | None) -> None:
-        about = {"logger": logger} if logger else {}
+        about = {"logger": _cut(logger)} if logger else {}
         self._say(jobs, "log", to_json({"level": level, "message": _cut(message), **about}))
 
     def _say(self, jobs: Sequence[str], name: Any, data: bytes, progress: float | None = None) -> None:
@@ -247,31 +259,45 @@ class Logged(logging.Handler):
             return
         try:
             message = record.getMessage()
-            if record.exc_info and record.exc_info[0]:
-                message = f"{message}: {record.exc_info[0].__name__}: {record.exc_info[1]}"
+            if record.exc_info and record.exc_info[1]:
+                message = f"{message}: {say(record.exc_info[1])}"
             speech.line(record.levelname, message, record.name)
-        except Exception:
+        except PLUGIN_ERRORS:
             self.handleError(record)
 
 
-def capture(level: str) -> None:
+def capture(level: str, shown: logging.Handler) -> None:
     """From now on, hear what is printed and logged. Called once the plugins are loaded, which may have set up logging.
 
-    Where none has, what they log goes to the worker's log too, from ``level`` on.
+    Where none has, what they log goes to ``shown`` too, from ``level`` on.
     """
     stdout = sys.stdout
-    if hasattr(stdout, "reconfigure"):
-        stdout.reconfigure(line_buffering=True)  # or a killed process takes its last lines along
-    sys.stdout = cast(TextIO, Printed(stdout))
+    if stdout and not stdout.closed:
+        if hasattr(stdout, "reconfigure"):
+            stdout.reconfigure(line_buffering=True)  # or a killed process takes its last lines along
+        sys.stdout = cast(TextIO, Printed(stdout))
     root = logging.getLogger()
     if not root.handlers:
         root.setLevel(level)
-        shown = logging.StreamHandler(sys.stderr)
-        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(shown)
-    root.addHandler(Logged())
+    hear_loggers(Logged())
     # A fork, as by a data loader, has no thread that would send anything, and may hold that thread's locks for ever.
     os.register_at_fork(after_in_child=_fall_silent)
+
+
+def hear_loggers(logged: Logged) -> None:
+    """Give this handler each line that any logger lets through.
+
+    It is no handler of the root logger: ``dictConfig``, ``basicConfig(force=True)`` and whoever clears its handlers
+    would take it away in the midst of a run.
+    """
+    call_handlers = logging.Logger.callHandlers
+
+    def call_and_tell(self: logging.Logger, record: logging.LogRecord) -> None:
+        logged.handle(record)
+        call_handlers(self, record)
+
+    logging.Logger.callHandlers = call_and_tell  # type: ignore[method-assign]
 
 
 def _fall_silent() -> None:
@@ -281,13 +307,3 @@ def _fall_silent() -> None:
 def _cut(text: str) -> str:
     """The beginning of a text, in characters that JSON can have."""
     return text[:MAX_TEXT].encode(errors="replace").decode()
-
-
-def _as_json(value: Any) -> bytes:
-    try:
-        text = to_json(value, inf_nan_mode="constants")
-        if _CONSTANT.search(text):
-            from_json(text, allow_inf_nan=False)
-    except (PydanticSerializationError, ValueError) as error:
-        raise InvalidOutput(f"what predict yields must be JSON (no NaN or Infinity): {error}"[:MAX_TEXT]) from error
-    return text

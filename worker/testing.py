@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
-from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError
+from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
 from worker.service import Service
 from worker.stages import Item, run_stages
+from worker.storage import HEAD_BYTES, tell_type
+from worker.taking import Taker, misfit
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (
@@ -71,6 +73,9 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
     passage = Passage(texts, [str(i) for i in range(len(texts))])
     run_stages(service, passage, InlineFiles())
     outcomes: list[Outcome] = passage.outcomes()
+    for one in outcomes:
+        if isinstance(one, ServicesError) and isinstance(one.__cause__, KeyboardInterrupt):
+            raise one.__cause__  # Ctrl-C: a worker has it in no pool process, but a test and the command line do
     return [one if isinstance(one, ServicesError) else json.loads(one) for one in outcomes]
 
 
@@ -79,10 +84,11 @@ class InlineFiles:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._taker = Taker(self._make_folder, lambda _file, _size: None)
 
     def bring(self, items: Sequence[Item]) -> None:
         """Write the ``data:`` of the inputs into files."""
-        self._folder = self._folder or tempfile.TemporaryDirectory()
+        folder = self._make_folder()
         for item in items:
             for number, (where, file) in enumerate(find_files(item.value)):
                 if file.data is None:
@@ -91,20 +97,42 @@ class InlineFiles:
                     item.error = InvalidInput(f"{'.'.join(map(str, where))}: {must}", errors=[error])
                     continue
                 name = f"{item.job_id}-{number}{suffix_of(file.content_type)}"
-                file.put(Path(self._folder.name) / name)
+                file.put(folder / name)
                 file.path.write_bytes(file.data)
 
+    def look(self, raw: Any) -> Any:
+        """What ``predict`` gave, its files taken as they are."""
+        return self._taker.look(raw)
+
+    def take(self, output: Any) -> Any:
+        """What ``postprocess`` gave, its files taken as they are; raises where one cannot be."""
+        return self._taker.take(output)
+
     def keep(self, items: Sequence[Item]) -> None:
-        """Name the files of the outputs."""
+        """Name the files of the outputs, as a worker that stores them would."""
         for item in items:
-            for _, file in find_files(item.value):
-                content = file.read_bytes()
-                file.id, file.size = hashlib.sha256(content).hexdigest(), len(content)
+            for where, file in find_files(item.value):
+                try:
+                    content = file.read_bytes()
+                except (OSError, RuntimeError) as error:
+                    item.error = misfit(InvalidOutput, where, f"the file cannot be read: {error}", "file")
+                    break
+                kind = tell_type(file.content_type, content[:HEAD_BYTES])
+                if file.rules and (problem := file.rules.problem(len(content), kind)):
+                    item.error = misfit(InvalidOutput, where, problem, "file_rules")
+                    break
+                file.id, file.size, file.content_type = hashlib.sha256(content).hexdigest(), len(content), kind
 
     def clear(self) -> None:
         """Remove what was written."""
+        self._taker.give_back()
         if self._folder:
             self._folder.cleanup()
+            self._folder = None
+
+    def _make_folder(self) -> Path:
+        self._folder = self._folder or tempfile.TemporaryDirectory()
+        return Path(self._folder.name)
 
 
 def load(plugin: Plugin) -> Service[Any, Any]:
@@ -115,7 +143,7 @@ def load(plugin: Plugin) -> Service[Any, Any]:
         service.load()
         service.warmup()
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: load() raised {type(error).__name__}: {error}") from error
+        raise ServiceFailed(f"{plugin.name}: load() raised {say(error)}") from error
     return service
 
 
@@ -153,7 +181,7 @@ def _check(name: str, look: Callable[[], str | None]) -> Check:
     except Problem as problem:
         return Check(name, str(problem), problem.__cause__)
     except Exception as error:  # whatever a plugin does is its problem, in words
-        return Check(name, f"{type(error).__name__}: {error}", error)
+        return Check(name, say(error), error)
 
 
 def _check_light(plugin: Plugin) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import shlex
 import signal
@@ -27,13 +28,16 @@ import honcho.printer
 import honcho.process
 from honcho.environ import parse_procfile
 
-from worker.child import die_with_parent
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import UnknownService
+from worker.processes import become_reaper, die_with_parent, kill_below
 from worker.settings import EX_USAGE, Settings, find_checkout
 
 #: A running batch may end before the rest is killed; a worker's longest is its ``time_limit_s``.
 KILL_WAIT_S = 120
+#: Seconds for the output of a line that has ended, where something that it started holds it; for the lines that were
+#: killed, to tell so.
+LAST_WORDS_S, KILLED_S = 1.0, 3.0
 #: A failure that the ledger knows may be of an earlier run: a worker that starts again has told of itself by then.
 STALE_FAILURE_S = 15.0
 #: Seconds for the sample's result, and between two words about what is still missing.
@@ -66,7 +70,9 @@ def up(settings: Settings) -> int:
     manager = Manager(Guide(names, ports["PORT"], ports["FLOWER_PORT"]))
     for name, command in lines.items():
         manager.add_process(name, command, env=_environment(ports), cwd=str(find_checkout()))
+    become_reaper()
     manager.loop()
+    kill_below()  # what a line has left behind
     return manager.exit_code
 
 
@@ -98,7 +104,18 @@ class Line(honcho.process.Process):  # type: ignore[misc]  # honcho ships no typ
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # from the first moment: the terminal's Ctrl-C comes here too
         die_with_parent()
-        super().run(events, ignore_signals)
+        self._events = events
+        self._child = self._child_ctor(self.cmd, env=self.env, cwd=self.cwd)
+        self._send_message({"pid": self._child.pid}, type="start")
+        passing_on = threading.Thread(target=self._pass_on, daemon=True)
+        passing_on.start()
+        self._child.wait()  # not for the end of its output, which what it started may hold for ever
+        passing_on.join(LAST_WORDS_S)
+        self._send_message({"returncode": self._child.returncode}, type="stop")
+
+    def _pass_on(self) -> None:
+        for line in self._child.stdout:
+            self._send_message(line)
 
 
 def _begin_line() -> None:
@@ -126,7 +143,8 @@ class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no 
         super().__init__(Printer(sys.stdout))
         self._process_ctor = Line
         self._guide = guide
-        self._asked = False  # by a signal
+        self._asked = self._in_a_hurry = False  # by a signal, by a second Ctrl-C
+        self._killed_at = math.inf
         self.exit_code = 0
 
     def terminate(self) -> None:
@@ -136,7 +154,25 @@ class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no 
         if stopped and not self._asked:
             self.exit_code = 1
             self._system_print(f"{stopped[0]} stopped by itself: stopping everything\n")
+        self._system_print(f"stopping: what runs may end, at most {KILL_WAIT_S} s; Ctrl-C again ends all at once\n")
         super().terminate()
+
+    def kill(self) -> None:
+        """Kill everything below the lines, also what has left its session; called again and again until all have ended.
+
+        The lines' own processes (``Line``) are left to tell of it: one that was killed may hold the queue to here.
+        """
+        if self._killed_at == math.inf:
+            self._killed_at = time.monotonic()
+            left = [name for name, process in self._processes.items() if "returncode" not in process]
+            self._system_print(f"killing {', '.join(left)}\n")
+        lines = frozenset(process["process"].pid for process in self._processes.values())
+        kill_below(lines, beneath=True)
+
+    def _all_stopped(self) -> bool:
+        if self._in_a_hurry and self._all_started():
+            self.kill()
+        return time.monotonic() - self._killed_at > KILLED_S or bool(super()._all_stopped())
 
     def _start(self) -> None:
         # honcho's own handlers fail on a signal that comes before all lines have started.
@@ -147,8 +183,7 @@ class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no 
 
     def _ask(self, number: int, _: Any) -> None:
         """The first signal stops everything; a second Ctrl-C kills it. (make passes a second SIGTERM on by itself.)"""
-        if self._asked and number == signal.SIGINT and self._all_started():
-            self.kill()
+        self._in_a_hurry = self._in_a_hurry or (self._asked and number == signal.SIGINT)
         self._asked = True
         self._guide.stop.set()
 

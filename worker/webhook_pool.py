@@ -12,6 +12,8 @@ import logging
 import threading
 import uuid
 
+from celery.worker import state
+
 from worker.dispatch import WEBHOOKS
 from worker.feeder import Batch, Feeder
 from worker.leased_pool import LeasedPool
@@ -56,6 +58,8 @@ class WebhookPool(LeasedPool):
     def on_stop(self) -> None:
         """A warm shutdown: let what is being sent end, then give back the rest."""
         self.stop_claiming()
+        if state.should_terminate:  # Celery comes here from the signal handler of a second Ctrl-C too
+            self.loop.call_soon_threadsafe(self.sender.abandon)
         self.sending.join()
         self.keeper.leave()
 

@@ -1,8 +1,8 @@
 """The client: ``from api.client import Client, AsyncClient``. It imports nothing of the server's.
 
 The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` what
-they are made of; ``models`` and ``errors`` are what comes back; ``encode`` writes
-inputs as JSON, ``upload`` those of a batch; ``sse`` reads events; ``webhooks`` checks webhooks.
+they are made of; ``models`` and ``errors`` are what comes back; ``encode`` writes inputs as JSON, ``upload`` those of a
+batch; ``sse`` reads events, ``files`` sends a file, ``webhooks`` checks webhooks.
 """
 
 from api.client.asynchronous import AsyncBatch, AsyncClient, AsyncJob
@@ -27,6 +27,7 @@ from api.client.errors import (
     Unavailable,
     UnexpectedAnswer,
 )
+from api.client.files import StoredFile
 from api.client.models import ErrorDetail, Event, Priority, Result, ServiceInfo, Status, Timings
 from api.client.sync import Batch, Client, Job
 from api.client.webhooks import verify_webhook
@@ -59,6 +60,7 @@ __all__ = [
     "Result",
     "ServiceInfo",
     "Status",
+    "StoredFile",
     "Timings",
     "TooManyRequests",
     "Unauthorized",

@@ -10,6 +10,8 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import httpx
 
 from api.client.common import DEFAULT_URL, LIMITS, RETRIES, TIMEOUT_S, our_errors, timeout_for
+from api.client.errors import ClientError
+from api.client.files import FileBody, Source, StoredFile
 from api.client.models import BatchFields, Event, JobFields, Raw, Result, ServiceInfo, Status
 from api.client.protocol import BatchOptions, JobOptions, Operations
 from api.client.steps import Answer, Done, Effect, Emit, Emits, Open, Pause, Read, Request, Send, Steps, advance
@@ -123,6 +125,19 @@ class AsyncClient:
         """A batch as it stands. Raises ``NotFound``, or ``Gone`` where it was dropped."""
         return AsyncBatch(self, await self._run(self._operations.get_batch(batch_id)))
 
+    async def upload(
+        self, source: Source, *, name: str | None = None, content_type: str = "", keep_for_s: float | None = None
+    ) -> StoredFile:
+        """Store a file for inputs, which name it by its ``reference``.
+
+        Args:
+            source: the path of a file, its bytes, or a file that is open for reading in binary mode.
+            name: what its downloads are called; by default the last part of its path.
+            content_type: by default what the ending of its name says; else the server looks at its first bytes.
+            keep_for_s: seconds that it is kept; by default as long as the server keeps files.
+        """
+        return await self._run(self._operations.upload(FileBody(source, name, content_type), keep_for_s))
+
     async def _run(self, steps: Steps[T]) -> T:
         async with aclosing(_Exchange(self._http, self._url, self._timeout_s)) as exchange:
             effect = advance(steps)
@@ -207,6 +222,23 @@ class AsyncJob(JobFields):
         super().__init__(raw)
         self._client = client
 
+    @property
+    def output(self) -> Any:
+        """The output; None before the end, and of a job that did not succeed.
+
+        Raises ``ClientError`` for a job that came in a list, which carries no outputs: await ``get_output()``.
+        """
+        if not self._has_output:
+            must = "await job.get_output(), job.result() or job.refresh() first"
+            raise ClientError(f"job {self.id} came in a list, which carries no outputs: {must}")
+        return self._output
+
+    async def get_output(self) -> Any:
+        """The same of any job; of one that came in a list, it is fetched by its id when it is first asked for."""
+        if not self._has_output:
+            await self.refresh()
+        return self._output
+
     @overload
     async def result(self, timeout: float | None = None) -> Any: ...
     @overload
@@ -219,6 +251,8 @@ class AsyncJob(JobFields):
         """
         if not self.ended:
             self._read(await self._client._run(self._client._operations.wait(self.id, timeout)))
+        elif not self._has_output:
+            await self.refresh()
         return self._outcome(output_type)
 
     async def refresh(self) -> Self:

@@ -78,6 +78,8 @@ class ServiceInfo:
     output_schema: dict[str, Any] | None
     example: Any  #: a valid input
     knobs: dict[str, Any] | None
+    scheduled: int = 0  #: queued jobs whose ``not_before`` has not come; not in ``queue_depth``
+    worker_versions: list[dict[str, Any]] = field(default_factory=list)  #: "version", "libs_service", "workers"
 
 
 class JobFields:
@@ -87,12 +89,12 @@ class JobFields:
     service: str
     version: str
     status: Status
-    output: Any
     error: ErrorDetail | None
     attempt: int
     progress: Any
     position: int | None  #: jobs of the service that stand before it; None unless it is queued
     estimated_start_at: datetime | None  #: about when a queued job will start; None where that is not known
+    not_before: datetime | None  #: it is not run earlier; None where nothing was asked for
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -103,6 +105,9 @@ class JobFields:
     metadata: dict[str, Any]
     links: dict[str, str]
     cached_from: str | None  #: id of the job whose output this is; None for the job's own
+
+    _output: Any
+    _has_output: bool  #: not of a job that succeeded and came in a list
 
     def __init__(self, raw: Raw) -> None:
         self._read(raw)
@@ -123,12 +128,14 @@ class JobFields:
             self.created_at = datetime.fromisoformat(raw["created_at"])
         except (KeyError, TypeError, ValueError) as error:
             raise UnexpectedAnswer(f"this is no job that the client knows ({error!r}): {str(raw)[:300]}") from error
-        self.output, self.error = raw.get("output"), read_error(raw.get("error"))
+        self._output, self.error = raw.get("output"), read_error(raw.get("error"))
+        self._has_output = "output" in raw or self.status != Status.SUCCEEDED
         self.attempt, self.batch_size = raw.get("attempt", 0), raw.get("batch_size")
         self.progress, self.position = raw.get("progress"), raw.get("position")
         self.started_at, self.finished_at = read_time(raw.get("started_at")), read_time(raw.get("finished_at"))
         self.expires_at = read_time(raw.get("expires_at"))
         self.estimated_start_at = read_time(raw.get("estimated_start_at"))
+        self.not_before = read_time(raw.get("not_before"))
         self.timings = Timings(**_known(Timings, raw.get("timings") or {}))
         self.metadata, self.links = raw.get("metadata") or {}, raw.get("links") or {}
         self.cached_from = raw.get("cached_from")
@@ -136,7 +143,7 @@ class JobFields:
     def _outcome(self, output_type: type[T] | None) -> Any:
         """The output of a job that has ended; raises what it ended with instead."""
         if self.status == Status.SUCCEEDED:
-            return self.output if output_type is None else TypeAdapter(output_type).validate_python(self.output)
+            return self._output if output_type is None else TypeAdapter(output_type).validate_python(self._output)
         if self.status == Status.CANCELLED:
             raise JobCancelled(self.id, "cancelled", "the job was cancelled")
         if self.status == Status.EXPIRED:

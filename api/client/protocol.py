@@ -7,11 +7,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypedDict
 from urllib.parse import quote
 
 from api.client.encode import dump
 from api.client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
+from api.client.files import FileBody, StoredFile, read_file
 from api.client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
 from api.client.sse import EventReader
 from api.client.steps import Answer, Emit, Emits, Open, Patience, Pause, Read, Request, Steps, may_pass, read_json, send
@@ -38,6 +40,7 @@ class JobOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     webhook: str | Mapping[str, Any] | None
     cache_for_s: float | None
+    not_before: datetime | str | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -59,6 +62,8 @@ class Operations:
     def submit(self, service: str, input: Any, options: JobOptions, key: str, job_id: str, wait: float) -> Steps[Raw]:
         """``POST /jobs``, or ``PUT /jobs/<id>``: either makes one job, however often it is sent."""
         given = {name: value for name, value in options.items() if value is not None}
+        if options.get("not_before") is not None:
+            given["not_before"] = _write_moment(options["not_before"])
         body = dump({"service": service, "input": input, **given})
         query = {"wait": f"{wait:g}"} if wait else {}
         headers = {"Content-Type": "application/json"}
@@ -217,6 +222,14 @@ class Operations:
                 return
             yield from patience.pause(problem)
 
+    # -- files --
+
+    def upload(self, body: FileBody, keep_for_s: float | None) -> Steps[StoredFile]:
+        """``POST /files``: the same content is the same file, however often it is sent."""
+        query = {} if keep_for_s is None else {"keep_for_s": f"{keep_for_s}"}
+        request = self._request("POST", "/files", query, body.headers, body, waits_s=SILENCE_S)
+        return read_file(read_json((yield from send(request, Patience(self.retries)))))
+
     # -- services --
 
     def services(self) -> Steps[list[ServiceInfo]]:
@@ -236,7 +249,7 @@ class Operations:
         path: str,
         query: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
-        content: bytes | Upload = b"",
+        content: bytes | Upload | FileBody = b"",
         *,
         waits_s: float = 0,
         is_repeatable: bool = True,
@@ -276,6 +289,16 @@ def _passing(error: ConnectionFailed | ApiError, patience: Patience, was_open: b
     if was_open and isinstance(error, ConnectionFailed) and error.timed_out:
         patience.reset()
     return error
+
+
+def _write_moment(moment: datetime | str | None) -> str | None:
+    """A time as the API takes it. Raises ``ValueError`` for a datetime that says no zone."""
+    if not isinstance(moment, datetime):
+        return moment
+    if moment.utcoffset() is None:
+        must = "expected a datetime with its zone, such as datetime.now(UTC) + timedelta(hours=1)"
+        raise ValueError(f"not_before: {must}; got {moment!r}, which has none")
+    return moment.isoformat()
 
 
 def _job(job_id: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import httpx
 
 from api.client.common import DEFAULT_URL, LIMITS, RETRIES, TIMEOUT_S, our_errors, timeout_for
+from api.client.files import FileBody, Source, StoredFile
 from api.client.models import BatchFields, Event, JobFields, Raw, Result, ServiceInfo, Status
 from api.client.protocol import BatchOptions, JobOptions, Operations
 from api.client.steps import Answer, Done, Effect, Emit, Emits, Open, Pause, Read, Request, Send, Steps, advance
@@ -114,6 +115,19 @@ class Client:
         """A batch as it stands. Raises ``NotFound``, or ``Gone`` where it was dropped."""
         return Batch(self, self._run(self._operations.get_batch(batch_id)))
 
+    def upload(
+        self, source: Source, *, name: str | None = None, content_type: str = "", keep_for_s: float | None = None
+    ) -> StoredFile:
+        """Store a file for inputs, which name it by its ``reference``.
+
+        Args:
+            source: the path of a file, its bytes, or a file that is open for reading in binary mode.
+            name: what its downloads are called; by default the last part of its path.
+            content_type: by default what the ending of its name says; else the server looks at its first bytes.
+            keep_for_s: seconds that it is kept; by default as long as the server keeps files.
+        """
+        return self._run(self._operations.upload(FileBody(source, name, content_type), keep_for_s))
+
     def _run(self, steps: Steps[T]) -> T:
         with closing(_Exchange(self._http, self._url, self._timeout_s)) as exchange:
             effect = advance(steps)
@@ -193,6 +207,16 @@ class Job(JobFields):
         super().__init__(raw)
         self._client = client
 
+    @property
+    def output(self) -> Any:
+        """The output; None before the end, and of a job that did not succeed.
+
+        Lists carry no outputs: of a job that came in one, it is fetched by its id when it is first asked for.
+        """
+        if not self._has_output:
+            self.refresh()
+        return self._output
+
     @overload
     def result(self, timeout: float | None = None) -> Any: ...
     @overload
@@ -205,6 +229,8 @@ class Job(JobFields):
         """
         if not self.ended:
             self._read(self._client._run(self._client._operations.wait(self.id, timeout)))
+        elif not self._has_output:
+            self.refresh()
         return self._outcome(output_type)
 
     def refresh(self) -> Self:

@@ -121,6 +121,7 @@ export class JobView {
       ["attempt", job.attempt],
       ["batch size", job.batch_size],
       ["created", time(job.created_at)],
+      ["not before", time(job.not_before)],
       ["started", time(job.started_at)],
       ["finished", time(job.finished_at)],
       ["dropped", time(job.expires_at)],
@@ -146,6 +147,7 @@ function steps(job) {
 
 /** What stands before a queued job, and about when it will start, as far as that is known. */
 function placeOf(job) {
+  if (job.not_before && new Date(job.not_before) > Date.now()) return ` (not before ${time(job.not_before)})`;
   const parts = [];
   if (job.position) parts.push(`${job.position} before it`);
   if (job.estimated_start_at) parts.push(`starts about ${new Date(job.estimated_start_at).toLocaleTimeString()}`);

@@ -19,8 +19,8 @@ from tests.support import System, finished, poll
 
 JOB_FIELDS = {
     "id", "service", "version", "status", "output", "error", "attempt", "progress", "position",
-    "estimated_start_at", "created_at", "started_at", "finished_at", "expires_at", "timings", "batch_size", "priority",
-    "metadata", "links",
+    "estimated_start_at", "not_before", "created_at", "started_at", "finished_at", "expires_at", "timings",
+    "batch_size", "priority", "metadata", "links",
 }  # fmt: skip
 
 

@@ -374,7 +374,7 @@ def test_the_documents_code_runs(serving: System) -> None:
     serving.start_worker("antifraud")
     (in_readme,) = re.findall(r"```python\n(from api\.client.*?)```", (ROOT / "README.md").read_text(), re.S)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     code = "\n".join((in_readme, *blocks)).replace("http://127.0.0.1:8000", serving.url)
     code += "\nassert receive({}, b'{}') == 401\n"
     done = serving.start("tests.run_code", code, name="documents")

@@ -105,7 +105,7 @@ def test_partial_outputs_come_as_they_are_yielded(talking: System) -> None:
 @pytest.mark.parametrize(
     ("do", "code", "words"),
     [
-        ("nan", "invalid_output", "must be JSON"),
+        ("nan", "invalid_output", "NaN is not JSON"),
         ("big", "invalid_output", "8388608 bytes"),
         ("beyond", "predict_failed", "expected a number from 0 to 1"),
     ],

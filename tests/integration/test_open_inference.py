@@ -306,7 +306,7 @@ def test_a_row_that_fails_fails_the_request_but_not_the_other_rows(models: Syste
     assert "row 1: predict_failed: ValueError: bad one" in answer.json()["error"]
     with models.client() as client:
         assert client.get(answer.headers["location"]).json()["status"] == "failed"
-        jobs = client.get("/jobs?service=echo&status=succeeded").json()["jobs"]
+        jobs = client.get("/jobs?service=echo&status=succeeded&include=output").json()["jobs"]
         assert {71, 73} <= {job["output"]["n"] for job in jobs}
 
 

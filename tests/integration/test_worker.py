@@ -379,7 +379,7 @@ def test_nothing_is_left_in_redis_but_what_is_kept(system: System) -> None:
     assert len(pointers) == 2, "their ids still answer 410"
     assert all(0 < system.redis.client.ttl(key) <= 86_401 for key in pointers)
     about = {f"{{echo}}:{name}" for name in ("about", "index", "expires", "swept")}
-    assert kept - pointers <= about | {"services", "_kombu.binding_deadlines"}
+    assert kept - pointers <= about | {"services", "services:schema", "_kombu.binding_deadlines"}
 
 
 def _status(system: System, job_id: str) -> str:

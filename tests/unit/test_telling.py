@@ -155,7 +155,7 @@ def test_a_cancelled_job_is_stopped_at_its_next_yield(monkeypatch: pytest.Monkey
     cancelled: set[str] = set()
     service = Yielding()
 
-    def output(self: Speech, job_id: str, index: int, value: Any) -> int:
+    def output(self: Speech, job_id: str, index: int, value: Any, room: int) -> int:
         cancelled.add(job_id) if index == 4 else None
         return 0
 

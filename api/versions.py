@@ -1,0 +1,59 @@
+"""What the API does about versions beside its own: it says which differ, and numbers the data of earlier ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from api.catalog import Catalog
+from worker.errors import StoreUnavailable
+from worker.ledger_async import AsyncLedger
+from worker.overview import Overview
+from worker.schema import SCHEMA, own_version
+
+log = logging.getLogger("services.api")
+
+#: Seconds between two looks at the workers' versions.
+LOOK_S = 10.0
+
+
+async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
+    """Look at the workers' versions every few seconds. What is the matter is logged once, until it is another thing."""
+    said: dict[str, str] = {}
+    while True:
+        try:
+            found = await ledger.overviews(list(catalog.entries))
+            overviews = dict(zip(catalog.entries, found, strict=True))
+            for name, words in _differing(catalog, overviews).items():
+                if words and said.get(name) != words:
+                    log.warning("%s", words)
+                said[name] = words
+            if await ledger.raise_schema(worker for overview in found for worker in overview.workers):
+                log.info("the data in Redis, of an earlier release, was taken over: its schema is %d now", SCHEMA)
+        except StoreUnavailable:
+            pass  # application._sweep says so
+        await asyncio.sleep(LOOK_S)
+
+
+def _differing(catalog: Catalog, overviews: Mapping[str, Overview]) -> dict[str, str]:
+    """What is to be said of each service's workers; "" for nothing."""
+    return {name: _say(name, catalog.get(name).plugin.version, overview) for name, overview in overviews.items()}
+
+
+def _say(name: str, version: str, overview: Overview) -> str:
+    ours = own_version()
+    for group in overview.worker_versions:
+        release = group["libs_service"]
+        if release is None or release.split(".")[:2] != ours.split(".")[:2]:
+            other = f"libs-service {release}" if release else "a release of libs-service before 0.2.0"
+            return (
+                f"{group['workers']} worker(s) of service {name} run {other}, and this API {ours}: only releases of "
+                "one minor version are meant to run side by side; see docs/upgrades.md"
+            )
+        if group["version"] != version:
+            return (
+                f"{group['workers']} worker(s) of service {name} run version {group['version']} of its plugin, and "
+                f"this API checks inputs by version {version}: install one version for both and start them again"
+            )
+    return ""
