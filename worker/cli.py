@@ -321,8 +321,12 @@ def _say(error: ServicesError) -> str:
 
 def _show(cause: BaseException | None) -> None:
     """The traceback of what a plugin raised: its author is the one who reads it here."""
-    if cause is not None:
-        traceback.print_exception(cause)
+    if cause is None:
+        return
+    told = traceback.TracebackException.from_exception(cause)
+    own = [frame for frame in told.stack if "importlib" not in frame.filename]  # ten frames of which none is anybody's
+    told.stack = traceback.StackSummary.from_list(own)
+    print("".join(told.format()), end="", file=sys.stderr)
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -11,6 +11,7 @@ import ast
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
         with _hollow_parents(name):
             module = importlib.import_module(name)
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_say(error)}") from error
+        raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_explain(plugin, error)}") from error
     if not hasattr(module, "Input") or not hasattr(module.Input, "model_validate_json"):
         raise ServiceFailed(f"{plugin.name}: {name} must define `class Input(BaseModel)`")
     return module
@@ -175,7 +176,7 @@ def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
     try:
         target = EntryPoint(name=plugin.name, value=plugin.target, group=GROUP).load()
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_say(error)}") from error
+        raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_explain(plugin, error)}") from error
     if not (isinstance(target, type) and issubclass(target, Service)):
         raise ServiceFailed(f"{plugin.name}: {plugin.target} must be a subclass of worker.service.Service")
     return target
@@ -242,5 +243,41 @@ def _hollow_parents(name: str) -> Iterator[None]:
             sys.modules.pop(parent, None)
 
 
-def _say(error: BaseException) -> str:
-    return say(error).replace("\n", " ")
+def _explain(plugin: Plugin, error: BaseException) -> str:
+    """What an import raised, the author's own line where there is one, and what to do."""
+    parts = [say(error).replace("\n", " ")]
+    if line := _own_line(plugin, error):
+        parts.append(f" ({line})")
+    if remedy := _remedy(plugin, error):
+        parts.append(f"; {remedy}")
+    return "".join(parts)
+
+
+def _own_line(plugin: Plugin, error: BaseException) -> str:
+    """The last line of the plugin's own package that the error came through."""
+    package = plugin.module.partition(".")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if package in Path(frame.filename).parts or Path(frame.filename).stem == package]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}" if own else ""
+
+
+def _remedy(plugin: Plugin, error: BaseException) -> str:
+    """What to do about an import that failed; "" where only the author can know."""
+    again = f"then run `pip install -e` of {plugin.distribution or 'the plugin'} again"
+    package = plugin.module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        if missing != package:
+            return f"add {missing} to the dependencies in its pyproject.toml, {again}"
+        return f"the entry point in its pyproject.toml names {plugin.target}: mend it there, {again}"
+    module = sys.modules.get(plugin.module)
+    wanted = plugin.target.partition(":")[2].strip()
+    if isinstance(error, AttributeError) and module is not None and not hasattr(module, wanted):
+        classes = [name for name, value in vars(module).items() if _is_service(value, plugin.module)]
+        has = f"it has {' and '.join(classes)}" if classes else "it has no subclass of Service"
+        return f"{has}: mend the entry point in its pyproject.toml, {again}"
+    return ""
+
+
+def _is_service(value: Any, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, Service) and value.__module__ == module
