@@ -101,7 +101,7 @@ class LedgerBackend(RedisBackend):  # type: ignore[misc]
         if not name.startswith(prefix):
             return super().get(key)
         job = self.ledger.get(name.removeprefix(prefix))
-        return describe(job) if job else None
+        return describe(job) if job else super().get(key)  # of no job: a task that was to follow a refused one
 
     def mget(self, keys: list[str | bytes]) -> list[Any]:
         """The same of several."""

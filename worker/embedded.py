@@ -131,8 +131,9 @@ def serve(settings: Settings) -> int:
 
 def serve_nothing(why: str) -> int:
     """Wait for SIGTERM or SIGINT: a Procfile's runner stops everything when one of its lines ends."""
+    stop = stop_on_signals()
     print(why, flush=True)
-    stop_on_signals().wait()
+    stop.wait()
     return 0
 
 

@@ -12,7 +12,7 @@ The leash is a socket to the slot. The guardian writes the pool process's id, an
 means: kill the pool process.
 
 It is a program of its own, of the smallest modules alone: a fork of the worker would have its threads' locks. Measured
-(Python 3.11): 11 MB resident, of which 4.3 MB are its own; 40 ms from its start to that of the pool process.
+(Python 3.11): 11 MB resident, of which 4.3 MB are its own; its start takes 21 ms of CPU, the pool process's 930 ms.
 """
 
 from __future__ import annotations

@@ -235,6 +235,11 @@ class Ledger:
         """
         return _decode(self._call(service, "revoke", 1 if running else 0, *ids))
 
+    def revoke_anywhere(self, job_id: str, running: bool) -> str:
+        """The same for a known job of whichever service; the status that it had, "" for an unknown one."""
+        service = self._find(job_id)
+        return self.revoke(service, [job_id], running)[0] if service else ""
+
     def adopted(self, service: str, worker: str, fields: Sequence[bytes]) -> None:
         """Forget the messages that this worker's claim took, by their fields: their jobs are stored."""
         self._call(service, "adopted", worker, *fields)
@@ -378,13 +383,13 @@ class Ledger:
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; nothing happens to one that has."""
-        service = self.find(job_id)
+        service = self._find(job_id)
         if service:
             self._call(service, "cancel", job_id)
 
     def retry(self, job_id: str) -> None:
         """Run a failed, cancelled or expired job again. Raises as ``AsyncLedger.retry`` does."""
-        service = self.find(job_id)
+        service = self._find(job_id)
         if not service:
             raise JobNotFound(f"no job has the id {job_id[:100]!r}")
         check_retried(job_id, service, self._call(service, "retry", job_id, ""))
@@ -400,7 +405,7 @@ class Ledger:
 
     def get(self, job_id: str) -> Job | None:
         """One job without its input; None for one that is unknown or dropped."""
-        service = self.find(job_id)
+        service = self._find(job_id)
         if not service:
             return None
         fields = (*ROW_FIELDS, LARGE_FIELDS["output"])
@@ -408,7 +413,7 @@ class Ledger:
         record = {name.encode(): value for name, value in zip(fields, found, strict=True) if value is not None}
         return Job.from_record(job_id, record) if record else None
 
-    def find(self, job_id: str) -> str:
+    def _find(self, job_id: str) -> str:
         """The service of a client's job; "" for an unknown one. A worker's Redis user sees its services' keys alone.
 
         Deliveries of webhooks are no client's.

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     """Level of our own log lines, one a job event: DEBUG, INFO, WARNING or ERROR."""
 
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
-    """Largest request body; a larger one gets 413 `payload_too_large`. Also of a Celery message: `invalid_input`."""
+    """Largest request body; a larger one gets 413 `payload_too_large`."""
 
     max_output_bytes: int = Field(MAX_OUTPUT_BYTES, gt=0)
     """Largest output of a job, or of a row of a batch, as JSON; a larger one fails as `invalid_output`."""

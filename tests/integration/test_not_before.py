@@ -111,11 +111,12 @@ def test_a_time_that_is_over_means_now(client: httpx.Client) -> None:
         1764581400,
         True,
         ["2026-12-01T09:30:00Z"],
-        ahead(30 * 86_400 + 60),
+        pytest.param("too far", id="too far ahead"),
         "9999-12-31T23:59:59Z",
     ],
 )
 def test_what_is_no_time_or_too_far_ahead_is_refused(client: httpx.Client, wrong: Any) -> None:
+    wrong = ahead(30 * 86_400 + 60) if wrong == "too far" else wrong
     if wrong == "0001-01-01T00:00:00+23:00":  # a time all the same, long ago
         assert finished(client, send(client, not_before=wrong)["id"])["status"] == "succeeded"
         return

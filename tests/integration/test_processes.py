@@ -25,6 +25,7 @@ def wild(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     write_wild(plugins, "pooled", EXECUTOR)
     write_wild(plugins, "silent", top=SILENT)
     write_wild(plugins, "moved", "self.break_surroundings('')")
+    write_wild(plugins, "unloadable", "raise Panic('two\\nlines')")
     with running_system(tmp_path_factory.mktemp("wild"), plugins) as system:
         system.start_api()
         yield system
@@ -216,6 +217,13 @@ def test_a_plugin_may_change_folder_environment_signals_and_streams(wild: System
     assert worker.output.count("job succeeded") == 2
     assert worker.stop() == 0
     redis.stop()
+
+
+def test_a_load_that_raises_no_exception_tells_its_reason_on_one_line(wild: System) -> None:
+    worker = wild.start_worker("unloadable", wait=False)
+    assert worker.wait(60) == 1
+    reason = "service unloadable cannot be loaded, so its worker stops: Panic: two lines"
+    assert len([line for line in worker.output.splitlines() if line.endswith(reason)]) == 1
 
 
 def end_of(system: System, job_id: str) -> Any:

@@ -76,8 +76,8 @@ def _revoke_jobs(pool: Any, ids: list[str], running: bool) -> list[str]:
     for name in pool.names if ids else ():
         known |= {i: status for i, status in zip(ids, pool.ledger.revoke(name, ids, running), strict=True) if status}
     for job_id in ids:
-        if job_id not in known and (name := pool.ledger.find(job_id)):
-            known[job_id] = pool.ledger.revoke(name, [job_id], running)[0]
+        if job_id not in known:
+            known[job_id] = pool.ledger.revoke_anywhere(job_id, running)
     return [i for i, status in known.items() if status == "queued" or (running and status == "running")]
 
 

@@ -40,7 +40,9 @@ class PriorityMover(threading.Thread):
         """The oldest message of that list becomes the youngest of the service's own."""
         while not self._stopping.is_set():
             try:
-                self._redis.execute_command("BLMOVE", self._from, self._to, "RIGHT", "LEFT", BLOCK_S)
+                self._redis.execute_command(  # type: ignore[no-untyped-call]
+                    "BLMOVE", self._from, self._to, "RIGHT", "LEFT", BLOCK_S
+                )
             except redis.RedisError as error:
                 log.debug("no message moved: %s", error)  # the keeper says that Redis is away
                 self._stopping.wait(AWAY_S)

@@ -15,18 +15,20 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from antifraud.form import is_peoples
 from antifraud.lexicon import AUTOMATION_WORDS, COMPATIBLE, PEOPLES_PRODUCTS, SEARCH_HOSTS, SOURCE_BROWSERS
 from antifraud.useragent import UserAgent
 
 Matrix = NDArray[np.float64]
 
-_PRODUCT = re.compile(r"([A-Za-z][\w.!()&'+-]*)[/ ]v?\d[\w.]*")
+# Every repetition that may fail is bounded, so that the time grows with the text's length, not with its square.
+_PRODUCT = re.compile(r"([A-Za-z][\w.!()&'+-]{0,60})[/ ]v?\d[\w.]*")
 _WORD = re.compile(r"[A-Za-z][A-Za-z.]+")
 _URL = re.compile(r"https?:|www\.|ftp:")
 _DOMAIN = re.compile(
-    r"(?<![\w@])[a-z0-9-]+\.(?:com|net|org|io|ai|co|de|fr|ru|uk|eu|info|dev|app|me|jp|cn|cz|nl|pl|it|us)\b", re.I
+    r"(?<![\w@])[a-z0-9-]{1,63}\.(?:com|net|org|io|ai|co|de|fr|ru|uk|eu|info|dev|app|me|jp|cn|cz|nl|pl|it|us)\b", re.I
 )
-_EMAIL = re.compile(r"[\w.-]+(?:@|\(at\)| at )[\w-]+\.")
+_EMAIL = re.compile(r"(?<![\w.-])[\w.-]{1,64}(?:@|\(at\)| at )[\w-]{1,63}\.")
 _COMMENT = re.compile(r"\(([^()]*)\)")
 _PLATFORMS: dict[str, re.Pattern[str]] = {
     name: re.compile(words)
@@ -93,7 +95,7 @@ def _shape(text: str) -> dict[str, float]:
 def _products(text: str) -> dict[str, float]:
     """How many product tokens there are, and how many of them no browser, app or device is known to write."""
     names = [name.lower() for name in _PRODUCT.findall(text)]
-    strange = [name for name in names if not _is_peoples(name)]
+    strange = [name for name in names if not is_peoples(name)]
     after = _COMMENT.sub("", text).split()
     last = after[-1].split("/")[0].lower() if after else ""
     compatible = COMPATIBLE.search(text)
@@ -102,16 +104,12 @@ def _products(text: str) -> dict[str, float]:
         "products": len(names),
         "strange_products": len(strange),
         "strange_share": len(strange) / max(len(names), 1),
-        "first_strange": bool(names) and not _is_peoples(names[0]),
-        "last_strange": bool(last) and not _is_peoples(last),
+        "first_strange": bool(names) and not is_peoples(names[0]),
+        "last_strange": bool(last) and not is_peoples(last),
         "known_words": sum(word in PEOPLES_PRODUCTS for word in words),
         "unknown_words": sum(word not in PEOPLES_PRODUCTS for word in words),
         "compatible_strange": compatible is not None and SOURCE_BROWSERS.match(compatible[1]) is None,
     }
-
-
-def _is_peoples(name: str) -> bool:
-    return name in PEOPLES_PRODUCTS or re.split(r"[^a-z.]", name, maxsplit=1)[0] in PEOPLES_PRODUCTS
 
 
 def _contacts(text: str) -> dict[str, float]:
@@ -196,7 +194,7 @@ def _ratio(part: float | None, whole: float | None) -> float:
     return math.nan if part is None or not whole else min(part / whole, 1000.0)
 
 
-_EMPTY_UA = UserAgent("", "", 0, False, False, False, None, None, None)
+_EMPTY_UA = UserAgent("", "", "", 0, False, False, False, None, None, None)
 USER_AGENT_NAMES = tuple(_user_agent_row(_EMPTY_UA))
 BEHAVIOUR_NAMES = tuple(_behaviour_row(Behaviour()))
 NAMES = USER_AGENT_NAMES + BEHAVIOUR_NAMES

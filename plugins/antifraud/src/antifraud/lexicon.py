@@ -43,6 +43,20 @@ PEOPLES_PRODUCTS = frozenset(
     """.split()
 )
 
+#: Words that browsers, their makers' apps and unwanted programs on people's computers add behind a browser's own.
+TAIL_PRODUCTS = frozenset(
+    """
+    librewolf floorp zen cometbird ordissimo webissimo cyberfox icedragon k-meleon conkeror pale iridium epic torch amigo
+    kometa orbitum sputnik mailru coccoc slimbrowser slimjet chromodo chedot superbird crazy baidu sogou liebao cheetah
+    maxthon qwantbrowser qwant cliqz ghostery arc bravesoftware hola avira adblock opera gx wails.io wails tauri
+    bingsapphire bingweb bing rakutenwebsearch rakuten mcent mobicip steamdeck sailfishbrowser teslabrowser srware
+    agency viewer config trailer herring likewise unique openwave atcontent gls edition adg ddg sidekick leikeim
+    cordova-amazon-fireos cordova capacitor ionic photos news instapaper pocket webview osmeta ant.com toolbar firephp
+    nokiabrowser hyperapp gwx netdocuments desktopapp citrix chromiumedge edgw edgx bdspark squider searchcraft spreaker abb bropp yasearchapp
+    zenkit omi
+    """.split()
+)
+
 #: Words by which automation names itself, in groups so that the model learns about words that it never saw together.
 AUTOMATION_WORDS: dict[str, re.Pattern[str]] = {
     name: re.compile(words, re.IGNORECASE)
@@ -71,18 +85,15 @@ SOURCE_BROWSERS = re.compile(
 )
 
 #: An address to write to or to read about the client at, which crawlers give and browsers do not.
-CONTACT = re.compile(r"\+ ?(?:https?:|www\.|mailto:|[\w.-]+@)|\(https?:|\bmailto:")
+CONTACT = re.compile(
+    r"\+ ?(?:https?:|www\.|mailto:|[\w.-]+@)|\(https?:|\bmailto:|(?<![\w.-])[\w.-]{1,64}@[A-Za-z0-9-]{1,63}\.[a-z]{2,}"
+)
 
 #: Tools that drive browsers or run scripts, whatever browser they say they are beside that.
 AUTOMATION_TOOLS = re.compile(
     r"headless|phantomjs|casperjs|slimerjs|jsdom|htmlunit|zombie\.?js|nightmare/|selenium|webdriver|puppeteer|playwright"
     r"|cypress/|browsershot|wkhtmlto|\bsplash (?=version)|chrome-lighthouse|synthetics?\b|powershell",
     re.IGNORECASE,
-)
-
-#: No browser writes only this, or any of this: cut off, a template that was never filled, an attack.
-MALFORMED = re.compile(
-    r"^Mozilla(?:/[\d.]+)?(?: \(compatible;?\))?$|^(?:Chrome|Safari|Firefox|Edge?|Opera)(?:/[\d.]+)?$|[{}<>`]|\$\(|%[sd]\b"
 )
 
 #: HTTP libraries inside apps that people use: no browser, and no proof of automation either.

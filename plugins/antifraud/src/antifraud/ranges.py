@@ -61,7 +61,21 @@ def _parse(path: Path, number: int, text: str) -> Network:
         raise RangesError(f"{path}, line {number}: {text!r} is no range ({error}); {expected}") from error
 
 
-def unmapped(address: Address) -> Address:
-    """The IPv4 address inside an IPv4-mapped IPv6 one, so that either spelling meets the same ranges."""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+#: IPv6 prefixes of 96 bits behind which a whole IPv4 address stands: mapped, translated (SIIT), NAT64, compatible.
+_WRAPPINGS = tuple(int(ipaddress.IPv6Address(text)) >> 32 for text in ("::ffff:0:0", "::ffff:0:0:0", "64:ff9b::", "::"))
+
+
+def unwrapped(address: Address) -> Address:
+    """The IPv4 address inside an IPv6 one, so that either spelling meets the same ranges.
+
+    Mapped (``::ffff:a.b.c.d``), translated, NAT64 (``64:ff9b::/96``), 6to4 (``2002::/16``), Teredo (``2001::/32``).
+    """
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    number = int(address)
+    # "::" and "::1" lie in the range of the compatible addresses, and are none.
+    if number >> 32 in _WRAPPINGS and number > 1:
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    if address.sixtofour is not None:
+        return address.sixtofour
+    return address.teredo[1] if address.teredo is not None else address

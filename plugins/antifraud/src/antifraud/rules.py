@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from antifraud.ranges import Address, Ranges, unmapped
-from antifraud.schema import Activity, Input
+from antifraud.devices import device_contradicts, hints_contradict, names_automation
+from antifraud.ranges import Ranges, unwrapped
+from antifraud.schema import Activity, Address, Device, Input
 from antifraud.useragent import UserAgent
 
 #: Before the first banner ad (27 October 1994) there was no ad event.
@@ -49,20 +50,44 @@ def check_user_agent(ua: UserAgent | None) -> list[str]:
         return ["ua_declares_itself"]
     if ua.is_malformed:
         return ["ua_malformed"]
+    if ua.has_extra_word:
+        return ["ua_extra_word"]
+    if ua.contradicts_itself:
+        return ["ua_contradicts"]
     return ["ua_not_browser"] if ua.is_unrecognised and not ua.is_tv else []
 
 
-def check_address(address: Address | None, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
-    """What the operator's files know of an address. A relay or VPN goes before a hosting provider."""
+def check_device(device: Device | None, ua: UserAgent | None) -> list[str]:
+    """What the device's fields and its client hints say against each other and the user agent."""
+    if device is None:
+        return []
+    found = ["ua_automation_tool"] if names_automation(device) else []
+    if device_contradicts(device, ua):
+        found.append("device_contradicts")
+    return [*found, "hints_contradict"] if hints_contradict(device, ua) else found
+
+
+def check_addresses(device: Device | None, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
+    """What the operator's files know of ``ip`` and of ``ipv6``: each is looked at, and the worse counts."""
     found = [] if hosting is not None else ["hosting_check_off"]
-    if address is None:
+    if device is None:
         return found
-    address = unmapped(address)
+    by_field = {"ip": check_address(device.ip, hosting, proxies), "ipv6": check_address(device.ipv6, hosting, proxies)}
+    found += dict.fromkeys(by_field["ip"] + by_field["ipv6"])
+    beside = device.ip is not None and "ip_hosting" not in by_field["ip"]
+    return [*found, "ipv6_hosting"] if beside and "ip_hosting" in by_field["ipv6"] else found
+
+
+def check_address(address: Address, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
+    """What the operator's files know of one address. A relay or VPN goes before a hosting provider."""
+    if address is None:
+        return []
+    address = unwrapped(address)
     if not address.is_global:
-        return [*found, "ip_not_public"]
+        return ["ip_not_public"]
     if proxies is not None and address in proxies:
-        return [*found, "ip_relay_or_vpn"]
-    return [*found, "ip_hosting"] if hosting is not None and address in hosting else found
+        return ["ip_relay_or_vpn"]
+    return ["ip_hosting"] if hosting is not None and address in hosting else []
 
 
 def check_times(event: Input, now: datetime) -> list[str]:

@@ -9,16 +9,24 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 
 def _require_text(value: Any) -> Any:
-    """Refuse numbers, which ``ipaddress`` would read as the address with that many below it."""
-    if isinstance(value, (str, IPv4Address, IPv6Address)):
-        return value
+    """Refuse numbers, which ``ipaddress`` would read as the address with that many below it; "" is none."""
+    if value is None or isinstance(value, (str, IPv4Address, IPv6Address)):
+        return value or None
     raise ValueError('an address is text, such as "203.0.113.7" or "2001:db8::7"')
 
 
-Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(_require_text)]
+Address = Annotated[IPv4Address | IPv6Address | None, BeforeValidator(_require_text)]
+AddressV6 = Annotated[IPv6Address | None, BeforeValidator(_require_text)]
 Identifier = Annotated[str, Field(max_length=256)]
 Url = Annotated[str, Field(max_length=8192)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+#: Versions and codes that callers send as text or as numbers.
+Text = Annotated[
+    str, Field(max_length=256), BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)
+]
+Flag = Annotated[int, Field(ge=0, le=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Extension = dict[str, Any]
 
 
 class Part(BaseModel):
@@ -27,12 +35,82 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class BrandVersion(Part):
+    """OpenRTB's ``BrandVersion``: a browser or a system, as client hints name it."""
+
+    brand: Text | None = Field(default=None, description='Name, such as "Chromium" or "Windows".')
+    version: list[Text] | None = Field(default=None, max_length=16, description='Version in parts: ["126", "0"].')
+    ext: Extension | None = Field(default=None, description="Taken, not looked at.")
+
+
+class UserAgentHints(Part):
+    """OpenRTB's ``sua``: what the browser's client hints say of it."""
+
+    browsers: list[BrandVersion] | None = Field(default=None, max_length=32, description="The browser's brands.")
+    platform: BrandVersion | None = Field(default=None, description="The system.")
+    mobile: Flag | None = Field(default=None, description="1: the browser asks for pages for phones.")
+    architecture: Text | None = Field(default=None, description="Taken, not looked at.")
+    bitness: Text | None = Field(default=None, description="Taken, not looked at.")
+    model: Text | None = Field(default=None, description="The device's model.")
+    source: int | None = Field(default=None, description="Whence it is: 1 and 2 hints, 3 parsed from the user agent.")
+    ext: Extension | None = Field(default=None, description="Taken, not looked at.")
+
+
+class Geo(Part):
+    """OpenRTB's ``geo``. Taken; only coordinates that are nowhere count."""
+
+    lat: Number | None = Field(default=None, description="Latitude, from -90 to 90.")
+    lon: Number | None = Field(default=None, description="Longitude, from -180 to 180.")
+    type: int | None = Field(default=None, description="Whence it is; taken, not looked at.")
+    accuracy: Number | None = Field(default=None, description="Metres; taken, not looked at.")
+    lastfix: Number | None = Field(default=None, description="Seconds; taken, not looked at.")
+    ipservice: int | None = Field(default=None, description="Taken, not looked at.")
+    country: Text | None = Field(default=None, description="Taken, not looked at.")
+    region: Text | None = Field(default=None, description="Taken, not looked at.")
+    regionfips104: Text | None = Field(default=None, description="Taken, not looked at.")
+    metro: Text | None = Field(default=None, description="Taken, not looked at.")
+    city: Text | None = Field(default=None, description="Taken, not looked at.")
+    zip: Text | None = Field(default=None, description="Taken, not looked at.")
+    utcoffset: int | None = Field(default=None, description="Minutes; taken, not looked at.")
+    ext: Extension | None = Field(default=None, description="Taken, not looked at.")
+
+
 class Device(Part):
-    """OpenRTB's ``device``: who asked."""
+    """OpenRTB 2.6's ``device``: who asked. All its fields are taken; what can contradict is compared."""
 
     ua: str | None = Field(default=None, max_length=8192, description="User agent as sent; empty counts as missing.")
-    ip: Address | None = Field(default=None, description="IPv4 or IPv6 address; leave out where the person opted out.")
-    ipv6: IPv6Address | None = Field(default=None, description="IPv6 address, where the caller keeps it apart.")
+    sua: UserAgentHints | None = Field(default=None, description="Client hints; compared with the user agent.")
+    ip: Address = Field(default=None, description="IPv4 or IPv6 address; leave out where the person opted out.")
+    ipv6: AddressV6 = Field(default=None, description="IPv6 address beside `ip`. Both are looked at, the worse counts.")
+    make: Text | None = Field(default=None, description="The device's maker; compared with the user agent.")
+    model: Text | None = Field(default=None, description="The device's model; compared with the user agent.")
+    os: Text | None = Field(default=None, description="The system; compared with the user agent.")
+    osv: Text | None = Field(default=None, description="The system's version; compared with the user agent.")
+    devicetype: int | None = Field(default=None, description="OpenRTB's list; compared with the user agent.")
+    geo: Geo | None = Field(default=None, description="Where the device is.")
+    lmt: Flag | None = Field(default=None, description="1: the person limits tracking; not held against an event.")
+    dnt: Flag | None = Field(default=None, description="1: do not track; not held against an event.")
+    ifa: Text | None = Field(default=None, description="Advertising id; taken, not looked at.")
+    hwv: Text | None = Field(default=None, description="Hardware version; taken, not looked at.")
+    h: int | None = Field(default=None, description="Screen height; taken, not looked at.")
+    w: int | None = Field(default=None, description="Screen width; taken, not looked at.")
+    ppi: int | None = Field(default=None, description="Taken, not looked at.")
+    pxratio: Number | None = Field(default=None, description="Taken, not looked at.")
+    js: Flag | None = Field(default=None, description="Taken, not looked at.")
+    geofetch: Flag | None = Field(default=None, description="Taken, not looked at.")
+    flashver: Text | None = Field(default=None, description="Taken, not looked at.")
+    language: Text | None = Field(default=None, description="Taken, not looked at.")
+    langb: Text | None = Field(default=None, description="Taken, not looked at.")
+    carrier: Text | None = Field(default=None, description="Taken, not looked at.")
+    mccmnc: Text | None = Field(default=None, description="Taken, not looked at.")
+    connectiontype: int | None = Field(default=None, description="Taken, not looked at.")
+    didsha1: Text | None = Field(default=None, description="Taken, not looked at.")
+    didmd5: Text | None = Field(default=None, description="Taken, not looked at.")
+    dpidsha1: Text | None = Field(default=None, description="Taken, not looked at.")
+    dpidmd5: Text | None = Field(default=None, description="Taken, not looked at.")
+    macsha1: Text | None = Field(default=None, description="Taken, not looked at.")
+    macmd5: Text | None = Field(default=None, description="Taken, not looked at.")
+    ext: Extension | None = Field(default=None, description="Taken, not looked at.")
 
 
 class Site(Part):
@@ -113,7 +191,9 @@ class Input(Part):
     imp_time: AwareDatetime | None = Field(
         default=None, description="When the impression that belongs to it was shown, with a UTC offset."
     )
-    device: Device | None = Field(default=None, description="User agent and address.")
+    device: Device | None = Field(
+        default=None, description="User agent, address, and what else is known of the device."
+    )
     site: Site | None = Field(default=None, description="The page, for an ad on the web.")
     app: App | None = Field(default=None, description="The app, for an ad in an app.")
     imp: Imp | None = Field(default=None, description="The placement.")

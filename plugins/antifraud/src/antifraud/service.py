@@ -9,9 +9,17 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
+from antifraud.agents import Agents, read_agents
 from antifraud.features import Behaviour, matrix
-from antifraud.ranges import Ranges, read_ranges
-from antifraud.rules import check_activity, check_address, check_placement, check_times, check_user_agent
+from antifraud.ranges import Ranges, read_ranges, unwrapped
+from antifraud.rules import (
+    check_activity,
+    check_addresses,
+    check_device,
+    check_placement,
+    check_times,
+    check_user_agent,
+)
 from antifraud.schema import Activity, Input, Output
 from antifraud.scoring import Calibration, calibrated, judge
 from antifraud.useragent import UserAgent, read
@@ -20,6 +28,9 @@ from worker.service import Service
 #: Files of ranges, one CIDR a line; without the first, addresses are not checked.
 HOSTING_RANGES = "ANTIFRAUD_HOSTING_RANGES"
 PROXY_RANGES = "ANTIFRAUD_PROXY_RANGES"
+#: Files of words of user agents, one a line: never, and always, held against an event.
+ALLOWED_AGENTS = "ANTIFRAUD_ALLOWED_AGENTS"
+BLOCKED_AGENTS = "ANTIFRAUD_BLOCKED_AGENTS"
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Antifraud(Service[Input, Output]):
     max_batch_size = 128
 
     def load(self) -> None:
-        """Read the model, and the operator's files of ranges."""
+        """Read the model, and the operator's files of ranges and of words."""
         import lightgbm
 
         folder = files("antifraud") / "model"
@@ -56,6 +67,8 @@ class Antifraud(Service[Input, Output]):
         self.calibration = Calibration(**card["calibration"])
         self.hosting = _ranges_from(HOSTING_RANGES)
         self.proxies = _ranges_from(PROXY_RANGES)
+        self.allowed = _agents_from(ALLOWED_AGENTS)
+        self.blocked = _agents_from(BLOCKED_AGENTS)
 
     def warmup(self) -> None:
         """Compile the lists' regular expressions before the first event waits for it."""
@@ -65,13 +78,30 @@ class Antifraud(Service[Input, Output]):
         """Stage one."""
         device = input.device
         ua = read(device.ua) if device and device.ua and device.ua.strip() else None
-        address = (device.ip or device.ipv6) if device else None
-        findings = check_user_agent(ua)
-        on_lists = check_address(address, self.hosting, self.proxies)
+        findings, ua = self._user_agent(ua)
+        on_lists = check_addresses(device, self.hosting, self.proxies)
         findings += on_lists + check_times(input, datetime.now(UTC))
-        findings += check_activity(input.activity) + check_placement(input)
-        checked = self.hosting is not None and address is not None and "ip_not_public" not in on_lists
-        return Event(findings, ua, _behaviour(input, "ip_hosting" in on_lists if checked else None))
+        findings += check_activity(input.activity) + check_placement(input) + check_device(device, ua)
+        is_hosting = self._is_hosting(input, on_lists)
+        return Event(list(dict.fromkeys(findings)), ua, _behaviour(input, is_hosting))
+
+    def _user_agent(self, ua: UserAgent | None) -> tuple[list[str], UserAgent | None]:
+        """What is found of the user agent, and the user agent itself where it may be held against the event.
+
+        The block-list goes before the allow-list, and both go before the public lists, the checks and the model.
+        """
+        if ua is not None and self.blocked is not None and ua.raw in self.blocked:
+            return ["ua_blocked"], ua
+        if ua is not None and self.allowed is not None and ua.raw in self.allowed:
+            return ["ua_allowed"], None
+        return check_user_agent(ua), ua
+
+    def _is_hosting(self, event: Input, on_lists: list[str]) -> bool | None:
+        """Whether the address is a hosting provider's; None where no list could know."""
+        device = event.device
+        addresses = [device.ip, device.ipv6] if device else []
+        known = [a for a in addresses if a is not None and unwrapped(a).is_global]
+        return "ip_hosting" in on_lists if self.hosting is not None and known else None
 
     def predict_batch(self, batch: list[Event]) -> list[Scored]:
         """Stage two: one call of the model, in which each event has two rows."""
@@ -114,3 +144,8 @@ def _behaviour(event: Input, is_hosting: bool | None) -> Behaviour:
 def _ranges_from(variable: str) -> Ranges | None:
     name = os.environ.get(variable)
     return read_ranges(Path(name)) if name else None
+
+
+def _agents_from(variable: str) -> Agents | None:
+    name = os.environ.get(variable)
+    return read_agents(Path(name)) if name else None
