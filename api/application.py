@@ -20,7 +20,19 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from api import batch_events, batches, console, events, files, metrics, open_inference, problems, routes, webhooks
+from api import (
+    batch_events,
+    batches,
+    console,
+    events,
+    files,
+    metrics,
+    model_info,
+    open_inference,
+    problems,
+    routes,
+    webhooks,
+)
 from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.catalog import Catalog
 from api.front import Front, NotStarted, Plain
@@ -74,10 +86,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Route("/jobs", create, methods=["POST"]),
         Route("/jobs/{job_id}", read, methods=["GET"]),
     ]
-    for part in (routes, events, batches, batch_events, files, webhooks, open_inference, metrics):
+    for part in (routes, events, batches, batch_events, files, webhooks, model_info, open_inference, metrics):
         _take_heads(part.router)
         app.include_router(part.router)
-    console.install(app)  # before the rest of /static
+    console.install(app, settings.flower_port)  # before the rest of /static
     problems.install(app)
     around = [Middleware(Gate, settings=settings)]
     if settings.cors_origins:  # around the gate: a browser sends no key before it knows that it may
@@ -174,14 +186,14 @@ async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
 
 
 def _add_docs(app: FastAPI) -> None:
-    """``/docs`` with its scripts served from here, so that it works without the internet."""
+    """``/docs`` with its scripts served from here, so that it works without the internet, and below a proxy's path."""
     document = build_document(app.state.catalog)
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url="openapi.json",
         title="libs-service",
-        swagger_js_url="/static/swagger-ui-bundle.js",
-        swagger_css_url="/static/swagger-ui.css",
-        swagger_favicon_url="/static/favicon.png",
+        swagger_js_url="static/swagger-ui-bundle.js",
+        swagger_css_url="static/swagger-ui.css",
+        swagger_favicon_url="static/favicon.png",
     )
     app.mount("/static", StaticFiles(directory=str(resources("fastapi_offline").joinpath("static"))))
 

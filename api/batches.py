@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from api.catalog import Entry
 from api.keyring import Caller
 from api.problems import PayloadTooLarge
 from api.requests import (
+    BOM_REFUSED,
     BatchRequest,
     check_query,
     dump_strictly,
@@ -236,8 +238,11 @@ async def _from_lines(request: Request) -> Incoming:
 async def _lines(request: Request) -> AsyncIterator[list[bytes]]:
     """The body's lines without blank ones. One longer than a whole request may be is refused."""
     most = request.app.state.settings.max_body_bytes
-    rest = b""
+    rest, begins = b"", True
     async for piece in request.stream():
+        if begins and (rest + piece).startswith(BOM_UTF8):
+            raise InvalidInput(BOM_REFUSED, errors=[{"loc": ["body"], "msg": BOM_REFUSED, "type": "json_invalid"}])
+        begins = begins and len(rest + piece) < len(BOM_UTF8)
         *whole, rest = (rest + piece).split(b"\n")
         if len(rest) > most:
             raise PayloadTooLarge(f"a line is over {most} bytes (SERVICES_MAX_BODY_BYTES)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,8 @@ from pydantic_core import to_json
 from api.columns import list_columns
 from api.plain_schema import describe
 from api.requests import invalid_fields
-from worker.discovery import Plugin, list_plugins, load_schema, say_known
-from worker.errors import PLUGIN_ERRORS, ServiceFailed, ServicesError, UnknownService, say, to_utf8
+from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
+from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError, UnknownService, say, to_utf8
 from worker.files import File, Where, find_files, holds_files
 from worker.overview import Overview
 
@@ -36,7 +37,8 @@ class Entry:
     def validate(self, text: bytes) -> list[tuple[Where, File]]:
         """Check an input (JSON), and give the files that it names, each with its place.
 
-        Raises ``InvalidInput``, or ``ServiceFailed`` where the schema itself is broken.
+        Raises ``InvalidInput``, also for a validator that raises what it should not; ``ServiceFailed`` where the schema
+        itself cannot be imported.
         """
         if self.failure:
             raise ServiceFailed(self.failure)
@@ -49,7 +51,9 @@ class Entry:
             raise invalid_fields(error, ["body", "input"]) from error
         except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
             log.exception("the schema of %s raised", self.plugin.name)
-            raise ServiceFailed(f"{self.plugin.name}: its schema raised {say(error)}") from error
+            must = f"the schema of {self.plugin.name} raised {say(error)}"
+            detail = {"loc": ["body", "input"], "msg": must, "type": "validator_error"}
+            raise InvalidInput(f"body.input: {must}", errors=[detail]) from error
 
     @property
     def takes_files(self) -> bool:
@@ -101,7 +105,9 @@ class Catalog:
 
     def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
         found = list_plugins().values() if plugins is None else plugins
-        self.entries = {plugin.name: _load(plugin) for plugin in found}
+        plugins = list(found)
+        schemas = Counter(plugin.schema_module for plugin in plugins if plugin.schema_module)
+        self.entries = {plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1) for plugin in plugins}
 
     def get(self, name: str) -> Entry:
         """One service. Raises ``UnknownService`` that lists the known ones."""
@@ -111,11 +117,12 @@ class Catalog:
         return entry
 
 
-def _load(plugin: Plugin) -> Entry:
+def _load(plugin: Plugin, is_shared: bool) -> Entry:
     try:
-        module = load_schema(plugin)
-        model = module.Input if module else None
-        output = getattr(module, "Output", None)
+        models = load_models(plugin, is_shared)
+        model, output = models.input, models.output
+        if models.problem:
+            log.warning("service %s: %s", plugin.name, models.problem)
         list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
         list_columns(output, "serialization")
         input_schema, output_schema = describe(model, "validation"), describe(output, "serialization")
@@ -129,8 +136,7 @@ def _load(plugin: Plugin) -> Entry:
 
 def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
     """The first example that the model's JSON Schema holds and the model accepts."""
-    examples = schema.get("examples", ())
-    for example in examples if isinstance(examples, list) else ():
+    for example in examples_in(schema):
         try:
             model.model_validate_json(to_json(example))
         except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything

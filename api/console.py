@@ -28,9 +28,10 @@ class Static(StaticFiles):
         return response
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, flower_port: int) -> None:
     """Serve the page at ``/`` and its files below ``/static/console``."""
-    page = HTMLResponse(FOLDER.joinpath("index.html").read_text(), headers={"Content-Security-Policy": POLICY})
+    text = FOLDER.joinpath("index.html").read_text().replace('data-port="5555"', f'data-port="{flower_port}"')
+    page = HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
     app.mount("/static/console", Static(directory=str(FOLDER)))
 
     @app.get("/")

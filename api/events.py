@@ -156,7 +156,7 @@ async def follow(waiter: Waiter, id: str, told: T, look: Look[T], rest_s: float 
     Args:
         rest_s: least time between two looks.
     """
-    yield format_sse_event(retry=RETRY_MS)
+    retry = b"retry: %d\n" % RETRY_MS  # with the first event: alone, some clients take it for an event without data
     with waiter.signal(id) as news:
         spoke = time.monotonic()
         while True:
@@ -171,7 +171,8 @@ async def follow(waiter: Waiter, id: str, told: T, look: Look[T], rest_s: float 
             except (JobExpired, JobNotFound):
                 return
             for text in texts:
-                yield text
+                yield retry + text
+                retry = b""
             if told.status in TERMINAL and not more:
                 return
             spoke = time.monotonic() if texts else spoke

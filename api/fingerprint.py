@@ -56,11 +56,21 @@ def _canonical_input(entry: Entry, text: bytes) -> tuple[str, bytes] | None:
         if holds_files(entry.input):
             files = [file for _, file in find_files(value)]
             return None if any(file.url for file in files) else as_sent
-        told = canonical(from_json(value.model_dump_json(by_alias=True)))
+        told = canonical(_in_order(from_json(value.model_dump_json(by_alias=True)), value.model_dump(by_alias=True)))
         return ("read", told) if _is_same(entry.input.model_validate_json(told), value) else as_sent
     except Exception as error:  # a plugin's serializer may raise anything
         log.debug("the input of %s is compared as it was sent: %s", entry.plugin.name, error)
         return as_sent
+
+
+def _in_order(told: Any, value: Any) -> Any:
+    """The JSON of a value in which the members of a set stand in an order of their texts: its own is its process's."""
+    if isinstance(told, dict) and isinstance(value, dict) and len(told) == len(value):
+        return {key: _in_order(part, of) for (key, part), of in zip(told.items(), value.values(), strict=True)}
+    if isinstance(told, list) and isinstance(value, list | tuple | set | frozenset) and len(told) == len(value):
+        parts = [_in_order(part, of) for part, of in zip(told, value, strict=True)]
+        return sorted(parts, key=canonical) if isinstance(value, set | frozenset) else parts
+    return told
 
 
 def _is_same(one: Any, other: Any) -> bool:

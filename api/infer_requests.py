@@ -126,9 +126,13 @@ def read_length(request: Request) -> int | None:
     return int(text)
 
 
+#: Bytes of the body of ``/v2/repository/index``.
+MAX_INDEX_BYTES = 1024
+
+
 async def read_index(request: Request) -> bool:
     """Whether only ready models are asked for."""
-    body = await read_body(request, 1024)
+    body = await read_body(request, MAX_INDEX_BYTES, 'all that this route takes is {"ready": true}')
     try:
         asked = from_json(body) if body.strip() else {}
     except ValueError as error:

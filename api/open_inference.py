@@ -21,6 +21,7 @@ from api.access import caller_of
 from api.catalog import Entry
 from api.columns import list_columns, to_tensor
 from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
+from api.model_info import PLATFORM
 from api.problems import InferFailed
 from api.routes import log_stored
 from api.tensors import to_binary, to_values
@@ -32,8 +33,7 @@ from worker.schema import own_version
 log = logging.getLogger("services.api")
 router = APIRouter()
 
-PLATFORM = "libs-service_plugin"
-EXTENSIONS = ["binary_tensor_data", "schedule_policy", "parameters"]
+EXTENSIONS = ["binary_tensor_data", "schedule_policy", "parameters", "model_configuration", "statistics"]
 
 #: An answer below this size is not worth compressing.
 MIN_COMPRESSED = 1024

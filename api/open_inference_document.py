@@ -35,6 +35,43 @@ ASKED = (
     f"without it the answer is awaited for {WAIT_S:g} s), `binary_data_output`; others are left alone"
 )
 
+TENSOR_CONFIG = make_object(
+    {"name": {"type": "string"}, "data_type": {"type": "string"}, "dims": SHAPE, "optional": {"type": "boolean"}},
+    ["name", "data_type", "dims"],
+)
+CONFIG = make_object(
+    {
+        "name": {"type": "string"},
+        "platform": {"type": "string"},
+        "backend": {"type": "string"},
+        "version_policy": {"type": "object"},
+        "max_batch_size": {"type": "integer", "description": "always 0: the rows are the first of a tensor's dims"},
+        "input": {"type": "array", "items": TENSOR_CONFIG},
+        "output": {"type": "array", "items": TENSOR_CONFIG},
+        "parameters": {"type": "object", "description": "the service's knobs, once a worker has told them"},
+    }
+)
+MODEL_STATS = make_object(
+    {
+        "model_stats": {
+            "type": "array",
+            "items": make_object(
+                {
+                    "name": {"type": "string"},
+                    "version": {"type": "string"},
+                    "last_inference": {"type": "integer"},
+                    "inference_count": {"type": "integer"},
+                    "execution_count": {"type": "integer"},
+                    "inference_stats": {"type": "object", "description": "counts; every `ns` is 0"},
+                    "batch_stats": {"type": "array", "items": {}},
+                    "memory_usage": {"type": "array", "items": {}},
+                    "response_stats": {"type": "object"},
+                }
+            ),
+        }
+    }
+)
+
 #: Components by their names.
 SCHEMAS: dict[str, Schema] = {
     "InferRequest": make_object(
@@ -98,6 +135,8 @@ def open_inference_paths(entries: list[Entry]) -> Schema:
             "post": _operation("v2_index", "The models' states", _json(_list(row)), 400, 413, 503, requestBody=asked)
         },
     }
+    stats = {"get": _operation("v2_all_stats", "The statistics of all models", _json(MODEL_STATS), 503)}
+    paths["/v2/models/stats"] = stats
     for versioned in (False, True):
         path, end = ("/v2/models/{name}/versions/{version}", "_version") if versioned else ("/v2/models/{name}", "")
         paths |= _model_paths(path, end, _path_parameters(entries, versioned))
@@ -127,6 +166,16 @@ def _model_paths(path: str, end: str, parameters: list[Schema]) -> Schema:
         path: {"get": _operation(f"v2_model{end}", "A model's inputs and outputs", _json(model), 404, at=parameters)},
         f"{path}/ready": {
             "get": _operation(f"v2_model_ready{end}", "A model's readiness", _json(ready), 404, 503, at=parameters)
+        },
+        f"{path}/config": {
+            "get": _operation(
+                f"v2_model_config{end}", "A model's configuration", _json(CONFIG), 404, 503, at=parameters
+            )
+        },
+        f"{path}/stats": {
+            "get": _operation(
+                f"v2_model_stats{end}", "A model's statistics", _json(MODEL_STATS), 404, 503, at=parameters
+            )
         },
         f"{path}/infer": {
             "post": _operation(

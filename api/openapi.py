@@ -11,6 +11,7 @@ from typing import Any
 from api.catalog import Catalog, Entry
 from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
 from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
+from api.openapi_parts import make_keep_for
 from api.openapi_paths import batch_request, build_paths
 from api.plain_schema import mend_refs
 from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
@@ -96,7 +97,7 @@ def _request_schema(entry: Entry) -> Schema:
             "priority": make_enum(Priority, description="default: normal"),
             "start_within_s": {**deadline, "description": "seconds until it must have started, else `expired`"},
             "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
-            "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
+            "keep_for_s": make_keep_for("seconds after its end"),
             "metadata": {"type": "object", "description": "the caller's own; given back as it is (16 kB)"},
             "webhook": make_webhook(JOB_EVENTS),
             "cache_for_s": {

@@ -9,6 +9,7 @@ from api.problems import TITLES
 from api.routes import DEFAULT_PAGE, MAX_PAGE
 from api.schemas import Schema, make_enum, make_ref
 from worker.jobs import Status
+from worker.settings import get_settings
 
 #: The error codes of each status.
 CODES = {
@@ -27,6 +28,13 @@ CODES = {
 }
 
 NDJSON = "application/x-ndjson"
+
+
+def make_keep_for(description: str = "", null: bool = True) -> Schema:
+    """Seconds for which something is kept, up to this API's own limit."""
+    kind: Any = ["number", "null"] if null else "number"
+    schema = {"type": kind, "exclusiveMinimum": 0, "maximum": get_settings().max_keep_for_s}
+    return {**schema, "description": description} if description else schema
 
 
 def make_header(kind: str, description: str) -> Schema:

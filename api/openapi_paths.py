@@ -18,6 +18,7 @@ from api.openapi_parts import (
     in_query,
     make_answer,
     make_header,
+    make_keep_for,
     make_operation,
     make_problems,
 )
@@ -110,7 +111,7 @@ def batch_request(entries: list[Entry]) -> Schema:
         "service": _names(entries),
         "inputs": {**inputs, "description": "each is checked by the worker, and fails alone"},
         "priority": make_enum(Priority, description="default: low"),
-        "keep_for_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "description": "seconds after its end"},
+        "keep_for_s": make_keep_for("seconds after its end"),
         "metadata": {"type": "object"},
         "webhook": make_webhook(BATCH_EVENTS),
     }
@@ -135,8 +136,7 @@ def _batch_paths(entries: list[Entry]) -> Schema:
     summary = "Submit many inputs at once"
     webhook = in_query("webhook", {"type": "string", "format": "uri"}, "with a body of JSON lines: told of its end")
     priority = in_query("priority", make_enum(Priority), "with a body of JSON lines: their priority; default: low")
-    kept: Schema = {"type": "number", "exclusiveMinimum": 0}
-    keep = in_query("keep_for_s", kept, "with a body of JSON lines: seconds after its end")
+    keep = in_query("keep_for_s", make_keep_for(null=False), "with a body of JSON lines: seconds after its end")
     creating = [service, priority, keep, webhook, IDEMPOTENCY_KEY]
     submit = make_operation("create_batch", summary, created, creating, requestBody=content)
     return {"/batches": {"post": submit}, **_one_batch_paths()}
@@ -175,7 +175,7 @@ def _file_paths() -> Schema:
     location = {"Location": make_header("string", "the file's address")}
     form = {"schema": make_object({"file": BYTES}), "encoding": {"file": {"contentType": "*/*"}}}
     body = {"required": True, "content": {"application/octet-stream": {"schema": BYTES}, "multipart/form-data": form}}
-    keep = in_query("keep_for_s", {"type": "number", "exclusiveMinimum": 0}, "seconds that it is kept")
+    keep = in_query("keep_for_s", make_keep_for(null=False), "seconds that it is kept")
     named = {"name": "Content-Disposition", "in": "header", "schema": {"type": "string"}}
     named["description"] = "its name, where the body is the file itself: `attachment; filename*=UTF-8''photo.jpg`"
     created = {

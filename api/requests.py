@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,8 @@ WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 #: A client's own id of a job.
 OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: What to do about a byte order mark, which JSON must not begin with (RFC 8259, section 8.1).
+BOM_REFUSED = "it begins with a byte order mark (BOM); send UTF-8 without one"
 #: RFC 3339's date-time: its offset is never left out.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -134,8 +137,11 @@ class BatchRequest(BaseModel):
 Asked = TypeVar("Asked", JobRequest, BatchRequest)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises ``PayloadTooLarge`` above ``limit`` bytes, whether or not it told its length."""
+async def read_body(request: Request, limit: int, named: str = "SERVICES_MAX_BODY_BYTES") -> bytes:
+    """The whole body. Raises ``PayloadTooLarge`` above ``limit`` bytes, whether or not it told its length.
+
+    ``named``: what the limit is called in the error.
+    """
     declared = request.headers.get("content-length", "0")
     chunks: list[bytes] = []
     size, refused = 0, declared.isdigit() and int(declared) > limit
@@ -147,7 +153,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         elif size > DRAIN_BYTES:
             break
     if refused:
-        raise PayloadTooLarge(f"the body is larger than {limit} bytes (SERVICES_MAX_BODY_BYTES)")
+        raise PayloadTooLarge(f"the body is larger than {limit} bytes ({named})")
     return b"".join(chunks)
 
 
@@ -161,7 +167,7 @@ def refuse_encoded(request: Request) -> None:
 
 async def read_nothing(request: Request) -> None:
     """Refuse a body where none is taken: what it asks for would be left undone. An empty object will do."""
-    body = await read_body(request, MAX_METADATA_BYTES)
+    body = await read_body(request, MAX_METADATA_BYTES, "this route takes no body")
     if body.strip() not in (b"", b"{}"):
         must = "this route takes no body"
         raise _invalid(must, ["body"], must, "extra_forbidden")
@@ -227,6 +233,8 @@ def _why_no_json(body: bytes, error: ValueError) -> str:
     """The parser's words, but for the mistakes for which it has none that help."""
     if not body.strip():
         return "it is empty; expected a JSON object"
+    if body.startswith(BOM_UTF8):
+        return BOM_REFUSED
     try:
         body.decode()
     except UnicodeDecodeError as wrong:

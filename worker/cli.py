@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from redis import RedisError
 
@@ -41,6 +42,7 @@ clients that cannot fill a larger batch than the one before are left out.
 Then max_queue_delay_ms is tried at the best point, where its batches are not full.
 """
 
+T = TypeVar("T")
 Command = Callable[[argparse.Namespace, Settings], int]
 
 
@@ -96,12 +98,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def check(arguments: argparse.Namespace, _: Settings) -> int:
-    """check that a plugin keeps the contract"""
+    """check that a plugin keeps the contract (what the plugin prints meanwhile is left out)"""
     from worker.testing import check_plugin
 
     (plugin,) = find_plugins([arguments.name])
     failed = False
-    for result in check_plugin(plugin):
+    results = check_plugin(plugin)
+    while result := _without_prints(lambda: next(results, None), os.devnull):
         failed = failed or bool(result.problem)
         print(f"FAILED  {result.name}: {result.problem}" if result.problem else f"ok      {result.name}", flush=True)
         _show(result.cause)
@@ -109,20 +112,20 @@ def check(arguments: argparse.Namespace, _: Settings) -> int:
 
 
 def predict(arguments: argparse.Namespace, _: Settings) -> int:
-    """run one input through a service in this process, without Redis (default: its example)"""
+    """run one input through a service in this process, without Redis (default: its example); prints go to stderr"""
     from worker.testing import example_of, load, run_inline
 
     (plugin,) = find_plugins([arguments.name])
     given = read_input(arguments.input) if arguments.input else None
     try:
-        service = load(plugin)
+        service = _without_prints(lambda: load(plugin))
     except ServicesError as error:
         _show(error.__cause__)
         raise
     value = given if arguments.input else example_of(plugin, service)
     if value is None and not arguments.input:
         return _fail(say_no_example(plugin.name, f"services predict {plugin.name}"))
-    (result,) = run_inline(service, [value])
+    (result,) = _without_prints(lambda: run_inline(service, [value]))
     if isinstance(result, ServicesError):
         _show(result.__cause__)
         return _fail(f"{result.code}: {_say(result)}")
@@ -130,10 +133,26 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
     return 0
 
 
+def _without_prints(call: Callable[[], T], to: str = "") -> T:
+    """Call a plugin while what it prints, from C too, goes to stderr (or to this file): stdout is for our output."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    other = os.open(to, os.O_WRONLY) if to else os.dup(2)
+    os.dup2(other, 1)
+    os.close(other)
+    try:
+        return call()
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
 def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     """run failed jobs again: all of a service, or one by its id"""
     from worker.holding import run_again
     from worker.ledger import Ledger
+    from worker.store import say_refusal
 
     target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
@@ -146,7 +165,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     except JobNotFound as error:
         return _fail(f"{error.message}, and no service this name; {say_known(plugins)}")
     except RedisError as error:
-        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+        return _fail(say_refusal(error, settings.away_hint))
     return 0
 
 
@@ -190,7 +209,8 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
         budget_ms=arguments.budget_ms,
         percentile=arguments.percentile,
     )
-    plot = arguments.plot or Path(f"bench-{plugin.name}.svg")
+    plot = arguments.plot or get_settings().data_folder / "bench" / f"{plugin.name}.svg"
+    plot.parent.mkdir(parents=True, exist_ok=True)
     points = measure(plugin, value, plan, settings)
     print(f"\n{propose(points, plan)}\n{write_plot(points, plugin.name, plot)}")
     return 0
@@ -200,6 +220,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
     """show, rotate or make the secrets that sign webhooks"""
     from worker.ledger import Ledger
     from worker.signing import make_secret
+    from worker.store import say_refusal
     from worker.webhooks import read_secrets, rotate_secrets
 
     if arguments.action == "new":
@@ -212,7 +233,7 @@ def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
         check_schema(client, settings)
         secrets = (rotate_secrets if arguments.action == "rotate" else read_secrets)(client, settings)
     except RedisError as error:
-        return _fail(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}")
+        return _fail(say_refusal(error, settings.away_hint))
     print("\n".join(secrets))
     return 0
 
@@ -273,7 +294,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--budget-ms", type=positive, default=100, metavar="MS", help="the longest latency (default: 100)")
     add("--percentile", choices=PERCENTILES, default="p99", help="which latency the budget is for (default: p99)")
     add("--window-s", type=positive, default=1, metavar="S", help="length of a window (default: 1)")
-    plot = "where to draw throughput over latency (default: bench-NAME.svg); a .csv beside it without matplotlib"
+    plot = "where to draw throughput over latency (default: .services/bench/NAME.svg); without matplotlib, a .csv"
     add("--plot", type=Path, metavar="FILE", help=plot)
 
 
@@ -300,8 +321,12 @@ def _say(error: ServicesError) -> str:
 
 def _show(cause: BaseException | None) -> None:
     """The traceback of what a plugin raised: its author is the one who reads it here."""
-    if cause is not None:
-        traceback.print_exception(cause)
+    if cause is None:
+        return
+    told = traceback.TracebackException.from_exception(cause)
+    own = [frame for frame in told.stack if "importlib" not in frame.filename]  # ten frames of which none is anybody's
+    told.stack = traceback.StackSummary.from_list(own)
+    print("".join(told.format()), end="", file=sys.stderr)
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -16,6 +16,7 @@ from worker.discovery import find_plugins
 from worker.errors import ServicesError
 from worker.keys import DEFAULT_SCOPES, Key, Keys, Scope
 from worker.settings import Settings
+from worker.store import say_refusal
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -72,7 +73,7 @@ def guarded(command: Command) -> Command:
         try:
             return command(arguments, settings)
         except RedisError as error:
-            raise ServicesError(f"Redis does not answer ({type(error).__name__}). {settings.away_hint}") from error
+            raise ServicesError(say_refusal(error, settings.away_hint)) from error
 
     run.__doc__ = command.__doc__
     return run

@@ -120,8 +120,12 @@ def _say_why(api: Api, job: Any, timeout_s: float) -> str:
     if job["status"] in TERMINAL:
         return f"the job was {job['status']}"
     text = f"the job is {job['status']} after {timeout_s:g} s and goes on: GET {api.url}/jobs/{job['id']}"
-    state = api.service(job["service"])["state"]
-    return text if state == "ready" else f"{text}. The service is {state}: `services run {job['service']}` runs it"
+    service = api.service(job["service"])
+    if service["state"] == "ready":
+        return text
+    if service["reason"]:
+        return f"{text}. The service is {service['state']}: {service['reason']}"
+    return f"{text}. The service is {service['state']}: `services run {job['service']}` runs it"
 
 
 def add_submit(parser: argparse.ArgumentParser) -> None:

@@ -7,14 +7,17 @@ whatever the plugin raises into ``ServiceFailed`` with the plugin's name, so tha
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,6 +81,39 @@ def say_known(installed: Iterable[str]) -> str:
     return f"installed services: {names}" if names else "no service is installed (`pip install -e plugins/<name>`)"
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A service's two models as its ``schema.py`` has them; None where that is not known without the service."""
+
+    input: Any = None
+    output: Any = None
+    problem: str = ""  #: why they are not known, where there is a schema
+
+
+def load_models(plugin: Plugin, is_shared: bool = False) -> Models:
+    """The service's models, from its ``schema.py`` alone.
+
+    Args:
+        is_shared: whether another service has the same ``schema.py``: then ``Input`` may be that one's, and the class
+            itself must say which models are its own.
+
+    Raises ``ServiceFailed`` where the module cannot be imported or has no pydantic ``Input``.
+    """
+    module = load_schema(plugin)
+    if module is None:
+        return Models()
+    if not is_shared:
+        return Models(module.Input, getattr(module, "Output", None))
+    found = find_models(plugin, module)
+    if found:
+        return Models(*found)
+    must = f"write the class as `class Name(Service[Input, Output])` with models imported from {module.__name__}"
+    return Models(
+        problem=f"other services share {module.__name__}, and the source of {plugin.target} does not say "
+        f"which models are its own, so its jobs are accepted unvalidated and checked by the worker; {must}"
+    )
+
+
 def load_schema(plugin: Plugin) -> ModuleType | None:
     """Import the plugin's ``schema.py`` and nothing else of it; None where it ships none.
 
@@ -90,10 +126,49 @@ def load_schema(plugin: Plugin) -> ModuleType | None:
         with _hollow_parents(name):
             module = importlib.import_module(name)
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_say(error)}") from error
+        raise ServiceFailed(f"{plugin.name}: cannot import {name}: {_explain(plugin, error)}") from error
     if not hasattr(module, "Input") or not hasattr(module.Input, "model_validate_json"):
         raise ServiceFailed(f"{plugin.name}: {name} must define `class Input(BaseModel)`")
     return module
+
+
+def examples_in(schema: dict[str, Any]) -> list[Any]:
+    """The ``examples`` of a model's JSON Schema; that of a model which holds itself is behind a reference."""
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    examples = (schema.get("$defs", {}).get(name) or schema).get("examples", ())
+    return examples if isinstance(examples, list) else []
+
+
+def find_models(plugin: Plugin, schema: ModuleType) -> tuple[Any, Any] | None:
+    """The ``Input`` and ``Output`` in the schema that the service's class names, read without importing the service.
+
+    None where the source does not say it: the class names its models by another way than
+    ``class Name(Service[Input, Output])`` with names imported from the schema.
+    """
+    spec = _find_without_import(plugin.module)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    imported = {
+        alias.asname or alias.name: alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2] == "schema"
+        for alias in node.names
+    }
+    wanted = plugin.target.partition(":")[2].strip()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == wanted:
+            found = [imported.get(name, "") for base in node.bases for name in _arguments_of(base)]
+            if len(found) == 2 and all(hasattr(schema, name) for name in found):
+                return getattr(schema, found[0]), getattr(schema, found[1])
+    return None
+
+
+def _arguments_of(base: ast.expr) -> list[str]:
+    """The names in ``Service[Input, Output]``."""
+    if not (isinstance(base, ast.Subscript) and isinstance(base.slice, ast.Tuple)):
+        return []
+    return [each.id for each in base.slice.elts if isinstance(each, ast.Name)]
 
 
 def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
@@ -101,7 +176,7 @@ def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
     try:
         target = EntryPoint(name=plugin.name, value=plugin.target, group=GROUP).load()
     except PLUGIN_ERRORS as error:
-        raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_say(error)}") from error
+        raise ServiceFailed(f"{plugin.name}: cannot import {plugin.target}: {_explain(plugin, error)}") from error
     if not (isinstance(target, type) and issubclass(target, Service)):
         raise ServiceFailed(f"{plugin.name}: {plugin.target} must be a subclass of worker.service.Service")
     return target
@@ -168,5 +243,41 @@ def _hollow_parents(name: str) -> Iterator[None]:
             sys.modules.pop(parent, None)
 
 
-def _say(error: BaseException) -> str:
-    return say(error).replace("\n", " ")
+def _explain(plugin: Plugin, error: BaseException) -> str:
+    """What an import raised, the author's own line where there is one, and what to do."""
+    parts = [say(error).replace("\n", " ")]
+    if line := _own_line(plugin, error):
+        parts.append(f" ({line})")
+    if remedy := _remedy(plugin, error):
+        parts.append(f"; {remedy}")
+    return "".join(parts)
+
+
+def _own_line(plugin: Plugin, error: BaseException) -> str:
+    """The last line of the plugin's own package that the error came through."""
+    package = plugin.module.partition(".")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if package in Path(frame.filename).parts or Path(frame.filename).stem == package]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}" if own else ""
+
+
+def _remedy(plugin: Plugin, error: BaseException) -> str:
+    """What to do about an import that failed; "" where only the author can know."""
+    again = f"then run `pip install -e` of {plugin.distribution or 'the plugin'} again"
+    package = plugin.module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        if missing != package:
+            return f"add {missing} to the dependencies in its pyproject.toml, {again}"
+        return f"the entry point in its pyproject.toml names {plugin.target}: mend it there, {again}"
+    module = sys.modules.get(plugin.module)
+    wanted = plugin.target.partition(":")[2].strip()
+    if isinstance(error, AttributeError) and module is not None and not hasattr(module, wanted):
+        classes = [name for name, value in vars(module).items() if _is_service(value, plugin.module)]
+        has = f"it has {' and '.join(classes)}" if classes else "it has no subclass of Service"
+        return f"{has}: mend the entry point in its pyproject.toml, {again}"
+    return ""
+
+
+def _is_service(value: Any, module: str) -> bool:
+    return isinstance(value, type) and issubclass(value, Service) and value.__module__ == module

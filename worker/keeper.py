@@ -24,6 +24,7 @@ from worker.lease import SharedLease
 from worker.ledger import CancelledRun, Ledger
 from worker.schema import SCHEMA, SchemaTooNew, check_schema, own_version
 from worker.settings import Settings
+from worker.store import say_refusal
 
 log = logging.getLogger("services.worker")
 
@@ -87,7 +88,7 @@ class Keeper(threading.Thread):
                 return
             except redis.RedisError as error:
                 if not away:
-                    log.warning("Redis is away (%s: %s). %s", type(error).__name__, error, self._settings.away_hint)
+                    log.warning("%s", say_refusal(error, self._settings.away_hint))
                 away, self._checked = True, False
             self._wake.wait(TICK_S)
             self._wake.clear()

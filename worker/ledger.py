@@ -335,14 +335,18 @@ class Ledger:
 
     def give_up(
         self, service: str, worker: str, token: str, reason: str, pause_s: float = 0, process: str = ""
-    ) -> list[str]:
+    ) -> dict[str, str]:
         """End a batch whose run came to nothing: "lost", "memory", "timed_out" or "handed_back".
 
         Args:
             pause_s: before a job that was lost, or (where it is not 0) timed out, is tried again.
             process: the pool process that is gone: what else it had claimed goes back too, uncharged.
+
+        Returns:
+            The jobs by their ids, each with why it has failed, "" where it runs again.
         """
-        return _decode(self._call(service, "give_up", worker, process, token, reason, round(pause_s * 1e6)))
+        told = _decode(self._call(service, "give_up", worker, process, token, reason, round(pause_s * 1e6)))
+        return dict(zip(told[0::2], told[1::2], strict=True))
 
     def join(self, service: str, worker: str, info: dict[str, Any]) -> None:
         """Enter a new worker, with its lease."""

@@ -17,7 +17,7 @@ from worker.ledger import SERVICES_KEY, record_key, seen_key
 from worker.schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
 from worker.scripts import Scripts
 from worker.settings import Settings
-from worker.store import make_async_client
+from worker.store import make_async_client, say_refusal
 
 #: Connections of one API process, at most.
 MAX_CONNECTIONS = 16
@@ -75,10 +75,8 @@ class LedgerClient:
                     self._schema = await check_schema_of(self.redis, self._settings)
                 yield
         except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-            is_away = isinstance(error, redis.ConnectionError | OSError)
-            self._schema = 0 if is_away else self._schema
-            hint = f" {self._settings.away_hint}" if is_away else ""
-            raise StoreUnavailable(f"{StoreUnavailable.__doc__}{hint} ({type(error).__name__})") from error
+            self._schema = 0 if isinstance(error, redis.ConnectionError | OSError) else self._schema
+            raise StoreUnavailable(say_refusal(error, self._settings.away_hint)) from error
 
     async def raise_schema(self, workers: Iterable[Mapping[str, Any]]) -> bool:
         """Number the data of an earlier release as this one's, unless one of these workers is of its time."""

@@ -373,24 +373,33 @@ class Slot(threading.Thread):
     def _give_up(self, child: Child, run: Run | None, reason: str, knobs: dict[str, dict[str, Any]]) -> None:
         """The process is gone: tell the ledger what became of its batch, and of what it had claimed beside it."""
         how, pause_s = child.end(), 0.0
-        for token, service in self._begun.items():
-            self._pool.reporter.ended(token, service, [], 0)
-        self._begun.clear()
         if run:
             line = "batch %s batch=%s service=%s batch_size=%d: %s"
             log.warning(line, reason, run.token, run.service, len(run.ids), how)
             if reason == "timed_out" and knobs[run.service]["retry_timeouts"]:
                 pause_s = backoff_s(knobs[run.service]["retry_backoff_s"], 1)
+        given: dict[str, str] = {}
         while True:
             try:
                 for name in knobs:
                     token = run.token if run and run.service == name else ""
-                    self._pool.ledger.give_up(name, child.worker, token, reason, pause_s, child.name)
-                return
+                    given |= self._pool.ledger.give_up(name, child.worker, token, reason, pause_s, child.name)
+                break
             except redis.RedisError as error:
                 log.debug("could not give up what process %s had claimed: %s", child.name, error)
                 if self._pool.stopping.wait(0.5):
-                    return  # the lease lapses by itself
+                    break  # the lease lapses by itself
+        self._tell_given_up(given, reason)
+
+    def _tell_given_up(self, given: dict[str, str], reason: str) -> None:
+        """Let Celery's events say how the jobs of batches ended whose process is gone."""
+        results = [
+            {"id": job_id, "error": why or reason, "retried": not why, "result": None, "seconds": 0}
+            for job_id, why in given.items()
+        ]
+        for token, service in self._begun.items():
+            self._pool.reporter.ended(token, service, results, 0)
+        self._begun.clear()
 
 
 class Child:

@@ -25,6 +25,7 @@ from worker.results import Results
 from worker.service import Service
 from worker.settings import MAX_OUTPUT_BYTES
 from worker.stages import Timings, may_hold_constants, run_stages
+from worker.store import DiskFull
 from worker.telling import Teller
 
 log = logging.getLogger("services.worker")
@@ -36,6 +37,7 @@ AWAY = (
     redis.BusyLoadingError,
     redis.OutOfMemoryError,
     redis.ReadOnlyError,
+    DiskFull,
 )
 
 #: Stage 5 of a batch: writes every end, in one call, and says what became of each.

@@ -312,7 +312,8 @@ local REASONS = {
   timed_out = "the run took longer than the service's time_limit_s",
 }
 
--- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does.
+-- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does. Gives why it
+-- has failed, where it does not run again.
 local function run_again(id, reason, pause)
   local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts', 'group')
   local alone = tonumber(job[1] or 1) <= 1
@@ -326,6 +327,7 @@ local function run_again(id, reason, pause)
   elseif last or (reason == 'timed_out' and pause == 0 and not job[5]) then
     local each = attempts > 1 and ', in each of ' .. int(attempts) .. ' attempts' or ''
     finish(id, 'failed', error_json(code, REASONS[reason] .. each, true))
+    return code .. ': ' .. REASONS[reason] .. each
   else
     put_back(id, reason, true, true, math.min(MAX_PAUSE_US, pause * 2 ^ (attempts - 1)), error_json(code, REASONS[reason], true))
   end
@@ -351,7 +353,7 @@ end
 -- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
 -- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
 -- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
--- the ids.
+-- {id, why it has failed (empty: it runs again), ...}.
 function operations.give_up()
   local worker, process, token, reason, pause = ARGV[4], ARGV[5] .. '.', ARGV[6], ARGV[7], tonumber(ARGV[8])
   local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
@@ -364,8 +366,8 @@ function operations.give_up()
   for i = 1, #mine, 2 do
     local is_its = mine[i + 1] == token
     if is_its or (process ~= '.' and mine[i + 1]:sub(1, #process) == process) then
-      run_again(mine[i], is_its and reason or 'handed_back', pause)
       given[#given + 1] = mine[i]
+      given[#given + 1] = run_again(mine[i], is_its and reason or 'handed_back', pause) or ''
     end
   end
   return given

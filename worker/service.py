@@ -21,6 +21,7 @@ result. What any of them raises for one input fails that job alone.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Hashable
@@ -179,7 +180,7 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise TypeError(f"{where}: {role} must be a pydantic BaseModel, got {model!r}")
     if not has_own(cls, "predict") and not has_own(cls, "predict_batch"):
-        raise TypeError(f"{where}: write `predict` (one item) or `predict_batch` (many); it has neither")
+        raise TypeError(f"{where}: write `predict` (one item) or `predict_batch` (many); it has {_near_miss(cls)}")
     _refuse_async(cls, where)
     for name, (kind, least) in KNOBS.items():
         value = getattr(cls, name)
@@ -197,6 +198,15 @@ def _check_class(cls: type[Service[Any, Any]]) -> None:
     retry_on = cls.retry_on
     if not (isinstance(retry_on, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in retry_on)):
         raise TypeError(f"{where}: retry_on must be a tuple of exception classes, got {retry_on!r}")
+
+
+def _near_miss(cls: type[Service[Any, Any]]) -> str:
+    """A method that may have been meant for a verb, else that there is neither verb."""
+    own = [name for name in vars(cls) if not name.startswith("__") and name not in VERBS]
+    for verb in ("predict", "predict_batch"):
+        if close := difflib.get_close_matches(verb, own, n=1, cutoff=0.75):
+            return f"`{close[0]}`: did you mean `{verb}`?"
+    return "neither"
 
 
 def _refuse_async(cls: type[Service[Any, Any]], where: str) -> None:

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     services: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=AliasChoices("services", "SERVICES"))
     """Names of the services to start, comma-separated. Empty: every installed one."""
 
+    flower_port: int = Field(5555, gt=0, lt=65_536, validation_alias=AliasChoices("flower_port", "FLOWER_PORT"))
+    """The port at which Flower is shown to browsers: the console links to it, on the host that the page came from."""
+
     data_dir: Path = Field(Path(".services"), validate_default=True)
     """Folder of the private Redis and its data; a relative path is below the checkout (else the current folder)."""
 
@@ -332,7 +335,7 @@ def get_settings() -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = ".".join(map(str, problem["loc"])).removeprefix("services_").upper()
-            variable = name if name in ("REDIS_URL", "BROKER_URL", "SERVICES") else f"SERVICES_{name}"
+            variable = name if name in ("REDIS_URL", "BROKER_URL", "SERVICES", "FLOWER_PORT") else f"SERVICES_{name}"
             hidden = name.endswith(("_URL", "_SECRETS"))  # a URL may hold a password
             got = "" if hidden else f", got {problem['input']!r}"
             print(f"Error: {variable}: {problem['msg'].removeprefix('Value error, ')}{got}", file=sys.stderr)

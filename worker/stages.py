@@ -145,8 +145,21 @@ def _refuse_constants(text: bytes) -> bytes:
         try:
             from_json(to_json(from_json(text), inf_nan_mode="constants"), allow_inf_nan=False)
         except ValueError as error:
-            raise InvalidInput(f"the input is not JSON: {error}") from None
+            raise InvalidInput(f"the input is not JSON: {_why_no_json(text, error)}") from None
     return text
+
+
+def _why_no_json(text: bytes, error: ValueError) -> str:
+    """The parser's words, but for NaN and Infinity, which it calls an unexpected value."""
+    try:
+        value = from_json(text)
+    except ValueError:
+        return str(error)
+    try:
+        from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return "NaN and Infinity are no JSON numbers; leave the value out, or send null"
+    return f"a number of it is too large for JSON's readers: {str(value)[:100]}"
 
 
 def validate(service: Service[Any, Any], passage: Passage) -> None:

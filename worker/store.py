@@ -17,12 +17,21 @@ from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlen
 
 import redis
 import redis.asyncio
+from redis._parsers import BaseParser
 from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import HiredisRespSerializer
 from redis.sentinel import Sentinel
+
+
+class DiskFull(redis.ResponseError):
+    """Redis answers, but cannot write to its disk (``MISCONF``), so it refuses every write until it can."""
+
+
+# redis-py knows no class of its own for it. Celery tells errors that pass by their classes.
+BaseParser.EXCEPTION_CLASSES.setdefault("MISCONF", DiskFull)
 
 #: Longest wait for one sentinel, of which the next is then asked.
 SENTINEL_TIMEOUT_S = 0.5
@@ -228,3 +237,26 @@ def _pack_fast(client: redis.asyncio.Redis) -> redis.asyncio.Redis:
 def _host(place: str, default: int) -> tuple[str, int]:
     host, _, port = place.rpartition(":") if place.rpartition(":")[2].isdigit() else (place, "", default)
     return host.strip("[]"), int(port)
+
+
+def say_refusal(error: Exception, hint: str) -> str:
+    """Why Redis did not do what it was asked for, in a sentence that says what to do.
+
+    Args:
+        hint: what to do where it cannot be reached.
+    """
+    if isinstance(error, DiskFull):
+        return f"Redis answers, but cannot write to its disk: make room there. It goes on by itself then ({error})"
+    if isinstance(error, redis.OutOfMemoryError):
+        return "Redis has no memory left (its maxmemory): raise that, or wait until ended jobs are dropped"
+    if isinstance(error, redis.BusyLoadingError):
+        return "Redis is reading its file; it answers in a moment"
+    if isinstance(error, redis.ReadOnlyError):
+        return (
+            "this Redis is a replica, which takes no writes: a failover is on its way, or REDIS_URL names the wrong one"
+        )
+    if isinstance(error, redis.AuthenticationError):
+        return "Redis refuses the user or the password of REDIS_URL"
+    if isinstance(error, redis.ResponseError):
+        return f"Redis refuses: {str(error)[:300]}"
+    return f"Redis does not answer; try again. {hint} ({type(error).__name__})"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.discovery import Plugin, load_schema, load_service
+from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
 from worker.passage import Outcome, Passage
@@ -154,9 +154,8 @@ def example_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> Any:
 
 def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> list[Any]:
     """All examples of a plugin's ``Input`` (JSON Schema's ``examples``). Raises ``ServiceFailed``."""
-    module = load_schema(plugin)
-    model = module.Input if module else service.Input if service else None
-    return list(model.model_json_schema().get("examples", ())) if model else []
+    model = service.Input if service else load_models(plugin, _is_shared(plugin)).input
+    return examples_in(model.model_json_schema()) if model else []
 
 
 def check_plugin(plugin: Plugin) -> Iterator[Check]:
@@ -194,14 +193,21 @@ def _check_light(plugin: Plugin) -> str | None:
 
 
 def _check_models(plugin: Plugin, service: Service[Any, Any]) -> str | None:
-    module = load_schema(plugin)
+    models, module = load_models(plugin, _is_shared(plugin)), load_schema(plugin)
+    if models.problem:
+        return models.problem
     if module is None:
         must = f"put its Input and Output into a schema.py beside {plugin.target.partition(':')[0]}"
         return f"it ships no schema.py, so the API would accept its jobs unvalidated: {must}"
-    for role in ("Input", "Output"):
-        if getattr(module, role, None) is not getattr(service, role):
+    for role, model in (("Input", models.input), ("Output", models.output)):
+        if model is not getattr(service, role):
             return f"{module.__name__}.{role} is not the one in Service[Input, Output]: import it from there"
     return None
+
+
+def _is_shared(plugin: Plugin) -> bool:
+    """Whether another installed service has the same ``schema.py``."""
+    return sum(other.schema_module == plugin.schema_module for other in list_plugins().values()) > 1
 
 
 def _check_examples(service: Service[Any, Any], examples: list[Any]) -> str | None:
@@ -221,6 +227,8 @@ def _check_batches(service: Service[Any, Any], examples: list[Any]) -> str | Non
     for order in (forwards, forwards[::-1]):
         together = run_inline(service, [examples[i] for i in order])
         for place, (i, result) in enumerate(zip(order, together, strict=True)):
+            if isinstance(result, ServicesError) and not isinstance(alone[i], ServicesError):
+                return f"a batch of {size} fails, though example {i} alone does not: {result.code}: {result.message}"
             if not agree(result, alone[i]):
                 return f"example {i} alone gives {alone[i]}, but {result} as item {place} of a batch of {size}"
     return None
@@ -230,7 +238,11 @@ def _check_bad_input(service: Service[Any, Any], example: Any) -> str | None:
     unfit = next((value for value in UNFIT if isinstance(run_inline(service, [value])[0], ServicesError)), None)
     results = run_inline(service, [example, unfit, example])
     failed = [isinstance(result, ServicesError) for result in results]
-    return None if failed == [False, True, False] else f"of [good, bad, good] these failed: {failed}"
+    if failed == [False, True, False]:
+        return None
+    if failed[1]:
+        return "in a batch of a good, a bad and a good input, a good one failed too; only the bad one may"
+    return "in a batch of a good, a bad and a good input, the bad one did not fail"
 
 
 def agree(one: Any, other: Any) -> bool:

@@ -211,7 +211,9 @@ class Guide(threading.Thread):
         self._wait("Flower", lambda: fetch(f"{self._flower}/healthcheck")[0] == 200)
         if ready and not self.stop.is_set():
             self.send_sample(ready)
-        self._say(f"API     {self._api}  (documentation: {self._api}/docs)\nFlower  {self._flower}")
+        self._say(
+            f"Console  {self._api}/\nAPI      {self._api}  (documentation: {self._api}/docs)\nFlower   {self._flower}"
+        )
         self._say("Ctrl-C stops everything")
 
     def wait_for_services(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The client: ``from api.client import Client, AsyncClient``. It imports nothing of the server's.
 
 The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` what
-they are made of; ``models`` and ``errors`` are what comes back; ``sse`` reads events, ``upload`` writes a batch's
-inputs, ``files`` sends a file, ``webhooks`` checks webhooks.
+they are made of; ``models`` and ``errors`` are what comes back; ``encode`` writes inputs as JSON, ``upload`` those of a
+batch; ``sse`` reads events, ``files`` sends a file, ``webhooks`` checks webhooks.
 """
 
 from api.client.asynchronous import AsyncBatch, AsyncClient, AsyncJob
@@ -13,6 +13,7 @@ from api.client.errors import (
     ConnectionFailed,
     Forbidden,
     Gone,
+    InvalidInput,
     InvalidRequest,
     InvalidWebhook,
     JobCancelled,
@@ -45,6 +46,7 @@ __all__ = [
     "Event",
     "Forbidden",
     "Gone",
+    "InvalidInput",
     "InvalidRequest",
     "InvalidWebhook",
     "Job",

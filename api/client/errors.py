@@ -11,6 +11,10 @@ class ClientError(Exception):
     """Every error of the client but ``TimeoutError``."""
 
 
+class InvalidInput(ClientError, ValueError):
+    """The input, or another value of the request, cannot be written as JSON. Nothing was sent."""
+
+
 # -- the server's refusals: problem documents (RFC 9457) --------------------------------------------------------------
 
 

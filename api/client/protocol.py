@@ -11,8 +11,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 from urllib.parse import quote
 
-from pydantic_core import to_json
-
+from api.client.encode import dump
 from api.client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
 from api.client.files import FileBody, StoredFile, read_file
 from api.client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
@@ -65,7 +64,7 @@ class Operations:
         given = {name: value for name, value in options.items() if value is not None}
         if options.get("not_before") is not None:
             given["not_before"] = _write_moment(options["not_before"])
-        body = to_json({"service": service, "input": input, **given})
+        body = dump({"service": service, "input": input, **given})
         query = {"wait": f"{wait:g}"} if wait else {}
         headers = {"Content-Type": "application/json"}
         if job_id:

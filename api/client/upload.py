@@ -6,7 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from pydantic_core import to_json
+from api.client.encode import dump, rows_of
+from api.client.errors import InvalidInput
 
 #: Bytes of one piece, about.
 PIECE_BYTES = 64 * 1024
@@ -18,7 +19,7 @@ class Upload:
     """Inputs as JSON lines. They are read once and kept, so that a body that broke off can be sent again."""
 
     def __init__(self, inputs: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self._inputs = inputs.__aiter__() if isinstance(inputs, AsyncIterable) else iter(inputs)
+        self._inputs = inputs.__aiter__() if isinstance(inputs, AsyncIterable) else iter(rows_of(inputs))
         self._kept = SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115 - closed by its owner
         self.count = 0  #: inputs read so far
 
@@ -71,10 +72,16 @@ class _Lines:
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._size = 0
+        self._count = 0
 
     def add(self, value: Any) -> bytes:
         """One more input; the piece, where it is full."""
-        self._lines.append(to_json(value) + b"\n")
+        try:
+            line = dump(value)
+        except InvalidInput as error:
+            raise InvalidInput(f"inputs.{self._count}.{error}") from error
+        self._count += 1
+        self._lines.append(line + b"\n")
         self._size += len(self._lines[-1])
         return self.take() if self._size >= PIECE_BYTES else b""
 

@@ -30,8 +30,15 @@ function report(error, from = "act") {
   if (error.status === 401) askForKey();
 }
 
+/** What is known of the key: whether there is one, and whether the API has refused it. */
+function sayKey(isRefused = false) {
+  const known = readKey() ? (isRefused ? "API key: refused" : "API key: set") : isRefused ? "API key: needed" : "API key";
+  say(byId("key-button"), known);
+}
+
 function askForKey() {
   needsKey = true;
+  sayKey(true);
   if (byId("key-form").hidden) showKeyForm(true);
 }
 
@@ -58,7 +65,7 @@ function useKey(key) {
   needsKey = false;
   showKeyForm(false);
   report(null);
-  say(byId("key-button"), readKey() ? "API key: set" : "API key");
+  sayKey();
   refreshServices();
   refreshJobs();
 }
@@ -72,6 +79,7 @@ async function refreshServices() {
     report(null, "poll");
   } catch (error) {
     report(error, "poll");
+    loseSight();
     return;
   }
   byId("services-none").hidden = services.length > 0;
@@ -81,6 +89,14 @@ async function refreshServices() {
   if (services.length && byId("try").hidden) {
     byId("try").hidden = false;
     choose((services.find(({ state }) => state === "ready") || services[0]).name);
+  }
+}
+
+/** The cards tell what was: nobody knows how the services stand now. */
+function loseSight() {
+  for (const badge of byId("services").querySelectorAll(".badge")) {
+    badge.className = "badge unknown";
+    say(badge, "unknown");
   }
 }
 
@@ -328,8 +344,8 @@ function every(ms, refresh) {
   }, ms);
 }
 
-byId("flower").href = `http://${location.hostname}:5555`;
-if (readKey()) say(byId("key-button"), "API key: set");
+byId("flower").href = `http://${location.hostname}:${byId("flower").dataset.port}`;
+sayKey();
 refreshServices();
 refreshJobs();
 every(SERVICES_MS, refreshServices);

@@ -205,8 +205,11 @@ def test_where_a_key_is_needed_it_is_asked_for(stack: System, console: Console) 
     poll(lambda: console.driver.switch_to.active_element.get_attribute("id") == "key", what="the field has the focus")
     assert not console.all("#services li")
 
+    console.driver.switch_to.active_element.send_keys("wrong-key", Keys.ENTER)
+    console.sees("#key-button", "API key: refused")
     console.driver.switch_to.active_element.send_keys("good-key", Keys.ENTER)
 
+    console.sees("#key-button", "API key: set")
     console.sees("[data-key=echo]", "ready")
     assert not console.one("#problem").is_displayed() and not console.one("#key-form").is_displayed()
 
@@ -215,6 +218,32 @@ def test_where_a_key_is_needed_it_is_asked_for(stack: System, console: Console) 
     console.driver.get(f"http://127.0.0.1:{port}/#batches/{batch['id']}")
     console.sees("#job .badge", "succeeded")
     assert [line["output"]["n"] for line in console.save_results(batch["id"])] == [7], "the key goes along"
+    console.driver.get(f"{stack.url}/")
+
+
+def test_while_the_api_is_down_no_service_is_shown_as_ready(stack: System, console: Console) -> None:
+    port = free_port()
+    other = stack.start("uvicorn", "api:app", "--port", str(port), name="other", FLOWER_PORT="18472")
+    poll(lambda: status_of(f"http://127.0.0.1:{port}/healthz") == 200, what="the other API is up")
+    console.driver.get(f"http://127.0.0.1:{port}/")
+    console.sees("[data-key=echo]", "ready")
+    assert (console.one("#flower").get_attribute("href") or "").startswith("http://127.0.0.1:18472")
+
+    other.stop()
+
+    console.sees("[data-key=echo]", "unknown")
+    console.sees("#problem", "The API does not answer")
+    console.driver.get(f"{stack.url}/")
+
+
+def test_the_error_of_an_attempt_is_not_cut_off(stack: System, console: Console) -> None:
+    with stack.client() as client:
+        job = client.post("/jobs", json={"service": "echo", "input": {"n": 8, "do": "raise"}}).json()
+        assert finished(client, job["id"])["status"] == "failed"
+    console.driver.get(f"{stack.url}/#jobs/{job['id']}")
+    console.sees("#job table", "bad one")
+    cut = "const table = document.querySelector('#job .scroll'); return table.scrollWidth - table.clientWidth"
+    assert console.driver.execute_script(cut) <= 1
     console.driver.get(f"{stack.url}/")
 
 
@@ -257,4 +286,5 @@ def test_a_key_is_sent_and_the_page_has_broken_no_rule(console: Console) -> None
     console.sees("#key-button", "API key: set")
     # The refused requests of the tests above aside; the Content-Security-Policy would be told of here.
     severe = [line["message"] for line in console.driver.get_log("browser") if line["level"] == "SEVERE"]
-    assert [line for line in severe if "status of 422" not in line and "status of 401" not in line] == []
+    known = ("status of 422", "status of 401", "ERR_CONNECTION_REFUSED")
+    assert [line for line in severe if not any(text in line for text in known)] == []

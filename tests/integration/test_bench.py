@@ -68,8 +68,9 @@ def test_a_sweep_measures_every_point_and_proposes_the_batch_that_pays(plugins: 
 
     assert re.search(r"^Within p99 <= 2000 ms \(.* at 8 client\(s\)", done.stdout, re.M)
     assert "    max_batch_size = 8\n    max_queue_delay_ms = " in done.stdout
-    written = [path.name for path in tmp_path.iterdir()]
-    assert written in (["bench-sleeper.svg"], ["bench-sleeper.csv"])
+    assert [path.name for path in tmp_path.iterdir()] == [".services"], "nothing lies about"
+    written = [path.name for path in (tmp_path / ".services" / "bench").iterdir()]
+    assert written in (["sleeper.svg"], ["sleeper.csv"])
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named_with_its_reason(plugins: Path, tmp_path: Path) -> None:

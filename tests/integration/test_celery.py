@@ -191,11 +191,16 @@ def test_events_show_each_job_from_received_to_its_end(serving: System, stock: C
             good = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()["id"]
             bad = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1, "do": "raise"}}).json()["id"]
             poll(lambda: len(types(good)) == len(types(bad)) == 3, what="all events are here")
+            lost = client.post("/jobs?wait=30", json={"service": "echo", "input": {"n": 1, "do": "exit"}}).json()
+            assert lost["error"]["code"] == "worker_lost"
+            poll(lambda: "task-failed" in types(lost["id"]), what="its end is told")
         finally:
             receiver.should_stop = True
             listening.join(10)
     assert types(good) == ["task-received", "task-started", "task-succeeded"]
     assert types(bad) == ["task-received", "task-started", "task-failed"]
+    run = ["task-received", "task-started"]
+    assert types(lost["id"]) == [*run, "task-retried", *run, "task-retried", *run, "task-failed"]
 
 
 def test_our_message_is_what_send_task_publishes(serving: System, stock: Celery) -> None:

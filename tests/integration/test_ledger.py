@@ -234,7 +234,7 @@ def test_a_late_worker_is_fenced(bench: Bench) -> None:
     assert bench.claim("t2", "w2") == [job_id]
 
     assert bench.complete("t1", job_id) == [False]
-    assert bench.ledger.give_up("echo", "w1", "t1", "lost") == []
+    assert bench.ledger.give_up("echo", "w1", "t1", "lost") == {}
     assert bench.ledger.claim("echo", "w1", "t3", KNOBS).kind == "fenced"
     assert bench.ledger.renew("echo", "w1", {}) == (False, [])
     assert bench.get(job_id).status is Status.RUNNING

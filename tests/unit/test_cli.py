@@ -66,6 +66,29 @@ def test_help_lists_the_commands_and_the_services_without_importing_one(twice: S
     assert "twice" in services(twice, "list").stdout
 
 
+NOISY = """
+import os, sys
+from worker.service import Service
+from noisy.schema import Input, Output
+class Plugin(Service[Input, Output]):
+    def load(self):
+        print("loading")
+    def predict(self, item):
+        print("predicting")
+        os.system("echo from a program")
+        return {"n": 1}
+"""
+
+
+def test_what_a_plugin_prints_does_not_mix_with_what_predict_and_check_print(twice: System, tmp_path: Path) -> None:
+    write_plugin(tmp_path / "plugins", "noisy", SCHEMA, NOISY)
+    path = f"{tmp_path / 'plugins'}:{twice.env['PYTHONPATH']}"
+    told = services(twice, "predict", "noisy", '{"n": 1}', PYTHONPATH=path)
+    assert json.loads(told.stdout) == {"n": 1}
+    assert all(text in told.stderr for text in ("loading", "predicting", "from a program"))
+    assert "predicting" not in services(twice, "check", "noisy", PYTHONPATH=path).stdout
+
+
 @pytest.mark.parametrize(
     "command", [["run", "nope"], ["check", "nope"], ["predict", "nope"], ["bench", "nope"], ["run", "twice", "nope"]]
 )

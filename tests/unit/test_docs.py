@@ -21,7 +21,11 @@ def text(name: str) -> str:
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     page = text("docs/settings.md")
     for name, field in Settings.model_fields.items():
-        variable = name.upper() if name in ("redis_url", "broker_url", "services") else f"SERVICES_{name.upper()}"
+        variable = (
+            name.upper()
+            if name in ("redis_url", "broker_url", "services", "flower_port")
+            else f"SERVICES_{name.upper()}"
+        )
         default = f"`{field.default}`" if field.default not in ("", ()) else "none"
         assert f"| `{variable}` | {default} | {field.description} |" in page
 

@@ -1,0 +1,107 @@
+"""``/v2/models/<name>/config`` and ``/stats``: Triton's model configuration and statistics extensions.
+
+Sources: Triton's ``extension_model_configuration.md`` and ``extension_statistics.md``. Clients such as perf_analyzer
+read them before they send anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from api.access import caller_of
+from api.catalog import Entry
+from api.columns import Column, list_columns
+from api.infer_requests import find_entry
+from worker.overview import Overview
+
+router = APIRouter()
+
+PLATFORM = "libs-service_plugin"
+
+#: What Triton's statistics tell of, each as a count and nanoseconds.
+DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+
+
+@router.get("/v2/models/stats")
+async def all_stats(request: Request) -> Response:
+    """The statistics of every model that the caller may use."""
+    state = request.app.state
+    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
+    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    return _stats(entries, overviews)
+
+
+@router.get("/v2/models/{name}/stats")
+@router.get("/v2/models/{name}/versions/{version}/stats")
+async def get_stats(request: Request, name: str, version: str = "") -> Response:
+    """A model's statistics."""
+    entry = find_entry(request, name, version)
+    return _stats([entry], [await request.app.state.ledger.overview(name)])
+
+
+@router.get("/v2/models/{name}/config")
+@router.get("/v2/models/{name}/versions/{version}/config")
+async def get_config(request: Request, name: str, version: str = "") -> Response:
+    """A model's configuration.
+
+    ``max_batch_size`` is 0, by which Triton means that a tensor's first dimension, the rows, is among its ``dims``:
+    rows of many requests are batched, whatever each request holds.
+    """
+    entry = find_entry(request, name, version)
+    overview: Overview = await request.app.state.ledger.overview(name)
+    knobs = {key: {"string_value": str(value)} for key, value in (overview.knobs or {}).items()}
+    return _json(
+        {
+            "name": name,
+            "platform": PLATFORM,
+            "backend": "",
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": 0,
+            "input": [_configure(column) for column in list_columns(entry.input, "validation")],
+            "output": [_configure(column) for column in list_columns(entry.output, "serialization")],
+            "parameters": knobs,
+        }
+    )
+
+
+def _configure(column: Column) -> dict[str, Any]:
+    kind = "STRING" if column.datatype == "BYTES" else column.datatype
+    told = {"name": column.name, "data_type": f"TYPE_{kind}", "dims": [-1, *column.shape]}
+    return told if column.required else {**told, "optional": True}
+
+
+def _stats(entries: Sequence[Entry], overviews: Sequence[Overview]) -> Response:
+    rows = [_model_stats(entry, overview) for entry, overview in zip(entries, overviews, strict=True)]
+    return _json({"model_stats": rows})
+
+
+def _model_stats(entry: Entry, overview: Overview) -> dict[str, Any]:
+    """Inferences since ever, of jobs and of batches' inputs. No time is summed up: every ``ns`` is 0."""
+    done = {status: _count(overview, status) for status in ("succeeded", "failed")}
+    counts = {**dict.fromkeys(DURATIONS, done["succeeded"]), "success": done["succeeded"], "fail": done["failed"]}
+    counts |= {"cache_hit": overview.counts.get("reused", 0), "cache_miss": 0}
+    return {
+        "name": entry.plugin.name,
+        "version": entry.plugin.version,
+        "last_inference": 0,
+        "inference_count": done["succeeded"],
+        "execution_count": done["succeeded"],
+        "inference_stats": {name: {"count": count, "ns": 0} for name, count in counts.items()},
+        "batch_stats": [],
+        "memory_usage": [],
+        "response_stats": {},
+    }
+
+
+def _count(overview: Overview, status: str) -> int:
+    return overview.counts.get(f"ended:{status}", 0) + overview.counts.get(f"inputs:{status}", 0)
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
