@@ -486,3 +486,22 @@ def test_no_text_makes_the_time_grow_with_the_square_of_its_length() -> None:
             growth[piece, end] = min(cost(long) / cost(short) for _ in range(2))
     worst = max(growth, key=lambda key: growth[key])
     assert growth[worst] < 3, (worst, growth[worst])
+
+
+# --- what was measured ---------------------------------------------------------------------------------------------
+
+
+def test_the_card_has_the_last_measured_table_and_no_kind_of_device_is_flagged_more(plain: Antifraud) -> None:
+    """``training/by_kind.json`` is what ``python -m training.by_kind`` found, beside commit cfb42b4."""
+    folder = Path(__file__).resolve().parent.parent
+    found = json.loads((folder / "training" / "by_kind.json").read_text())
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert found["model"] == plain.version
+    for row in found["people"]:
+        assert f"| {row['kind']} | {row['texts']} | {row['flagged_before']} | {row['flagged_now']} |" in card
+        if not row["kind"].startswith("no device writes this"):
+            assert row["flagged_now"] <= row["flagged_before"], row
+        assert row["invalid_now"] <= row["invalid_before"], row
+    for row in found["bots"]:
+        for figure in ("flagged", "service_at_1", "model_at_1"):
+            assert row[f"{figure}_now"] >= row[f"{figure}_before"], row

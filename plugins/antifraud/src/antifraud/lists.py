@@ -68,10 +68,12 @@ def _anywhere(pattern: str) -> str:
     return f"{start}(?:{pattern}){_END}"
 
 
+#: Libraries that the lists know as the end of a longer word.
+_OWN = ("pycurl", "^libcurl")
 _entries = crawleruseragents.CRAWLER_USER_AGENTS_DATA
 _crawlers = WordList(entry["pattern"] for entry in _entries)
 _libraries = WordList(entry["pattern"] for entry in _entries if "http-library" in entry.get("tags", ()))
-_detector = WordList(crawlerdetect_patterns, re.IGNORECASE)
+_detector = WordList((*crawlerdetect_patterns, *_OWN), re.IGNORECASE)
 
 
 def count(text: str) -> int:
