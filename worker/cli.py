@@ -73,6 +73,18 @@ def list_services(_: argparse.Namespace, __: Settings) -> int:
     return 0
 
 
+def api(arguments: argparse.Namespace, _: Settings) -> int:
+    """run the HTTP API, by uvicorn, until Ctrl-C"""
+    from worker import up
+
+    try:
+        port = arguments.port or up.find_port()
+    except up.Refused as error:
+        return _fail(str(error), error.code)
+    up.serve_api(arguments.host, port)
+    return 0
+
+
 def redis(_: argparse.Namespace, settings: Settings) -> int:
     """run the checkout's private Redis until Ctrl-C"""
     from worker.embedded import serve
@@ -220,7 +232,7 @@ def keys(_: argparse.Namespace, __: Settings) -> int:
 
 
 def up(_: argparse.Namespace, settings: Settings) -> int:
-    """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
+    """start Redis, the API, the workers and Flower (or the Procfile's lines), run one sample job, go on until Ctrl-C"""
     from worker.up import up as start
 
     return start(settings)
@@ -238,6 +250,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("list", list_services)
+    for_api = add("api", api)
+    for_api.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: 127.0.0.1)")
+    for_api.add_argument("--port", type=_port, metavar="PORT", help="to listen on (default: PORT, else 8000)")
     add("redis", redis)
     add("run", run).add_argument("name", nargs="*", metavar="NAME", help=f"a service, or {WEBHOOKS}")
     making = add("new", new)
@@ -272,6 +287,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--window-s", type=positive, default=1, metavar="S", help="length of a window (default: 1)")
     plot = "where to draw throughput over latency (default: bench-NAME.svg); a .csv beside it without matplotlib"
     add("--plot", type=Path, metavar="FILE", help=plot)
+
+
+def _port(text: str) -> int:
+    from worker import up
+
+    try:
+        return up.read_port("--port", text)
+    except up.Refused as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

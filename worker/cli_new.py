@@ -18,7 +18,8 @@ from pathlib import Path
 from worker.discovery import list_plugins
 from worker.dispatch import WEBHOOKS
 from worker.errors import ServicesError
-from worker.settings import Settings, find_checkout
+from worker.procfile import find_checkout
+from worker.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "new_plugin"
 

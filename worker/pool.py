@@ -12,7 +12,6 @@ import logging
 import math
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,6 +25,7 @@ from celery.worker import state
 
 from worker.adopter import Adopter
 from worker.child import EX_GONE, EX_TIMED_OUT, RECYCLE_SHARE, resident_mb
+from worker.launch import python_command
 from worker.lease import Handover
 from worker.leased_pool import LeasedPool
 from worker.ledger import CancelledRun, Ledger
@@ -350,7 +350,7 @@ class Child:
         ours, theirs = socket.socketpair()
         self.handover = Handover()
         fds = [theirs.fileno(), lease_fd, self.handover.fd]
-        command = [sys.executable, "-m", "worker.child", *map(str, fds), self.name, *names]
+        command = python_command("worker.child", *map(str, fds), self.name, *names)
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         self._link = Connection(ours.detach())

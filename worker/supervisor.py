@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
 
 from worker.child import die_with_parent
 from worker.embedded import stop_on_signals
+from worker.launch import python_command
 from worker.settings import EX_USAGE
 
 #: A worker ends like this where its plugin cannot be loaded: soon again would be the same again.
@@ -37,10 +37,10 @@ class Worker:
         """Start the process, in a session of its own, so that a group's signals reach it through us alone."""
         node = f"{self.service}-{uuid.uuid4().hex[:6]}@%h"
         # Celery warns root at length because of pickle, which is refused here.
-        quiet = ["-W", "ignore:You're running the worker with superuser privileges", "-m", "celery", "--quiet"]
-        command = [sys.executable, *quiet, "-A", "worker", "worker", "-Q", self.service, "-n", node]
+        quiet = ("-W", "ignore:You're running the worker with superuser privileges")
+        arguments = ("--quiet", "-A", "libs_service", "worker", "-Q", self.service, "-n", node, "--loglevel=WARNING")
         self.process = subprocess.Popen(
-            [*command, "--loglevel=WARNING"],
+            python_command("celery", *arguments, options=quiet),
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )

@@ -37,6 +37,8 @@ UNFIT: tuple[Any, ...] = ("no object", 17, None, [], {"no such field": "\0"})
 
 _LOOK = """
 import json, sys
+from libs_service.names import pin
+pin("worker")
 from worker.discovery import find_plugins, load_schema
 before = set(sys.modules)
 load_schema(find_plugins([sys.argv[1]])[0])
