@@ -47,7 +47,11 @@ def new(arguments: argparse.Namespace, _: Settings) -> int:
     _write(target, names)
     shown = shlex.quote(os.path.relpath(target) if target.is_relative_to(Path.cwd()) else str(target))
     print(f"written: {shown}, a service that works: replace what is marked in src/{names['plugin_name']}/. Next:\n")
-    print(f"  {prefix}pip install -e {shown}\n  {prefix}services check {name}\n  {prefix}services predict {name}\n")
+    print(f"  {_say_pip(prefix)} install -e {shown}")
+    print(f"  {prefix}services check {name}\n  {prefix}services predict {name}\n")
+    print(
+        "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again."
+    )
     print(f"For `docker compose`, its block stands in {shown}/README.md.")
     return 0
 
@@ -77,6 +81,12 @@ def _find_prefix() -> str:
     return shlex.quote(f"{os.path.relpath(here) if here.is_relative_to(Path.cwd()) else here}/")
 
 
+def _say_pip(prefix: str) -> str:
+    """The command that installs into this environment: one that uv made has no pip."""
+    has_pip = (Path(sys.prefix) / "bin" / "pip").exists()
+    return "uv pip" if not has_pip and shutil.which("uv") else f"{prefix}pip"
+
+
 def _find_names(name: str) -> dict[str, str]:
     """What stands for what in the template. Raises ``Refused`` for a name that is taken."""
     package, kind = _in_code(name)
@@ -94,8 +104,10 @@ def _find_folder(into: Path | None) -> Path:
             raise Refused(f"--into: there is no folder {into}")
         return into.resolve()
     folder = find_checkout() / "plugins"
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder}: run it in the checkout, or name a folder by --into DIR")
+    try:
+        folder.mkdir(exist_ok=True)  # the first plugin of a team's own repository
+    except OSError as error:
+        raise Refused(f"cannot make the folder {folder} ({error.strerror}); name another by --into DIR") from error
     return folder
 
 

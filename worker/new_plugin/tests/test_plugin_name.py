@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from plugin_name.service import PluginName
 
-from worker.errors import InvalidInput
-from worker.testing import run_inline
+from libs_service.testing import InvalidInput, run_inline
 
 
 @pytest.fixture(scope="module")
