@@ -20,6 +20,7 @@ from worker.cli_submit import add_submit, submit
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
+from worker.launch import find_here
 from worker.logs import setup_logging
 from worker.settings import EX_USAGE, Settings, get_settings
 
@@ -110,10 +111,14 @@ def check(arguments: argparse.Namespace, _: Settings) -> int:
     """check that a plugin keeps the contract"""
     from worker.testing import check_plugin
 
+    find_here()
     (plugin,) = find_plugins([arguments.name])
     failed = False
     for result in check_plugin(plugin):
         failed = failed or bool(result.problem)
+        if result.left_out:
+            print(f"left out: {result.name}: {result.left_out}", file=sys.stderr, flush=True)
+            continue
         print(f"FAILED  {result.name}: {result.problem}" if result.problem else f"ok      {result.name}", flush=True)
         _show(result.cause)
     return 1 if failed else 0
@@ -123,6 +128,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
     """run one input through a service in this process, without Redis (default: its example)"""
     from worker.testing import example_of, load, run_inline
 
+    find_here()
     (plugin,) = find_plugins([arguments.name])
     given = read_input(arguments.input) if arguments.input else None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def python_command(module: str, *arguments: str, options: tuple[str, ...] = ()) -> list[str]:
@@ -14,3 +15,10 @@ def python_command(module: str, *arguments: str, options: tuple[str, ...] = ()) 
         options: of Python.
     """
     return [sys.executable, *options, "-P", "-m", "libs_service.launch", module, *arguments]
+
+
+def find_here() -> None:
+    """Have what lies in the current folder imported as in a worker: a command's own folder is its script's."""
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)

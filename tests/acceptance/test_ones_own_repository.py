@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +85,27 @@ def repository(environment: Environment, installed: Path, tmp_path_factory: pyte
     service.write_text(service.read_text().replace(old, new))
     environment.install("-e", "plugins/mood", cwd=folder)
     return folder
+
+
+def test_services_check_builds_the_wheel_and_looks_for_the_models_file(installed: Path, repository: Path) -> None:
+    model = repository / "plugins" / "mood" / "src" / "mood" / "mood.bin"
+    service = model.parent / "service.py"
+    project = repository / "plugins" / "mood" / "pyproject.toml"
+    before, told = service.read_text(), project.read_text()
+    try:
+        model.touch()
+        load = 'open(__file__.replace("service.py", "mood.bin")).close()\n        from api'
+        service.write_text(before.replace("from api", load))
+        said = run(installed / "services", "check", "mood", cwd=repository)
+        assert "ok      its wheel holds what load() opens" in said
+        assert '["**/*"]' in told, "as services new writes it"
+        project.write_text(told.replace('["**/*"]', '["py.typed"]'))
+        done = subprocess.run([installed / "services", "check", "mood"], cwd=repository, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "FAILED  its wheel holds what load() opens: load() opens src/mood/mood.bin" in done.stdout
+    finally:
+        service.write_text(before)
+        project.write_text(told)
 
 
 def test_services_up_runs_beside_packages_and_a_procfile_of_the_teams(installed: Path, repository: Path) -> None:

@@ -56,7 +56,7 @@ def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) 
         f"  services check {NAME}",
         f"  services predict {NAME}",
         "",
-        "An API that runs already does not know it: start `services up` (`make run`) or the API and a worker anew.",
+        "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again.",
         f"For `docker compose`, its block stands in {NAME}/README.md.",
     ]
     plugin, installed = checkout / "plugins" / NAME, checkout / "installed"
