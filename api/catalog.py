@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -100,13 +102,37 @@ class Catalog:
     def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
         found = list_plugins().values() if plugins is None else plugins
         self.entries = {plugin.name: _load(plugin) for plugin in found}
+        self._newcomers = Newcomers()
 
     def get(self, name: str) -> Entry:
         """One service. Raises ``UnknownService`` that lists the known ones."""
         entry = self.entries.get(name)
         if entry is None:
-            raise UnknownService(f"no service is named {name[:100]!r}; {say_known(self.entries)}")
+            late = ""
+            if self._newcomers.has(name):
+                again = f"start the API again, and a worker of it (`services run {name}`)"
+                late = f": its plugin was installed after this API had started: {again}"
+            raise UnknownService(f"no service is named {name[:100]!r}{late}; {say_known(self.entries)}")
         return entry
+
+
+class Newcomers:
+    """The plugins that are installed while the API runs. It serves them when it has been started again."""
+
+    def __init__(self) -> None:
+        self._seen = self._look()
+        self._names: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        """Whether one has this name. The metadata are read only where the folders of packages have changed."""
+        seen = self._look()
+        if seen != self._seen:
+            self._seen, self._names = seen, frozenset(list_plugins())
+        return name in self._names
+
+    def _look(self) -> list[int]:
+        """When each folder on ``sys.path`` was changed last: some microseconds each."""
+        return [path.stat().st_mtime_ns for path in map(Path, sys.path) if path.is_dir()]
 
 
 def _load(plugin: Plugin) -> Entry:

@@ -8,8 +8,10 @@ whatever the plugin raises into ``ServiceFailed`` with the plugin's name, so tha
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 
 from worker.dispatch import WEBHOOKS
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService
+from worker.procfile import find_checkout
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.
@@ -68,7 +71,9 @@ def find_plugins(names: Iterable[str]) -> list[Plugin]:
     installed = list_plugins()
     unknown = [name for name in names if name not in installed]
     if unknown:
-        raise UnknownService(f"no installed plugin is named {' or '.join(map(repr, unknown))}; {say_known(installed)}")
+        hints = "".join(f"; {hint}" for hint in map(say_written, unknown) if hint)
+        named = " or ".join(map(repr, unknown))
+        raise UnknownService(f"no installed plugin is named {named}{hints}; {say_known(installed)}")
     return [installed[name] for name in names]
 
 
@@ -76,6 +81,19 @@ def say_known(installed: Iterable[str]) -> str:
     """The installed services, for an error's text."""
     names = ", ".join(installed)
     return f"installed services: {names}" if names else "no service is installed (`pip install -e plugins/<name>`)"
+
+
+def say_written(name: str) -> str:
+    """What to do where a plugin of this name lies in ``plugins`` and is not installed; "" where none does."""
+    for file in sorted(find_checkout().glob("plugins/*/pyproject.toml")):
+        try:
+            project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+            written = name in project["entry-points"][GROUP]
+        except (OSError, ValueError, KeyError, TypeError):  # not a plugin's, or not yet right
+            written = False
+        if written or file.parent.name == name:
+            return f"it is written but not installed: pip install -e {os.path.relpath(file.parent)}"
+    return ""
 
 
 def load_schema(plugin: Plugin) -> ModuleType | None:
