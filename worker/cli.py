@@ -299,7 +299,7 @@ def _port(text: str) -> int:
     from worker import up
 
     try:
-        return up.read_port("--port", text)
+        return up.read_port("it", text)
     except up.Refused as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -47,7 +47,7 @@ def new(arguments: argparse.Namespace, _: Settings) -> int:
     _write(target, names)
     shown = shlex.quote(os.path.relpath(target) if target.is_relative_to(Path.cwd()) else str(target))
     print(f"written: {shown}, a service that works: replace what is marked in src/{names['plugin_name']}/. Next:\n")
-    print(f"  {_say_pip(prefix)} install -e {shown}")
+    print(f"  {_say_install(prefix)} -e {shown}")
     print(f"  {prefix}services check {name}\n  {prefix}services predict {name}\n")
     print(
         "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again."
@@ -81,10 +81,11 @@ def _find_prefix() -> str:
     return shlex.quote(f"{os.path.relpath(here) if here.is_relative_to(Path.cwd()) else here}/")
 
 
-def _say_pip(prefix: str) -> str:
-    """The command that installs into this environment: one that uv made has no pip."""
-    has_pip = (Path(sys.prefix) / "bin" / "pip").exists()
-    return "uv pip" if not has_pip and shutil.which("uv") else f"{prefix}pip"
+def _say_install(prefix: str) -> str:
+    """The command that installs into this environment: one that uv has made holds no pip."""
+    if (Path(sys.prefix) / "bin" / "pip").exists() or not shutil.which("uv"):
+        return f"{prefix}pip install"
+    return "uv pip install" + (f" --python {prefix}python" if prefix else "")
 
 
 def _find_names(name: str) -> dict[str, str]:

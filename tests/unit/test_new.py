@@ -86,6 +86,11 @@ def test_the_next_commands_are_this_environments_where_none_is_activated(checkou
     done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert f"\n  .venv/bin/pip install -e plugins/{NAME}\n  .venv/bin/services check {NAME}\n" in done.stdout
+    (checkout / "uv").write_text("")  # its environments hold no pip
+    (checkout / "uv").chmod(0o755)
+    command[-1], settings["PATH"] = "another", f"{checkout}:{settings['PATH']}"
+    done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert "\n  uv pip install --python .venv/bin/python -e plugins/another\n" in done.stdout
 
 
 def test_what_it_writes_passes_mypy(checkout: Path) -> None:
