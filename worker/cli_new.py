@@ -123,7 +123,7 @@ def _write(target: Path, names: dict[str, str]) -> None:
             if source.is_file() and "__pycache__" not in source.parts:
                 file = target / _rename(str(source.relative_to(TEMPLATE)), names)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(_rename(source.read_text(encoding="utf-8"), names), encoding="utf-8")
+                file.write_text(_sort_imports(_rename(source.read_text(encoding="utf-8"), names)), encoding="utf-8")
     except OSError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise Refused(f"cannot write {target}: {error.strerror}") from error
@@ -131,3 +131,8 @@ def _write(target: Path, names: dict[str, str]) -> None:
 
 def _rename(text: str, names: dict[str, str]) -> str:
     return re.sub("|".join(names), lambda found: names[found[0]], text)
+
+
+def _sort_imports(text: str) -> str:
+    """Lines of imports in order of their modules, which the new name may have changed."""
+    return re.sub(r"(?m)(^from .*\n){2,}", lambda found: "".join(sorted(found[0].splitlines(keepends=True))), text)

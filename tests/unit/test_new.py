@@ -22,7 +22,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "plugins").mkdir()
     for name in ("Procfile", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("worker", "api"):
+    for name in ("worker", "api", "libs_service"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

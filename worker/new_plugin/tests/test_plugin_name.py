@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from plugin_name.service import PluginName
-
 from libs_service.testing import InvalidInput, run_inline
+from plugin_name.service import PluginName
 
 
 @pytest.fixture(scope="module")
