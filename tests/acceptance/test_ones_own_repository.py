@@ -19,6 +19,8 @@ from tests.acceptance.conftest import clean_environment, run
 from tests.acceptance.test_from_a_wheel import Elsewhere
 from tests.support import Process, RedisServer, free_port, poll, status_of
 
+pytestmark = pytest.mark.timeout(300)
+
 #: What of this environment is ours.
 OURS = ("libs_service", "antifraud", "embed", "__editable__")
 
