@@ -21,6 +21,9 @@ MAX_FOLDERS = 1000
 IN_OPEN, IN_MODIFY, IN_CREATE, IN_ISDIR = 0x20, 0x2, 0x100, 0x40000000
 EVENT = struct.Struct("iIII")
 
+#: Another program may open these in the same moment, such as an editor; Python reads them itself, and is heard.
+TEXTS = frozenset({".py", ".pyi", ".md", ".rst", ".toml", ".cfg", ".ini", ".lock", ".yml", ".yaml"})
+
 _paths: set[str] | None = None  # what Python opens is written here, while somebody listens
 _is_hooked = False
 
@@ -45,12 +48,12 @@ class Opened:
         global _paths
         found = {Path(path) for path in _paths or ()}
         _paths = None
+        opened, written = self._read_inotify()
         modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
         found |= {Path(path) for path in modules if path}  # those that are imported from __pycache__ are not opened
-        opened, written = self._read_inotify()
         folder = self._folder.resolve()
-        for path in found | opened:
-            real = path.absolute()
+        for path in found | {path for path in opened if path.suffix not in TEXTS}:
+            real = path.parent.resolve() / path.name
             if real.is_relative_to(folder) and not is_left_out(real.relative_to(folder)) and real.is_file():
                 self.files.add(real.relative_to(folder))
         self.files -= {path.relative_to(folder) for path in written}

@@ -27,6 +27,8 @@ from worker.settings import child_environment
 
 #: Larger files are copied as empty ones.
 MAX_COPIED_BYTES = 1_000_000
+#: Most files of a source that is copied.
+MAX_FILES = 20_000
 #: Longest time that a build may take.
 BUILD_S = 120
 #: These choose the wheel's files by version control, which a copy has not.
@@ -145,11 +147,15 @@ def _in_site_packages(name: str) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
+    left = MAX_FILES
     for path, names, files in os.walk(source):
         here = target / Path(path).relative_to(source)
         here.mkdir()
         names[:] = [name for name in names if not name.startswith(".") and name not in NOT_SOURCE]
         names[:] = [name for name in names if not name.endswith(".egg-info")]
+        left -= len(files)
+        if left < 0:
+            raise LeftOut(f"{source} has more than {MAX_FILES} files")
         for name in files:
             file = Path(path) / name
             if file.is_file() and file.stat().st_size <= MAX_COPIED_BYTES:

@@ -133,3 +133,5 @@ def test_the_check_says_why_it_was_left_out(tmp_path: Path, monkeypatch: pytest.
     assert plugin.check().left_out == (
         "its distribution does not say where its source is; install it by `pip install -e`"
     )
+    (plugin.site / "unbuilt-1.0.dist-info" / "RECORD").touch()
+    assert plugin.check() == Check(CHECK, None), "installed from a wheel, it was loaded from what that holds"
