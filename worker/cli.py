@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", run).add_argument("name", nargs="*", metavar="NAME", help=f"a service, or {WEBHOOKS}")
     making = add("new", new)
     making.add_argument("name", metavar="NAME", type=read_name, help="of the service; its package has _ for -")
-    into = "the folder to write it into (default: plugins/ of the checkout)"
+    into = "the folder to write it into (default: plugins/ of the checkout, else of the current folder)"
     making.add_argument("--into", type=Path, metavar="DIR", help=into)
     add("check", check).add_argument("name", metavar="NAME", help="a service")
     for_predict = add("predict", predict)

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(300)
 
 #: What of this environment is ours.
 OURS = ("libs_service", "antifraud", "embed", "__editable__")
+#: The wheels of the framework.
+FRAMEWORK = ("libs_service-", "libs_service_client-")
 
 
 class Environment:
@@ -58,7 +60,7 @@ class Environment:
 def environment(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """With the framework and the client."""
     made = Environment(tmp_path_factory.mktemp("environment"))
-    made.install(*[wheel for wheel in wheels if wheel.name.startswith("libs_service")])
+    made.install(*[wheel for wheel in wheels if wheel.name.startswith(FRAMEWORK)])
     return made
 
 
@@ -184,7 +186,7 @@ def test_a_process_that_has_the_teams_package_already_says_what_clashes(installe
 def test_either_wheel_works_when_the_other_is_uninstalled(wheels: list[Path], tmp_path: Path) -> None:
     environment = Environment(tmp_path)
     python = environment.bin / "python"
-    both = [wheel for wheel in wheels if wheel.name.startswith("libs_service")]
+    both = [wheel for wheel in wheels if wheel.name.startswith(FRAMEWORK)]
     environment.install("--no-index", *both)
     names = "import libs_service, libs_service_client as client; print(set(client.__all__) - set(dir(libs_service)))"
     same = (

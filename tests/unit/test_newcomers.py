@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import System, running_system, services, write_plugin
+from tests.support import System, free_port, running_system, services, write_plugin
 from tests.unit.test_wheel_check import SCHEMA, SERVICE
 
 
@@ -54,6 +54,15 @@ def test_a_plugin_that_is_written_but_not_installed_says_how_to_install_it(api: 
     assert "it is written but not installed: pip install -e plugins/of-foo" in done.stderr
     assert "installed services: " in done.stderr
     assert json.dumps(done.stdout) == '""'
+
+
+def test_services_api_refuses_as_uvicorn_by_hand_does(api: System) -> None:
+    done = services(api, "api", "--host", "0.0.0.0", "--port", str(free_port()))
+    assert done.returncode not in (0, None)
+    assert "not started on 0.0.0.0: no API key is configured" in done.stderr
+    done = services(api, "api", "--port", "0")
+    assert done.returncode == 2
+    assert "it must be a port from 1 to 65535, got '0'" in done.stderr
 
 
 def test_a_file_that_is_no_project_harms_no_message(api: System) -> None:
