@@ -10,7 +10,9 @@ RUN pip install --no-cache-dir "build>=1.3,<2"
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 COPY api api
-RUN python -m build --wheel --outdir /wheels/framework .
+COPY libs_service libs_service
+COPY client client
+RUN python -m build --wheel --outdir /wheels/framework client && python -m build --wheel --outdir /wheels/framework .
 COPY plugins plugins
 RUN for plugin in plugins/*/pyproject.toml; do \
         folder=$(dirname "$plugin") && python -m build --wheel --outdir "/wheels/$folder" "$folder" || exit 1; \

@@ -18,14 +18,14 @@ setup: $(STAMP) ## .venv with the framework and every plugin under plugins/
 	@:
 
 # no-deps.txt: packages of which a plugin needs the files alone. pip's words go to a file that is shown when it fails: make's own output stays readable.
-$(STAMP): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(NO_DEPS)
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(NO_DEPS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "Error: Python's venv is missing: apt-get install python3-venv"; exit 1; }
 	@echo "setting up .venv with $(words $(PLUGINS)) plugin(s): a minute, the first time ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	@$(PIP) install --constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
+	@$(PIP) install --constraint constraints.txt --editable ./client --editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
 		&& { test -z '$(NO_DEPS)' || $(PIP) install --no-deps $(NO_DEPS:%=--requirement %) >>.venv/setup.log 2>&1; } \
 		|| { cat .venv/setup.log; echo "Error: make setup failed; pip's reason is above"; exit 1; }
 	@rm -f .venv/.setup-*
@@ -44,7 +44,7 @@ chaos: setup ## kill, stop and cut off everything for ten minutes, then audit ev
 
 # ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`; PEERS=all, or some, as `PEERS=mlserver,triton`.
 bench: setup ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
-	@$(PIP) install --constraint constraints.txt --editable '.[dev,bench]' >.venv/bench.log 2>&1 || { cat .venv/bench.log; exit 1; }
+	@$(PIP) install --constraint constraints.txt --editable ./client --editable '.[dev,bench]' >.venv/bench.log 2>&1 || { cat .venv/bench.log; exit 1; }
 	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 
 check: setup ## lint, formatting, types, import rules
@@ -61,12 +61,12 @@ format: setup ## mend formatting and what the linter can
 lock: ## write constraints.txt anew, with the newest versions that fit
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 		&& $(PYTHON) -m venv "$$tmp" \
-		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check '.[dev,bench]' $(PLUGINS:%=./%) \
-		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools --exclude libs-service \
+		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check ./client '.[dev,bench]' $(PLUGINS:%=./%) \
+		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools --exclude libs-service --exclude libs-service-client \
 			$(foreach plugin,$(PLUGINS),--exclude $$(sed -n 's/^name = "\(.*\)"/\1/p' $(plugin)/pyproject.toml)) \
 			>"$$tmp/lock" \
-		&& sort -f "$$tmp/lock" >constraints.txt && rm -rf build plugins/*/build
+		&& sort -f "$$tmp/lock" >constraints.txt && rm -rf build client/build plugins/*/build
 	@wc -l constraints.txt
 
 clean: ## remove .venv and caches; the private Redis's data stays
-	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info plugins/*/src/*.egg-info
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info client/build client/src/*.egg-info plugins/*/src/*.egg-info

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -108,13 +110,37 @@ class Catalog:
         plugins = list(found)
         schemas = Counter(plugin.schema_module for plugin in plugins if plugin.schema_module)
         self.entries = {plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1) for plugin in plugins}
+        self._newcomers = Newcomers()
 
     def get(self, name: str) -> Entry:
         """One service. Raises ``UnknownService`` that lists the known ones."""
         entry = self.entries.get(name)
         if entry is None:
-            raise UnknownService(f"no service is named {name[:100]!r}; {say_known(self.entries)}")
+            late = ""
+            if self._newcomers.has(name):
+                again = f"start the API again, and a worker of it (`services run {name}`)"
+                late = f": its plugin was installed after this API had started: {again}"
+            raise UnknownService(f"no service is named {name[:100]!r}{late}; {say_known(self.entries)}")
         return entry
+
+
+class Newcomers:
+    """The plugins that are installed while the API runs. It serves them when it has been started again."""
+
+    def __init__(self) -> None:
+        self._seen = self._look()
+        self._names: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        """Whether one has this name. The metadata are read only where the folders of packages have changed."""
+        seen = self._look()
+        if seen != self._seen:
+            self._seen, self._names = seen, frozenset(list_plugins())
+        return name in self._names
+
+    def _look(self) -> list[int]:
+        """When each folder on ``sys.path`` was changed last: some microseconds each."""
+        return [path.stat().st_mtime_ns for path in map(Path, sys.path) if path.is_dir()]
 
 
 def _load(plugin: Plugin, is_shared: bool) -> Entry:

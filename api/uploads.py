@@ -114,7 +114,7 @@ class Upload:
     def _tell_type(self, head: bytes) -> str:
         """The file's type. Raises ``UnsupportedFileType`` where it is not taken, or the content belies it."""
         declared, shown = self._form.content_type if self._form else self._declared, sniff(head)
-        content_type = tell_type(declared, head)
+        content_type = tell_type(declared, head, (self._form.name if self._form else "") or self._name)
         told, seen = (TOLD_KINDS.get(kind.partition("/")[0]) for kind in (content_type, shown))
         if told and shown and told != seen:
             raise UnsupportedFileType(f"the file was declared as {content_type}, but its content is {shown}")

@@ -14,7 +14,6 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import uvloop
 
 from worker.discovery import Plugin
 from worker.errors import BenchFailed
+from worker.launch import python_command
 from worker.load import STABLE_WINDOWS, ClosedLoop, is_stable
 from worker.processes import die_with_parent
 from worker.settings import Settings, child_environment
@@ -92,8 +92,8 @@ class Bench:
     def __enter__(self) -> Self:
         try:
             self._spawn("redis", "worker.cli", "redis")
-            command = ["uvicorn", "api:app", "--port", str(self.port), "--no-access-log", "--log-level", "warning"]
-            self._spawn("api", *command, "--timeout-keep-alive", "75")
+            command = ["uvicorn", "libs_service:app", "--port", str(self.port), "--no-access-log"]
+            self._spawn("api", *command, "--log-level", "warning", "--timeout-keep-alive", "75")
             self._wait(lambda: fetch(f"{self._url}/readyz")[0] == 200, START_S, "Redis and the API")
         except BaseException:
             self.__exit__()
@@ -115,7 +115,7 @@ class Bench:
         """Have a worker with these knobs, ready. Raises ``BenchFailed`` with the reason where its plugin fails."""
         self._stop_worker()
         knobs = {"SERVICES_MAX_BATCH_SIZE": max_batch_size, "SERVICES_MAX_QUEUE_DELAY_MS": max_queue_delay_ms}
-        command = ["celery", "--quiet", "-A", "worker", "worker", "-Q", self._plugin.name, "--loglevel", "WARNING"]
+        command = ["celery", "--quiet", "-A", "libs_service", "worker", "-Q", self._plugin.name, "--loglevel=WARNING"]
         self._worker = self._spawn("worker", *command, **{name: str(value) for name, value in knobs.items()})
 
         def ready() -> bool:
@@ -149,7 +149,7 @@ class Bench:
         return " / ".join(lines[-3:]) or "it said nothing"
 
     def _spawn(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        quiet = ["-W", "ignore:You're running the worker with superuser privileges"]
+        quiet = ("-W", "ignore:You're running the worker with superuser privileges")
         told = {
             "SERVICES_DATA_DIR": str(self._folder),
             "SERVICES_LOG_LEVEL": "WARNING",
@@ -157,7 +157,7 @@ class Bench:
         }
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *quiet, "-m", *arguments],
+                python_command(*arguments, options=quiet),
                 env=child_environment(told | env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -244,7 +244,7 @@ def write_plot(points: Sequence[Point], name: str, path: Path) -> str:
     except ImportError:
         path = path.with_suffix(".csv")
         _write_csv(points, path)
-        return f"matplotlib is not installed (pip install 'libs-service[bench]'): the figures are in {path}"
+        return f"matplotlib is not installed (pip install 'matplotlib>=3.9,<4'): the figures are in {path}"
     mpl.use("agg")
     from matplotlib import pyplot
 

@@ -21,6 +21,7 @@ from worker.cli_submit import add_submit, submit
 from worker.discovery import find_plugins, list_plugins, say_known
 from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
+from worker.launch import find_here
 from worker.logs import setup_logging
 from worker.schema import check_schema
 from worker.settings import EX_USAGE, Settings, get_settings
@@ -76,6 +77,18 @@ def list_services(_: argparse.Namespace, __: Settings) -> int:
     return 0
 
 
+def api(arguments: argparse.Namespace, _: Settings) -> int:
+    """run the HTTP API, by uvicorn, until Ctrl-C"""
+    from worker import up
+
+    try:
+        port = arguments.port or up.find_port()
+    except up.Refused as error:
+        return _fail(str(error), error.code)
+    up.serve_api(arguments.host, port)
+    return 0
+
+
 def redis(_: argparse.Namespace, settings: Settings) -> int:
     """run the checkout's private Redis until Ctrl-C"""
     from worker.embedded import serve
@@ -101,11 +114,15 @@ def check(arguments: argparse.Namespace, _: Settings) -> int:
     """check that a plugin keeps the contract (what the plugin prints meanwhile is left out)"""
     from worker.testing import check_plugin
 
+    find_here()
     (plugin,) = find_plugins([arguments.name])
     failed = False
     results = check_plugin(plugin)
     while result := _without_prints(lambda: next(results, None), os.devnull):
         failed = failed or bool(result.problem)
+        if result.left_out:
+            print(f"left out: {result.name}: {result.left_out}", file=sys.stderr, flush=True)
+            continue
         print(f"FAILED  {result.name}: {result.problem}" if result.problem else f"ok      {result.name}", flush=True)
         _show(result.cause)
     return 1 if failed else 0
@@ -115,6 +132,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
     """run one input through a service in this process, without Redis (default: its example); prints go to stderr"""
     from worker.testing import example_of, load, run_inline
 
+    find_here()
     (plugin,) = find_plugins([arguments.name])
     given = read_input(arguments.input) if arguments.input else None
     try:
@@ -244,7 +262,7 @@ def keys(_: argparse.Namespace, __: Settings) -> int:
 
 
 def up(_: argparse.Namespace, settings: Settings) -> int:
-    """start everything in the Procfile, run one sample job, and go on until Ctrl-C (`make run`)"""
+    """start Redis, the API, the workers and Flower (or the Procfile's lines), run one sample job, go on until Ctrl-C"""
     from worker.up import up as start
 
     return start(settings)
@@ -262,11 +280,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("list", list_services)
+    for_api = add("api", api)
+    for_api.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: 127.0.0.1)")
+    for_api.add_argument("--port", type=_port, metavar="PORT", help="to listen on (default: PORT, else 8000)")
     add("redis", redis)
     add("run", run).add_argument("name", nargs="*", metavar="NAME", help=f"a service, or {WEBHOOKS}")
     making = add("new", new)
     making.add_argument("name", metavar="NAME", type=read_name, help="of the service; its package has _ for -")
-    into = "the folder to write it into (default: plugins/ of the checkout)"
+    into = "the folder to write it into (default: plugins/ of the checkout, else of the current folder)"
     making.add_argument("--into", type=Path, metavar="DIR", help=into)
     add("check", check).add_argument("name", metavar="NAME", help="a service")
     for_predict = add("predict", predict)
@@ -296,6 +317,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--window-s", type=positive, default=1, metavar="S", help="length of a window (default: 1)")
     plot = "where to draw throughput over latency (default: .services/bench/NAME.svg); without matplotlib, a .csv"
     add("--plot", type=Path, metavar="FILE", help=plot)
+
+
+def _port(text: str) -> int:
+    from worker import up
+
+    try:
+        return up.read_port("it", text)
+    except up.Refused as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

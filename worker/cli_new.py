@@ -18,7 +18,8 @@ from pathlib import Path
 from worker.discovery import list_plugins
 from worker.dispatch import WEBHOOKS
 from worker.errors import ServicesError
-from worker.settings import Settings, find_checkout
+from worker.procfile import find_checkout
+from worker.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "new_plugin"
 
@@ -46,7 +47,11 @@ def new(arguments: argparse.Namespace, _: Settings) -> int:
     _write(target, names)
     shown = shlex.quote(os.path.relpath(target) if target.is_relative_to(Path.cwd()) else str(target))
     print(f"written: {shown}, a service that works: replace what is marked in src/{names['plugin_name']}/. Next:\n")
-    print(f"  {prefix}pip install -e {shown}\n  {prefix}services check {name}\n  {prefix}services predict {name}\n")
+    print(f"  {_say_install(prefix)} -e {shown}")
+    print(f"  {prefix}services check {name}\n  {prefix}services predict {name}\n")
+    print(
+        "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again."
+    )
     print(f"For `docker compose`, its block stands in {shown}/README.md.")
     return 0
 
@@ -76,6 +81,13 @@ def _find_prefix() -> str:
     return shlex.quote(f"{os.path.relpath(here) if here.is_relative_to(Path.cwd()) else here}/")
 
 
+def _say_install(prefix: str) -> str:
+    """The command that installs into this environment: one that uv has made holds no pip."""
+    if (Path(sys.prefix) / "bin" / "pip").exists() or not shutil.which("uv"):
+        return f"{prefix}pip install"
+    return "uv pip install" + (f" --python {prefix}python" if prefix else "")
+
+
 def _find_names(name: str) -> dict[str, str]:
     """What stands for what in the template. Raises ``Refused`` for a name that is taken."""
     package, kind = _in_code(name)
@@ -93,8 +105,10 @@ def _find_folder(into: Path | None) -> Path:
             raise Refused(f"--into: there is no folder {into}")
         return into.resolve()
     folder = find_checkout() / "plugins"
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder}: run it in the checkout, or name a folder by --into DIR")
+    try:
+        folder.mkdir(exist_ok=True)  # the first plugin of a team's own repository
+    except OSError as error:
+        raise Refused(f"cannot make the folder {folder} ({error.strerror}); name another by --into DIR") from error
     return folder
 
 
@@ -109,7 +123,7 @@ def _write(target: Path, names: dict[str, str]) -> None:
             if source.is_file() and "__pycache__" not in source.parts:
                 file = target / _rename(str(source.relative_to(TEMPLATE)), names)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(_rename(source.read_text(encoding="utf-8"), names), encoding="utf-8")
+                file.write_text(_sort_imports(_rename(source.read_text(encoding="utf-8"), names)), encoding="utf-8")
     except OSError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise Refused(f"cannot write {target}: {error.strerror}") from error
@@ -117,3 +131,8 @@ def _write(target: Path, names: dict[str, str]) -> None:
 
 def _rename(text: str, names: dict[str, str]) -> str:
     return re.sub("|".join(names), lambda found: names[found[0]], text)
+
+
+def _sort_imports(text: str) -> str:
+    """Lines of imports in order of their modules, which the new name may have changed."""
+    return re.sub(r"(?m)(^from .*\n){2,}", lambda found: "".join(sorted(found[0].splitlines(keepends=True))), text)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
+from worker.discovery import list_plugins, say_written
 from worker.errors import ServicesError, UnknownService
 from worker.jobs import TERMINAL, Priority, Status
 from worker.settings import Settings
@@ -34,11 +35,12 @@ class Refused(ServicesError):
 class Api:
     """The running API. Raises ``Refused`` and ``UnknownService``, whose texts say what to do."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, name: str) -> None:
         self.url = url.rstrip("/")
         if not (api_key.isascii() and api_key.isprintable()):
             raise Refused("the API key (SERVICES_API_KEY or --api-key) must be printable ASCII, as it was shown")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._name = name
 
     def service(self, name: str) -> Any:
         """A service as it stands."""
@@ -60,6 +62,12 @@ class Api:
                 time.sleep(min(left, max(0, began + AGAIN_S - time.monotonic())))
         return job
 
+    def _say_here(self) -> str:
+        """What to do where the service that the API does not know is here."""
+        if hint := say_written(self._name):
+            return f"; {hint}, and start the API again" if self._name not in list_plugins() else ""
+        return ""
+
     def _ask(self, path: str, body: bytes | None = None, timeout_s: float = 10) -> tuple[int, Any]:
         from worker.up import fetch
 
@@ -77,7 +85,7 @@ class Api:
         if not known or "code" not in answer:
             raise Refused(f"{self.url} answers {status}, but not as this API does: name it by --url or PORT")
         if answer["code"] == UnknownService.code:
-            raise UnknownService(answer["detail"])
+            raise UnknownService(answer["detail"] + self._say_here())
         if status == 401:
             raise Refused(f"{answer['detail']} `services submit` takes it from SERVICES_API_KEY, or by --api-key")
         told = join_errors(answer["errors"]) if answer.get("errors") else answer["detail"]
@@ -86,8 +94,8 @@ class Api:
 
 def submit(arguments: argparse.Namespace, settings: Settings) -> int:
     """send one job to the running API, wait for its end and print it (default: the service's example)"""
-    api = Api(arguments.url or _find_api(), arguments.api_key or settings.api_key)
     name = arguments.name
+    api = Api(arguments.url or _find_api(), arguments.api_key or settings.api_key, name)
     value = read_input(arguments.input) if arguments.input is not None else api.service(name)["example"]
     if value is None and arguments.input is None:
         raise Refused(say_no_example(name, f"services submit {name}"))

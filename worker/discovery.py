@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import sys
+import tomllib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from typing import Any
 
 from worker.dispatch import WEBHOOKS
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService, say
+from worker.procfile import find_checkout
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.
@@ -71,7 +74,9 @@ def find_plugins(names: Iterable[str]) -> list[Plugin]:
     installed = list_plugins()
     unknown = [name for name in names if name not in installed]
     if unknown:
-        raise UnknownService(f"no installed plugin is named {' or '.join(map(repr, unknown))}; {say_known(installed)}")
+        hints = "".join(f"; {hint}" for hint in map(say_written, unknown) if hint)
+        named = " or ".join(map(repr, unknown))
+        raise UnknownService(f"no installed plugin is named {named}{hints}; {say_known(installed)}")
     return [installed[name] for name in names]
 
 
@@ -112,6 +117,19 @@ def load_models(plugin: Plugin, is_shared: bool = False) -> Models:
         problem=f"other services share {module.__name__}, and the source of {plugin.target} does not say "
         f"which models are its own, so its jobs are accepted unvalidated and checked by the worker; {must}"
     )
+
+
+def say_written(name: str) -> str:
+    """What to do where a plugin of this name lies in ``plugins`` and is not installed; "" where none does."""
+    for file in sorted(find_checkout().glob("plugins/*/pyproject.toml")):
+        try:
+            project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+            written = name in project["entry-points"][GROUP]
+        except (OSError, ValueError, KeyError, TypeError):  # not a plugin's, or not yet right
+            written = False
+        if written or file.parent.name == name:
+            return f"it is written but not installed: pip install -e {os.path.relpath(file.parent)}"
+    return ""
 
 
 def load_schema(plugin: Plugin) -> ModuleType | None:

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -30,6 +29,7 @@ from celery.worker import state
 from worker.adopter import Adopter
 from worker.broker.priorities import make_movers
 from worker.child import RECYCLE_SHARE
+from worker.launch import python_command
 from worker.lease import Handover
 from worker.leased_pool import LeasedPool
 from worker.ledger import CancelledRun, Ledger
@@ -420,7 +420,7 @@ class Child:
         self._leash, held = socket.socketpair()
         self.handover = Handover()
         fds = [theirs.fileno(), lease_fd, self.handover.fd]
-        command = [sys.executable, "-m", "worker.child", *map(str, fds), self.name, *names]
+        command = python_command("worker.child", *map(str, fds), self.name, *names)
         with theirs, held, self._turn:
             guardian = [*GUARDIAN, str(held.fileno()), *command]
             fds.append(held.fileno())

@@ -18,6 +18,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator, mode
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.addresses import AddressRules, parse_networks
+from worker.procfile import find_checkout
 from worker.signing import parse_secret
 from worker.store import CLUSTER_SCHEMES, BrokerUrl, ClusterUrl, SentinelUrl, ServerUrl
 
@@ -313,12 +314,6 @@ class Settings(BaseSettings):
         if self.private_redis:
             return "If the private Redis is not running, run `services redis` (or `make run`), or set REDIS_URL."
         return "Check that the Redis of REDIS_URL is running and can be reached from here."
-
-
-def find_checkout() -> Path:
-    """The nearest folder, from the current one upwards, that has a Procfile; else the current one."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "Procfile").is_file()), here)
 
 
 def child_environment(settings: dict[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from worker.copying import copy_content
 from worker.errors import FileMissing, StorageUnavailable
+from worker.file_types import type_of
 from worker.files import UNKNOWN_TYPE, canonical
 from worker.jobs import rfc3339
 from worker.settings import Settings
@@ -207,9 +208,11 @@ def new_blob() -> str:
     return uuid.uuid4().hex
 
 
-def tell_type(declared: str, head: bytes) -> str:
-    """The type of a file: as it was declared, else by its first bytes."""
-    return declared if declared not in ("", UNKNOWN_TYPE) else sniff(head) or UNKNOWN_TYPE
+def tell_type(declared: str, head: bytes, name: str = "") -> str:
+    """The type of a file: as it was declared, else by its first bytes, else by its name's ending."""
+    if declared not in ("", UNKNOWN_TYPE):
+        return declared
+    return sniff(head) or type_of(name)
 
 
 def sniff(head: bytes) -> str:
@@ -230,5 +233,5 @@ def guarded() -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileMissing from error
     except Exception as error:
-        hint = " (`pip install libs-service[s3]`)" if isinstance(error, ImportError) else ""
+        hint = " (for s3://: pip install s3fs)" if isinstance(error, ImportError) else ""
         raise StorageUnavailable(f"the storage of the files: {type(error).__name__}: {error}{hint}") from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
 
+from worker.launch import python_command
 from worker.processes import Stop, become_reaper, die_with_parent, kill_below, stop_on_signals
 from worker.settings import EX_USAGE
 
@@ -36,10 +36,10 @@ class Worker:
         """Start the process, in a session of its own, so that a group's signals reach it through us alone."""
         node = f"{self.service}-{uuid.uuid4().hex[:6]}@%h"
         # Celery warns root at length because of pickle, which is refused here.
-        quiet = ["-W", "ignore:You're running the worker with superuser privileges", "-m", "celery", "--quiet"]
-        command = [sys.executable, *quiet, "-A", "worker", "worker", "-Q", self.service, "-n", node]
+        quiet = ("-W", "ignore:You're running the worker with superuser privileges")
+        arguments = ("--quiet", "-A", "libs_service", "worker", "-Q", self.service, "-n", node, "--loglevel=WARNING")
         self.process = subprocess.Popen(
-            [*command, "--loglevel=WARNING"],
+            python_command("celery", *arguments, options=quiet),
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )

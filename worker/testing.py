@@ -16,11 +16,13 @@ from typing import Any
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
+from worker.opened import Opened
 from worker.passage import Outcome, Passage
 from worker.service import Service
 from worker.stages import Item, run_stages
 from worker.storage import HEAD_BYTES, tell_type
 from worker.taking import Taker, misfit
+from worker.wheel_check import LeftOut, check_wheel, find_source
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (
@@ -39,6 +41,8 @@ UNFIT: tuple[Any, ...] = ("no object", 17, None, [], {"no such field": "\0"})
 
 _LOOK = """
 import json, sys
+from libs_service.names import pin
+pin("worker")
 from worker.discovery import find_plugins, load_schema
 before = set(sys.modules)
 load_schema(find_plugins([sys.argv[1]])[0])
@@ -53,6 +57,7 @@ class Check:
     name: str
     problem: str | None
     cause: BaseException | None = None  #: what the plugin raised, for its traceback
+    left_out: str | None = None  #: why it could not be looked at
 
 
 class Problem(Exception):
@@ -161,8 +166,9 @@ def examples_of(plugin: Plugin, service: Service[Any, Any] | None = None) -> lis
 def check_plugin(plugin: Plugin) -> Iterator[Check]:
     """The conformance checks, one after the other; the rest is left out where no example can be run."""
     yield _check("its schema is light", lambda: _check_light(plugin))
+    opened: set[Path] = set()
     try:
-        service = load(plugin)
+        service = _load_watched(plugin, opened)
         examples = examples_of(plugin, service)
     except ServicesError as error:
         yield Check("it can be loaded", error.message, error.__cause__)
@@ -173,15 +179,37 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
     if not valid.problem:
         yield _check("a full batch agrees, in order, with batches of one", lambda: _check_batches(service, examples))
         yield _check("a bad input fails alone", lambda: _check_bad_input(service, examples[0]))
+    yield _check("its wheel holds what load() opens", lambda: _check_wheel(plugin, opened))
 
 
 def _check(name: str, look: Callable[[], str | None]) -> Check:
     try:
         return Check(name, look())
+    except LeftOut as reason:
+        return Check(name, None, left_out=str(reason))
     except Problem as problem:
         return Check(name, str(problem), problem.__cause__)
     except Exception as error:  # whatever a plugin does is its problem, in words
         return Check(name, say(error), error)
+
+
+def _load_watched(plugin: Plugin, opened: set[Path]) -> Service[Any, Any]:
+    """``load``, and the files of the plugin's source folder that it opens."""
+    try:
+        source = find_source(plugin)
+    except LeftOut:
+        source = None
+    if source is None:
+        return load(plugin)
+    with Opened(source) as watch:
+        service = load(plugin)
+    opened |= watch.files
+    return service
+
+
+def _check_wheel(plugin: Plugin, opened: set[Path]) -> str | None:
+    source = find_source(plugin)
+    return check_wheel(plugin, source, opened) if source else None  # it is installed from a wheel, and could be loaded
 
 
 def _check_light(plugin: Plugin) -> str | None:

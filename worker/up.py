@@ -1,4 +1,5 @@
-"""``services up``, the body of ``make run``: everything in the Procfile, one real job, and then until Ctrl-C.
+"""``services up``, the body of ``make run``: everything in the Procfile (else the built-in one), one real job, and then
+until Ctrl-C.
 
 The flow: check ports and names → start the Procfile's lines (``Manager``) → beside them, one thread waits until all are
 ready, sends the sample and prints the addresses (``Guide``) → a signal stops everything.
@@ -31,7 +32,8 @@ from honcho.environ import parse_procfile
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import UnknownService
 from worker.processes import become_reaper, die_with_parent, kill_below
-from worker.settings import EX_USAGE, Settings, find_checkout
+from worker.procfile import find_checkout, read_procfile, say_others
+from worker.settings import EX_USAGE, Settings
 
 #: A running batch may end before the rest is killed; a worker's longest is its ``time_limit_s``.
 KILL_WAIT_S = 120
@@ -62,10 +64,12 @@ def up(settings: Settings) -> int:
     try:
         ports = find_ports(os.environ)
         names = _names(settings)
-        lines = _procfile()
+        lines: dict[str, str] = parse_procfile(read_procfile()).processes
     except Refused as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.code
+    if note := say_others():
+        print(note, flush=True)
     honcho.manager.KILL_WAIT = KILL_WAIT_S
     manager = Manager(Guide(names, ports["PORT"], ports["FLOWER_PORT"]))
     for name, command in lines.items():
@@ -89,7 +93,29 @@ def find_ports(environ: os._Environ[str] | dict[str, str]) -> dict[str, int]:
 
 def find_api() -> str:
     """The address of this machine's API, by ``PORT``. Raises ``Refused``."""
-    return f"http://127.0.0.1:{_read_port('PORT', os.environ.get('PORT') or str(DEFAULT_PORTS['PORT']))}"
+    return f"http://127.0.0.1:{find_port()}"
+
+
+def find_port() -> int:
+    """The port of this machine's API, by ``PORT``. Raises ``Refused``."""
+    return read_port("PORT", os.environ.get("PORT") or str(DEFAULT_PORTS["PORT"]))
+
+
+def serve_api(host: str, port: int) -> None:
+    """Run the API by uvicorn until a signal, as the checkout's Procfile does."""
+    import uvicorn
+
+    # The API refuses to listen for other machines without API keys, by the address in uvicorn's command line.
+    sys.argv = ["uvicorn", "libs_service:app", "--host", host, "--port", str(port)]
+    uvicorn.run(
+        "libs_service:app",
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=75,  # longer than clients and proxies keep a connection
+        app_dir="",  # as uvicorn's own command: what lies in the current folder can be imported
+    )
 
 
 class Line(honcho.process.Process):  # type: ignore[misc]  # honcho ships no types
@@ -309,14 +335,15 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _read_port(name: str, text: str) -> int:
+def read_port(name: str, text: str) -> int:
+    """A port as it was written. Raises ``Refused``."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65_536):
         raise Refused(f"{name} must be a port from 1 to 65535, got {text!r}")
     return int(text)
 
 
 def _free_port(name: str, text: str) -> int:
-    port = _read_port(name, text)
+    port = read_port(name, text)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -331,14 +358,6 @@ def _names(settings: Settings) -> list[str]:
         return [plugin.name for plugin in find_plugins(settings.services or list_plugins())]
     except UnknownService as error:
         raise Refused(f"SERVICES: {error.message}", EX_USAGE) from error
-
-
-def _procfile() -> dict[str, str]:
-    path = find_checkout() / "Procfile"
-    if not path.is_file():
-        raise Refused(f"there is no Procfile in {path.parent} or above it")
-    lines: dict[str, str] = parse_procfile(path.read_text()).processes
-    return lines
 
 
 def _environment(ports: dict[str, int]) -> dict[str, str]:

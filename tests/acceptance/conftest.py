@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,22 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory, clone: Path) -> Path:
-    """An empty environment's ``bin`` folder, after the wheels of the framework and of antifraud were installed."""
+def wheels(tmp_path_factory: pytest.TempPathFactory, clone: Path) -> list[Path]:
+    """The wheels of the client, the framework and antifraud."""
+    folder = tmp_path_factory.mktemp("wheels")
+    quick = ["--no-isolation"] if find_spec("setuptools") else []
+    for source in (clone / "client", clone, clone / "plugins" / "antifraud"):
+        run(sys.executable, "-m", "build", *quick, "--wheel", "--outdir", folder, source)
+    built = sorted(folder.glob("*.whl"))
+    assert len(built) == 3
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, clone: Path, wheels: list[Path]) -> Path:
+    """An empty environment's ``bin`` folder, after the wheels were installed, at once: none of them is on an index."""
     folder = tmp_path_factory.mktemp("installed")
-    for source in (clone, clone / "plugins" / "antifraud"):
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", source)
     run(sys.executable, "-m", "venv", folder / "venv")
-    wheels = sorted((folder / "dist").glob("*.whl"))
-    assert len(wheels) == 2
     pip = ("-m", "pip", "install", "--quiet", "--constraint", clone / "constraints.txt")
     run(folder / "venv" / "bin" / "python", *pip, *wheels)
     return folder / "venv" / "bin"

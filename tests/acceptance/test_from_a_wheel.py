@@ -18,6 +18,8 @@ from tests.acceptance.conftest import clean_environment, run
 from tests.support import Process, RedisServer, finished, free_port, make_http, poll, status_of
 from worker.testing import run_inline
 
+pytestmark = pytest.mark.timeout(600)  # the first one installs all
+
 #: User agents of many kinds, so that answers differ from job to job.
 AGENTS = [
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",

@@ -250,7 +250,7 @@ def ask(
 
 def sabotage(folder: Path, changes: Sabotage) -> None:
     """Copies of our packages with changes, which go before the real ones on the path."""
-    for package in ("worker", "api") if changes else ():
+    for package in ("worker", "api", "libs_service") if changes else ():
         shutil.copytree(ROOT / package, folder / package)
     for name, pairs in changes.items():
         path = folder / name

@@ -372,7 +372,8 @@ def test_the_asynchronous_client_does_the_same(serving: System) -> None:
 
 def test_the_documents_code_runs(serving: System) -> None:
     serving.start_worker("antifraud")
-    (in_readme,) = re.findall(r"```python\n(from api\.client.*?)```", (ROOT / "README.md").read_text(), re.S)
+    readme = (ROOT / "README.md").read_text()
+    (in_readme,) = re.findall(r"```python\n(from libs_service import Client.*?)```", readme, re.S)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), re.S)
     assert len(blocks) == 7
     code = "\n".join((in_readme, *blocks)).replace("http://127.0.0.1:8000", serving.url)

@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from libs_service_client.encode import dump, rows_of
+from libs_service_client.errors import ClientError, InvalidInput
+from libs_service_client.upload import Upload
 from pydantic import (
     AliasChoices,
     AliasPath,
@@ -24,10 +27,6 @@ from pydantic import (
     SecretStr,
     field_serializer,
 )
-
-from api.client.encode import dump, rows_of
-from api.client.errors import ClientError, InvalidInput
-from api.client.upload import Upload
 
 
 class Colour(Enum):

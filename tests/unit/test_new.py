@@ -22,7 +22,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "plugins").mkdir()
     for name in ("Procfile", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("worker", "api"):
+    for name in ("worker", "api", "libs_service"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
@@ -51,11 +51,12 @@ def files(folder: Path) -> set[str]:
 def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) -> None:
     done = new(checkout / "plugins", NAME)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-5:] == [
+    assert done.stdout.splitlines()[-6:] == [
         f"  pip install -e {NAME}",
         f"  services check {NAME}",
         f"  services predict {NAME}",
         "",
+        "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again.",
         f"For `docker compose`, its block stands in {NAME}/README.md.",
     ]
     plugin, installed = checkout / "plugins" / NAME, checkout / "installed"
@@ -85,6 +86,11 @@ def test_the_next_commands_are_this_environments_where_none_is_activated(checkou
     done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert f"\n  .venv/bin/pip install -e plugins/{NAME}\n  .venv/bin/services check {NAME}\n" in done.stdout
+    (checkout / "uv").write_text("")  # its environments hold no pip
+    (checkout / "uv").chmod(0o755)
+    command[-1], settings["PATH"] = "another", f"{checkout}:{settings['PATH']}"
+    done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert "\n  uv pip install --python .venv/bin/python -e plugins/another\n" in done.stdout
 
 
 def test_what_it_writes_passes_mypy(checkout: Path) -> None:
@@ -138,7 +144,6 @@ def test_nothing_is_overwritten_and_no_folder_is_made_up(
         (checkout, [NAME], "nothing is overwritten"),
         (checkout, [NAME, "--into", str(elsewhere)], "nothing is overwritten"),
         (checkout, [NAME, "--into", "no/such"], "there is no folder no/such"),
-        (elsewhere, [NAME], "run it in the checkout, or name a folder by --into DIR"),
     ):
         done = new(folder, *arguments)
         assert done.returncode == 1 and said in done.stderr, done.stderr

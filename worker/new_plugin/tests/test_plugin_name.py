@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from libs_service.testing import InvalidInput, run_inline
 from plugin_name.service import PluginName
-
-from worker.errors import InvalidInput
-from worker.testing import run_inline
 
 
 @pytest.fixture(scope="module")

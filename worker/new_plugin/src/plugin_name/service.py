@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.service import Service
+from libs_service import Service
 
 from .schema import Input, Output
 
@@ -13,7 +13,10 @@ class PluginName(Service[Input, Output]):
     max_batch_size = 64  # most inputs to one predict_batch; `services bench` proposes a number
 
     def load(self) -> None:
-        """Once in each process: weights, and imports that are heavy."""
+        """Once in each process: weights, and imports that are heavy.
+
+        A model's file lies in this package, beside this module: `Path(__file__).parent / "model.bin"`.
+        """
         self.words = {"lovely": 1.0, "awful": -1.0}
 
     def preprocess(self, input: Input) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from api.client.models import Event
+from libs_service_client.models import Event
 
 #: A lone \r ends a line too; one at the end of a piece may be the first half of \r\n.
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from api.client.errors import JobCancelled, JobExpired, JobFailed, UnexpectedAnswer
-from worker.jobs import TERMINAL, Priority, Status
+from libs_service_client.errors import JobCancelled, JobExpired, JobFailed, UnexpectedAnswer
+from libs_service_client.states import TERMINAL, Priority, Status
 
 __all__ = ["BatchFields", "ErrorDetail", "Event", "JobFields", "Priority", "Result", "ServiceInfo", "Status", "Timings"]
 

@@ -1,12 +1,12 @@
-"""The client: ``from api.client import Client, AsyncClient``. It imports nothing of the server's.
+"""The client: ``from libs_service_client import Client, AsyncClient``. Of the server, nothing is needed.
 
 The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` what
 they are made of; ``models`` and ``errors`` are what comes back; ``encode`` writes inputs as JSON, ``upload`` those of a
 batch; ``sse`` reads events, ``files`` sends a file, ``webhooks`` checks webhooks.
 """
 
-from api.client.asynchronous import AsyncBatch, AsyncClient, AsyncJob
-from api.client.errors import (
+from libs_service_client.asynchronous import AsyncBatch, AsyncClient, AsyncJob
+from libs_service_client.errors import (
     ApiError,
     ClientError,
     Conflict,
@@ -27,10 +27,10 @@ from api.client.errors import (
     Unavailable,
     UnexpectedAnswer,
 )
-from api.client.files import StoredFile
-from api.client.models import ErrorDetail, Event, Priority, Result, ServiceInfo, Status, Timings
-from api.client.sync import Batch, Client, Job
-from api.client.webhooks import verify_webhook
+from libs_service_client.files import StoredFile
+from libs_service_client.models import ErrorDetail, Event, Priority, Result, ServiceInfo, Status, Timings
+from libs_service_client.sync import Batch, Client, Job
+from libs_service_client.webhooks import verify_webhook
 
 __all__ = [
     "ApiError",

@@ -9,12 +9,25 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from api.client.common import DEFAULT_URL, LIMITS, RETRIES, TIMEOUT_S, our_errors, timeout_for
-from api.client.files import FileBody, Source, StoredFile
-from api.client.models import BatchFields, Event, JobFields, Raw, Result, ServiceInfo, Status
-from api.client.protocol import BatchOptions, JobOptions, Operations
-from api.client.steps import Answer, Done, Effect, Emit, Emits, Open, Pause, Read, Request, Send, Steps, advance
-from api.client.upload import Upload
+from libs_service_client.common import DEFAULT_URL, LIMITS, RETRIES, TIMEOUT_S, our_errors, timeout_for
+from libs_service_client.files import FileBody, Source, StoredFile
+from libs_service_client.models import BatchFields, Event, JobFields, Raw, Result, ServiceInfo, Status
+from libs_service_client.protocol import BatchOptions, JobOptions, Operations
+from libs_service_client.steps import (
+    Answer,
+    Done,
+    Effect,
+    Emit,
+    Emits,
+    Open,
+    Pause,
+    Read,
+    Request,
+    Send,
+    Steps,
+    advance,
+)
+from libs_service_client.upload import Upload
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from api.client.encode import dump, rows_of
-from api.client.errors import InvalidInput
+from libs_service_client.encode import dump, rows_of
+from libs_service_client.errors import InvalidInput
 
 #: Bytes of one piece, about.
 PIECE_BYTES = 64 * 1024

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
-from api.client.errors import UnexpectedAnswer
-from worker.file_types import UNKNOWN_TYPE, type_of
+from libs_service_client.errors import UnexpectedAnswer
 
 #: What can be uploaded: the path of a file, its bytes, or a file that is open for reading in binary mode.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
@@ -50,12 +49,12 @@ class FileBody:
         self._start = 0 if isinstance(source, str | bytes | os.PathLike) else source.tell()
         known = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "")
         self._name = Path(known).name if name is None and isinstance(known, str | os.PathLike) else name or ""
-        self._type = content_type or type_of(self._name)
+        self._type = content_type
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its type and its name, as far as they are known."""
-        headers = {"Content-Type": self._type or UNKNOWN_TYPE}
+        """Its type and its name, as far as they are known; a type that is not, the server tells by content and name."""
+        headers = {"Content-Type": self._type or "application/octet-stream"}
         if self._name:
             headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(self._name, safe='')}"
         return headers

@@ -11,14 +11,27 @@ from datetime import datetime
 from typing import Any, TypedDict
 from urllib.parse import quote
 
-from api.client.encode import dump
-from api.client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
-from api.client.files import FileBody, StoredFile, read_file
-from api.client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
-from api.client.sse import EventReader
-from api.client.steps import Answer, Emit, Emits, Open, Patience, Pause, Read, Request, Steps, may_pass, read_json, send
-from api.client.upload import Upload
-from worker.jobs import TERMINAL, Priority
+from libs_service_client.encode import dump
+from libs_service_client.errors import ApiError, ConnectionFailed, InvalidRequest, read_problem
+from libs_service_client.files import FileBody, StoredFile, read_file
+from libs_service_client.models import Event, Raw, Result, ServiceInfo, read_result, read_service
+from libs_service_client.sse import EventReader
+from libs_service_client.states import TERMINAL, Priority
+from libs_service_client.steps import (
+    Answer,
+    Emit,
+    Emits,
+    Open,
+    Patience,
+    Pause,
+    Read,
+    Request,
+    Steps,
+    may_pass,
+    read_json,
+    send,
+)
+from libs_service_client.upload import Upload
 
 #: Seconds that one request waits for a job's end: proxies give up on a silent one after 30 to 60.
 WAIT_S = 25.0

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.client.errors import InvalidWebhook
+from libs_service_client.errors import InvalidWebhook
 
 #: Seconds by which a webhook's time may differ from this host's.
 TOLERANCE_S = 300.0

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from api.client.errors import InvalidInput
+from libs_service_client.errors import InvalidInput
 
 #: Types that are JSON as they stand.
 PLAIN = (str, int, float, bool, type(None))

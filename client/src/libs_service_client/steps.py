@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from api.client.errors import ApiError, ConnectionFailed, UnexpectedAnswer, read_problem
-from api.client.models import Raw
+from libs_service_client.errors import ApiError, ConnectionFailed, UnexpectedAnswer, read_problem
+from libs_service_client.models import Raw
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -9,11 +9,11 @@ try:
     import httpx
 except ImportError as error:  # installed without its dependencies
     raise ImportError(
-        "api.client needs httpx, which libs-service installs along: pip install 'httpx>=0.28,<1'"
+        "libs_service_client needs httpx, which its wheel asks for: pip install 'httpx>=0.28,<1'"
     ) from error
 
-from api.client.errors import ConnectionFailed
-from api.client.steps import Request
+from libs_service_client.errors import ConnectionFailed
+from libs_service_client.steps import Request
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 #: Seconds for a connection, and for an answer that nothing holds back.
