@@ -220,7 +220,13 @@ def test_facebooks_form_is_well_formed(plain: Antifraud) -> None:
     assert [text for text in texts if "ua_malformed" in codes(run(plain, {"ua": text})[0])] == []
 
 
-@pytest.mark.parametrize("browser", [CHROME, PHONE, IPHONE, MAC, FIREFOX, f"{CHROME} Edg/142.0.0.0"])
+EXPLORERS = (
+    "Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 6.1; Trident/4.0; SLCC2; .NET CLR 2.0.50727)",
+    "Mozilla/5.0 (Windows NT 6.1; WOW64; Trident/7.0; rv:11.0) like Gecko",
+)
+
+
+@pytest.mark.parametrize("browser", [CHROME, PHONE, IPHONE, MAC, FIREFOX, f"{CHROME} Edg/142.0.0.0", *EXPLORERS])
 def test_forms_that_no_browser_writes_are_not_valid(plain: Antifraud, browser: str) -> None:
     encoded = browser.replace("/", "%2F").replace(" ", "%20").replace(";", "%3B")
     texts = [

@@ -34,6 +34,10 @@ LIMITS = """## Limits
   ads, spoofed domains and bundles; residential proxies. The checks of contradictions find careless forgers alone.
 * A crawler that writes its name into an Android comment, among model and build ("Storebot-Google/1.0"), is not found by
   its name: makers write there, and their words counted against people's phones.
+* The other source of the table by kind was not trained on, but the checks (words behind a browser's own, versions,
+  masks) were mended by looking at its people, so its figures now flatter people's devices. The first row's texts are
+  people's by their sources' weak labels; what they write was never shipped, and is now `ua_contradicts` or
+  `ua_malformed`.
 * "At 1 % false positives" on some hundred texts is decided by one or two of people's.
 * The model alone makes an event `suspicious` at most, never `invalid`.
 * The log holds people's addresses: they are hashed where they are read, and none is in the model.

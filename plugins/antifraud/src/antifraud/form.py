@@ -45,25 +45,29 @@ _DOUBLERS = ("", " ", ",", ", ", ";", "; ", "|")
 #: Computers and phones whose browsers are known by name. Televisions, cars and consoles add words of their own.
 _KNOWN_SYSTEMS = re.compile(
     r"^Mozilla/5\.0 \((?:Windows NT|Macintosh|X11; (?:\w+; )?(?:Linux (?:x86_64|i686|aarch64)|CrOS)|iPhone|iPad|iPod"
-    r"|Linux; (?:U; |arm_64; )?Android|Android)"
+    r"|Linux; (?:U; |arm_64; )?Android|Android)|^Mozilla/[45]\.0 \((?:compatible; MSIE [\d.b]{1,6}; )?Windows NT"
 )
 _OTHER_SCREENS = re.compile(
     r"\b(?:TV|STV|Xbox|CrKey|SmartTV|HbbTV|CE-HTML|SRAF|OMI|Tesla|VR|Quest|Kindle|PocketBook)\b|BRAVIA|AFT[A-Z]", re.I
 )
 #: An app's own browser: whatever stands at its end is the app's name.
-_WEB_VIEWS = re.compile(r"osmeta/|; wv\)|Version/4\.\d (?:Chrome|Mobile|Safari)|Electron/|QtWebEngine/|OculusBrowser")
+_WEB_VIEWS = re.compile(
+    r"osmeta/|\) Opera \d|; wv\)|Version/4\.\d (?:Chrome|Mobile|Safari)|Electron/|QtWebEngine/|OculusBrowser"
+)
 #: The last word of a browser's own user agent, after which its rivals' and apps' names stand.
 _BROWSERS_END = re.compile(
     r"\(KHTML, like Gecko\) .{0,200}? Safari/[\d.]+(?= )|\bGecko/(?:20100101|[\d.]{2,6}) Firefox/[\d.]+(?= )"
+    r"|^Mozilla/[45]\.0 \(compatible; MSIE [^()]{1,600}\)(?= )|rv:11\.0\) like Gecko(?= )"
 )
+_VERSION = re.compile(r"[\d.:]+")
 _MARKED = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 
 
 #: Browsers whose last words are all known. Of others, the parser may know the word that is not.
 _KNOWN_BROWSERS = frozenset(
     ["Chrome", "Chrome Mobile", "Chrome Mobile WebView", "Chrome Mobile iOS", "Chromium", "Edge", "Edge Mobile",
-     "Firefox", "Firefox Mobile", "Safari", "Mobile Safari", "Mobile Safari UI/WKWebView", "Opera", "Opera Mobile",
-     "Vivaldi", "Brave", "Yandex Browser"],
+     "Firefox", "Firefox Mobile", "IE", "Safari", "Mobile Safari", "Mobile Safari UI/WKWebView", "Opera",
+     "Opera Mobile", "Vivaldi", "Brave", "Yandex Browser"],
 )  # fmt: skip
 
 
@@ -130,7 +134,9 @@ def has_extra_word(text: str, browser: str | None) -> bool:
 
 
 def _words(rest: str) -> list[str]:
-    return [word.split("/")[0].lower() for word in _MARKED.sub(" ", rest).split()]
+    """The names in what follows, lower case. A number behind a name is the name's version."""
+    words = [word.split("/")[0].lower() for word in _MARKED.sub(" ", rest).split()]
+    return [word for at, word in enumerate(words) if not at or not _VERSION.fullmatch(word)]
 
 
 def _may_follow(name: str) -> bool:

@@ -53,7 +53,7 @@ TAIL_PRODUCTS = frozenset(
     agency viewer config trailer herring likewise unique openwave atcontent gls edition adg ddg sidekick leikeim
     cordova-amazon-fireos cordova capacitor ionic photos news instapaper pocket webview osmeta ant.com toolbar firephp
     nokiabrowser hyperapp gwx netdocuments desktopapp citrix chromiumedge edgw edgx bdspark squider searchcraft spreaker abb bropp yasearchapp
-    zenkit omi
+    zenkit omi babya discoverer
     """.split()
 )
 
