@@ -244,7 +244,7 @@ def write_plot(points: Sequence[Point], name: str, path: Path) -> str:
     except ImportError:
         path = path.with_suffix(".csv")
         _write_csv(points, path)
-        return f"matplotlib is not installed (pip install 'libs-service[bench]'): the figures are in {path}"
+        return f"matplotlib is not installed (pip install 'matplotlib>=3.9,<4'): the figures are in {path}"
     mpl.use("agg")
     from matplotlib import pyplot
 

@@ -232,5 +232,5 @@ def guarded() -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileMissing from error
     except Exception as error:
-        hint = " (`pip install libs-service[s3]`)" if isinstance(error, ImportError) else ""
+        hint = " (for s3://: pip install s3fs)" if isinstance(error, ImportError) else ""
         raise StorageUnavailable(f"the storage of the files: {type(error).__name__}: {error}{hint}") from error
