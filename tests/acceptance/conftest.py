@@ -114,11 +114,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(tmp_path_factory: pytest.TempPathFactory, clone: Path) -> Path:
     """An empty environment's ``bin`` folder, after the wheels of the framework and of antifraud were installed."""
     folder = tmp_path_factory.mktemp("installed")
+    uv = Path(sys.prefix) / "bin" / "uv"  # as pip would do it, in a tenth of the time
     for source in (clone, clone / "plugins" / "antifraud"):
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", source)
-    run(sys.executable, "-m", "venv", folder / "venv")
+        run(uv, "build", "--wheel", "--out-dir", folder / "dist", source)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     wheels = sorted((folder / "dist").glob("*.whl"))
     assert len(wheels) == 2
-    pip = ("-m", "pip", "install", "--quiet", "--constraint", clone / "constraints.txt")
-    run(folder / "venv" / "bin" / "python", *pip, *wheels)
+    install = ("pip", "install", "--python", folder / "venv" / "bin" / "python")
+    run(uv, *install, "--constraint", clone / "constraints.txt", *wheels)
     return folder / "venv" / "bin"
