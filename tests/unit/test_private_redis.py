@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT, poll
+from tests.tools import need
 from tests.unit.test_embedded import Checkout, write_server
 from worker import embedded
 from worker.embedded import NoRedis
@@ -126,9 +127,10 @@ def test_a_server_of_the_path_that_cannot_read_it_gives_way_to_the_wheels(
     checkout.processes[-1].stop()
 
     if first == "real":
-        binary = shutil.which("redis-server")
-        if not binary or embedded._ask_version(Path(binary)).startswith("Valkey"):
-            pytest.skip("there is no Redis on the PATH")
+        need("redis")
+        binary = embedded.list_binaries()[0]
+        if embedded._ask_version(binary).startswith("Valkey"):
+            pytest.skip("the redis-server of the PATH is Valkey")
         (tmp_path / "redis-server").symlink_to(binary)
     else:
         write_server(tmp_path / "redis-server", first)
