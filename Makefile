@@ -11,19 +11,24 @@ SETUP = $(PYTHON) -m scripts.setup_venv --framework $(FRAMEWORK) --level
 LEFT_OUT := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools run test chaos bench check format lock clean
+.PHONY: help python setup tools run test chaos bench check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: ## .venv with the framework and every plugin under plugins/
+# Told here, since an old Python cannot even read the set-up.
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup"; exit 1; }
+
+setup: python ## .venv with the framework and every plugin under plugins/
 	@$(SETUP) runtime
 
-tools:
+tools: python
 	@$(SETUP) tools
 
 # A plugin that cannot be installed keeps no other from starting; the exit code tells, at the end.
-run: ## start everything, run one sample job, go on until Ctrl-C
+run: python ## start everything, run one sample job, go on until Ctrl-C
 	@$(SETUP) runtime; code=$$?; \
 	if [ $$code = $(LEFT_OUT) ]; then trap : INT TERM; $(IN_VENV) services up || exit; exit $$code; fi; \
 	[ $$code = 0 ] || exit $$code; \
@@ -40,7 +45,7 @@ chaos: tools ## kill, stop and cut off everything for ten minutes, then audit ev
 	@$(IN_VENV) python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --stack $(or $(STACK),ours)
 
 # ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`; PEERS=all, or some, as `PEERS=mlserver,triton`.
-bench: ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
+bench: python ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
 	@$(SETUP) bench
 	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 

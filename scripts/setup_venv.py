@@ -1,6 +1,6 @@
 """``make setup``: a ``.venv`` with the framework and every plugin under ``plugins/``; a plugin's trouble stays its own.
 
-It runs before anything is installed: it imports the standard library alone, and an old Python must be able to read it.
+It runs before anything is installed, so it imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,9 +59,6 @@ def main() -> int:
     parser.add_argument("--level", choices=EXTRAS, required=True)
     parser.add_argument("--framework", nargs="+", default=["."], help="folders of the framework's own distributions")
     arguments = parser.parse_args()
-    if sys.version_info < OLDEST_PYTHON:
-        print("Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup", file=sys.stderr)
-        return FAILED
     try:
         with only_one(Path.cwd()):
             return Setup(Path.cwd(), arguments.framework).bring_to(arguments.level)
@@ -101,8 +99,6 @@ class Plugin:
 
     def read_name(self) -> str:
         """The distribution's name. Raises ``Failed`` for a ``pyproject.toml`` without one."""
-        import tomllib
-
         try:
             return str(tomllib.loads((self.folder / "pyproject.toml").read_text("utf-8"))["project"]["name"])
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:

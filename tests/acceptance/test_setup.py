@@ -138,3 +138,9 @@ def test_a_framework_that_cannot_be_installed_ends_it_with_the_reason(fresh: Tin
     done = fresh.make("run")
     assert done.returncode == 2 and "services up" not in done.stdout
     assert "Error: the framework could not be installed; uv said:\n  error: No solution" in done.stdout, done.stdout
+
+
+def test_an_old_python_is_refused_in_words(fresh: Tiny) -> None:
+    done = fresh.make("run", "PYTHON=false")
+    assert done.returncode == 2
+    assert done.stdout.startswith("Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup\n")
