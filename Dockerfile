@@ -27,11 +27,13 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 RUN if [ -n "$PLUGIN" ]; then \
         apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*; \
     fi
+# The framework has the tested versions. A plugin has them where they suit it, else what it asks for.
 COPY constraints.txt /tmp/constraints.txt
 RUN --mount=from=wheels,source=/wheels,target=/wheels \
     pip install --constraint /tmp/constraints.txt /wheels/framework/*.whl && \
     if [ -n "$PLUGIN" ]; then \
-        pip install --constraint /tmp/constraints.txt "/wheels/plugins/$PLUGIN"/*.whl && \
+        { pip install --constraint /tmp/constraints.txt /wheels/framework/*.whl "/wheels/plugins/$PLUGIN"/*.whl || \
+          pip install /wheels/framework/*.whl "/wheels/plugins/$PLUGIN"/*.whl; } && \
         for files in "/wheels/plugins/$PLUGIN"/no-deps.txt; do \
             if [ -f "$files" ]; then pip install --no-deps --requirement "$files" || exit 1; fi; \
         done; \

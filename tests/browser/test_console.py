@@ -18,7 +18,7 @@ from selenium.webdriver.support.select import Select
 from tests.services import write_echo
 from tests.support import System, finished, free_port, poll, running_system, status_of
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.needs("chromium")]
 
 
 #: The API behind a key, as a proxy may put it.

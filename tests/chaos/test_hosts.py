@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from tests.chaos.audit import read_trace
 from tests.chaos.stack import write_services
 from tests.support import ROOT, Process, RedisServer, System, finished, poll, redis_binary, status_of
+from tests.tools import need
 
 HOSTS = {"redis": 2, "api": 3, "w1": 4, "w2": 5}
 
@@ -66,8 +66,9 @@ def ip(command: str) -> None:
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("network namespaces need root and iproute2")
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    need("ip")
     try:
         with Network() as made:
             yield made

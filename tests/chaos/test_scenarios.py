@@ -22,7 +22,7 @@ from tests.chaos.faults import (
 )
 from tests.chaos.stack import Sabotage, ours
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.needs("cc")]
 
 
 def test_nothing_is_lost_changed_or_run_twice_at_once_whatever_is_killed(tmp_path: Path) -> None:
@@ -38,6 +38,7 @@ def test_nothing_is_lost_changed_or_run_twice_at_once_whatever_is_killed(tmp_pat
     assert report.slowest_answer_s < 5, "503 at the latest"
 
 
+@pytest.mark.needs("rabbitmq")
 def test_the_same_holds_with_rabbitmq_as_the_broker(tmp_path: Path) -> None:
     faults: list[Fault] = [kill_rabbit, kill_worker, kill_redis, kill_child]
     faults += [kill_rabbit, terminate_worker, kill_all_workers]

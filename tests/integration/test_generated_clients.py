@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,9 +96,8 @@ def test_a_client_by_openapi_python_client_works(serving: System, generated: Mod
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.needs("npm")
 def test_a_client_by_openapi_typescript_works(serving: System, tmp_path: Path) -> None:
-    if not shutil.which("npm"):
-        pytest.skip("npm is not installed")
     (tmp_path / "package.json").write_text(json.dumps(PACKAGE))
     installed = run_in(tmp_path, "npm", "install", "--no-audit", "--no-fund")
     if any(reason in installed.stderr for reason in NO_REGISTRY):

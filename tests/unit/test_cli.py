@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_run_starts_a_killed_worker_again_and_stops_all(twice: System) -> None:
     process = start_services(twice, "run", "twice")
     poll(lambda: process.output.count("service ready") == 1, what="the worker is ready")
     (killed,) = process.children
-    subprocess.run(["kill", "-9", str(killed)], check=True)
+    os.kill(killed, signal.SIGKILL)
     poll(lambda: "worker twice ended (signal 9); starting it again in 1 s" in process.output)
     poll(lambda: process.output.count("service ready") == 2, what="the worker is ready again")
     (again,) = process.children

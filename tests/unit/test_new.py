@@ -118,6 +118,7 @@ def test_what_it_writes_passes_ruff_whatever_its_name(checkout: Path, name: str)
         ("../mood", "expected at most 40 lower-case letters", 2),
         ("webhooks", "means something else", 2),
         ("input", "means something else", 2),
+        ("client", "means something else", 2),
         ("class", "means something else", 2),
         ("json", "there is a Python module json", 1),
         ("worker", "there is a Python module worker", 1),
