@@ -226,7 +226,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _run(settings: Settings, lock: int, stop: threading.Event) -> int:
+def _run(settings: Settings, lock: int, stop: Stop) -> int:
     """Run the first server that can read the folder's file, until a signal or its own end."""
     binaries = find_binaries()
     for binary in binaries:
