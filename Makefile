@@ -1,8 +1,8 @@
 # One word a command; .ci/run calls exactly these.
 PYTHON ?= python3
 BIN := .venv/bin
-# The framework's own distributions: folders of this checkout, each installed as `--editable`.
-FRAMEWORK := ./client .
+# The framework's own distributions: folders of this checkout, each installed as `--editable`; the first has the extras.
+FRAMEWORK := . ./client
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # What a goal needs of .venv: `runtime`, `tools` (and that), `bench` (and those). Quick where nothing has changed.
