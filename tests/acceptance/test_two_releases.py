@@ -29,7 +29,7 @@ class Plugin(Service[Input, Output]):
 """
 
 #: What a wheel is made of.
-SOURCES = ("worker", "api", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("worker", "api", "libs_service", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="session")
