@@ -76,9 +76,10 @@ class Tiny:
         write_project(
             self.folder,
             "libs-service",
-            needs=("base>=1,<2",),
+            needs=("base>=1,<2", "libs-service-client"),
             more='scripts = {services = "tiny:main"}\noptional-dependencies = {dev = ["linter"]}\n',
         )
+        write_project(self.folder / "client", "libs-service-client")
         (self.folder / "tiny.py").write_text("import sys\n\ndef main():\n    print('services', *sys.argv[1:])\n")
         (self.folder / "constraints.txt").write_text("base==1.0\nlinter==1.0\nshape==2.0\n")
         shutil.copy(ROOT / "Makefile", self.folder)
