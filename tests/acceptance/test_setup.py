@@ -62,7 +62,11 @@ def test_a_plugin_that_cannot_be_installed_keeps_no_other_from_starting(tiny: Ti
     assert no_toml.startswith("plugins/ccc") and "pyproject.toml names no project: TOMLDecodeError" in no_toml
     assert left_out.startswith("left out: plugins/bbb, plugins/ccc (")
     found = tiny.installed()
-    assert {name for name in found if name.startswith("libs-service-")} == {"libs-service-aaa", "libs-service-ddd"}
+    assert {name for name in found if name.startswith("libs-service-")} == {
+        "libs-service-client",
+        "libs-service-aaa",
+        "libs-service-ddd",
+    }
     assert (found["shape"], found["base"]) == ("2.0", "1.1"), "ddd has its own, which the framework allows"
 
 
@@ -129,7 +133,11 @@ def test_uv_gives_its_own_reasons(fresh: Tiny) -> None:
         assert error.startswith((f"plugins/{plugin} could not be installed; uv said:", plugin)), done.stdout
         assert reason in error.replace("\n      ", " "), error
     found = fresh.installed()
-    assert {name for name in found if name.startswith("libs-service-")} == {"libs-service-aaa", "libs-service-eee"}
+    assert {name for name in found if name.startswith("libs-service-")} == {
+        "libs-service-client",
+        "libs-service-aaa",
+        "libs-service-eee",
+    }
 
 
 def test_a_framework_that_cannot_be_installed_ends_it_with_the_reason(fresh: Tiny) -> None:
