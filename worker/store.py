@@ -258,5 +258,6 @@ def say_refusal(error: Exception, hint: str) -> str:
     if isinstance(error, redis.AuthenticationError):
         return "Redis refuses the user or the password of REDIS_URL"
     if isinstance(error, redis.ResponseError):
-        return f"Redis refuses: {str(error)[:300]}"
+        code = str(error).partition(" ")[0]  # such as NOPERM; what follows may name keys, or lines of our scripts
+        return f"Redis refuses the call ({code if code.isupper() and code.isalpha() else type(error).__name__})"
     return f"Redis does not answer; try again. {hint} ({type(error).__name__})"
