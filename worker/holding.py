@@ -31,5 +31,5 @@ def run_again(ledger: Ledger, job_id: str) -> None:
     """Run a failed, cancelled or expired job again, with its files. Raises as ``Ledger.retry`` does."""
     job = ledger.get(job_id)
     if job and job.status in RETRYABLE:
-        hold_named(ledger, job.service, job_id, job.owner, job.input)
+        hold_named(ledger, job.service, job_id, job.owner, ledger.get_input(job))
     ledger.retry(job_id)

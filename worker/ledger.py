@@ -417,6 +417,11 @@ class Ledger:
         record = {name.encode(): value for name, value in zip(fields, found, strict=True) if value is not None}
         return Job.from_record(job_id, record) if record else None
 
+    def get_input(self, job: Job) -> bytes:
+        """A job's input, as JSON."""
+        found: Any = self.redis.hget(record_key(job.service, job.id), LARGE_FIELDS["input"])
+        return found or b"null"
+
     def _find(self, job_id: str) -> str:
         """The service of a client's job; "" for an unknown one. A worker's Redis user sees its services' keys alone.
 

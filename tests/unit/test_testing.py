@@ -93,7 +93,7 @@ def test_a_bad_schema_is_found(installed: Installed, name: str, old: str, new: s
 )
 def test_a_batch_that_mixes_its_items_up_is_found(installed: Installed, name: str, new: str) -> None:
     found = installed.problems(name, service=SERVICE.replace('[{"n": item.n} for item in batch]', new))
-    assert "of a batch of 8" in found["a full batch agrees, in order, with batches of one"]
+    assert "a batch of 8" in found["a full batch agrees, in order, with batches of one"]
 
 
 def test_a_service_with_models_of_its_own_is_found(installed: Installed) -> None:
