@@ -34,11 +34,11 @@ run: python ## start everything, run one sample job, go on until Ctrl-C
 	[ $$code = 0 ] || exit $$code; \
 	$(IN_VENV) exec services up
 
-# Two at a time, each file whole, since a file's tests share their processes. As ordered by name: the long ones go first.
+# Three at a time (they wait more than they compute), each file whole, since a file's tests share their processes. As ordered by name: the long ones go first.
 # Some of them: `make test ARGS=tests/unit`.
 test: tools ## all tests; programs of the system that they need are installed where apt may, else those tests are skipped
 	@$(PYTHON) -m scripts.system_packages
-	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(IN_VENV) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # SEED, MINUTES and STACK=naive or naive-best may be given: `make chaos MINUTES=2 SEED=7`.
 chaos: tools ## kill, stop and cut off everything for ten minutes, then audit every job
