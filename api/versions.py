@@ -31,8 +31,8 @@ async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
                 said[name] = words
             if await ledger.raise_schema(worker for overview in found for worker in overview.workers):
                 log.info("the data in Redis, of an earlier release, was taken over: its schema is %d now", SCHEMA)
-        except StoreUnavailable:
-            pass  # application._sweep says so
+        except StoreUnavailable as error:  # application._sweep tells it once
+            log.debug("the workers' versions are not known: %s", error)
         await asyncio.sleep(LOOK_S)
 
 
