@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,9 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def list_services(_: argparse.Namespace, __: Settings) -> int:
+def list_services(arguments: argparse.Namespace, _: Settings) -> int:
     """list the installed services"""
     plugins = list_plugins()
+    if arguments.json:
+        print(json.dumps([asdict(plugin) for plugin in plugins.values()], indent=2, ensure_ascii=False))
+        return 0
     if not plugins:
         print("no service is installed (`pip install -e plugins/<name>`)")
     width = max(map(len, plugins), default=0)
@@ -279,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    add("list", list_services)
+    add("list", list_services).add_argument("--json", action="store_true", help="as a JSON array")
     for_api = add("api", api)
     for_api.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: 127.0.0.1)")
     for_api.add_argument("--port", type=_port, metavar="PORT", help="to listen on (default: PORT, else 8000)")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from redis import RedisError
@@ -46,9 +48,12 @@ def create(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def list_keys(_: argparse.Namespace, settings: Settings) -> int:
+def list_keys(arguments: argparse.Namespace, settings: Settings) -> int:
     """list the API keys (never the keys themselves)"""
     found = Keys(settings).list()
+    if arguments.json:
+        print(json.dumps([asdict(key) | {"state": key.ended() or "valid"} for key in found], indent=2))
+        return 0
     print("  ".join(name.ljust(width) for name, width in WIDTHS.items()) + "  EXPIRES")
     for key in found:
         cells = [key.id, key.name, key.ended() or "valid", ",".join(key.scopes), ",".join(key.services) or "all"]
@@ -99,7 +104,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     making.add_argument("--burst", type=_count, default=0, help="requests that may come at once (default: a second's)")
     making.add_argument("--concurrency", type=_count, default=0, help="jobs queued or running at once (default: any)")
     making.add_argument("--expires", type=_moment, default=0, help="after such as 12h or 30d, or at a time (RFC 3339)")
-    add("list", list_keys)
+    add("list", list_keys).add_argument("--json", action="store_true", help="as a JSON array")
     add("revoke", revoke).add_argument("id", metavar="ID", help="of `services keys list`")
 
 

@@ -66,6 +66,14 @@ def test_help_lists_the_commands_and_the_services_without_importing_one(twice: S
     assert "twice" in services(twice, "list").stdout
 
 
+def test_lists_are_written_as_json_too(twice: System) -> None:
+    (listed,) = [one for one in json.loads(services(twice, "list", "--json").stdout) if one["name"] == "twice"]
+    assert (listed["version"], listed["target"]) == ("1.0", "twice.service:Plugin")
+    services(twice, "keys", "create", "--name", "mine")
+    (key,) = json.loads(services(twice, "keys", "list", "--json").stdout)
+    assert (key["name"], key["state"], key["scopes"]) == ("mine", "valid", ["submit", "read", "cancel"])
+
+
 NOISY = """
 import os, sys
 from worker.service import Service
