@@ -33,8 +33,9 @@ def report_skipped(reasons: Iterable[str]) -> list[str]:
     counts = Counter(tool for tools in found for tool in tools)
     missing = [tool for tool in TOOLS if tool in counts]
     lines = [f"{tool}: {counts[tool]} ({' '.join(TOOLS[tool][1])})" for tool in missing]
+    number = "1 test was" if len(found) == 1 else f"{len(found)} tests were"
     return [
-        f"{len(found)} tests were skipped, each for want of a program that this machine has not:",
+        f"{number} skipped, each for want of a program that this machine has not:",
         *(f"  {line}" for line in lines),
         f"To run them too: {install_command(packages_of(missing))}",
     ]
