@@ -21,6 +21,7 @@ TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cc": (("cc",), ("gcc", "libc6-dev")),  # the chaos tests set Redis's clock by a small library
     "openssl": (("openssl",), ("openssl",)),
     "ip": (("ip",), ("iproute2",)),  # network namespaces
+    "mount": (("mount", "umount"), ("mount",)),  # a small disk, to be filled
     "curl": (("curl",), ("curl",)),
     "npm": (("npm", "node"), ("npm",)),
 }

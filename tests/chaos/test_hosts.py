@@ -155,6 +155,7 @@ def running(folder: Path) -> set[str]:
     return {marker.read_text() for marker in (folder / "trace" / "running").iterdir()}
 
 
+@pytest.mark.needs("mount")
 def test_a_full_disk_under_the_private_redis_refuses_jobs_and_loses_none(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
