@@ -20,35 +20,31 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from api import (
-    batch_events,
-    batches,
-    console,
-    events,
-    files,
-    metrics,
-    model_info,
-    open_inference,
-    problems,
-    routes,
-    webhooks,
-)
-from api.access import NEED_A_KEY, Bodies, Gate, bound_elsewhere
+from api import problems, webhooks
+from api.auth.gate import NEED_A_KEY, Bodies, Gate, bound_elsewhere
+from api.auth.keyring import Keyring
+from api.batches import events as batch_events
+from api.batches import routes as batches
 from api.catalog import Catalog
-from api.front import Front, NotStarted, Plain
-from api.keyring import Keyring
-from api.meter import Meter, Metered
-from api.openapi import build_document
-from api.versions import watch_versions
-from api.waiter import Waiter
-from api.writer import Writer
-from worker.dispatch import WEBHOOKS
+from api.files import routes as files
+from api.jobs import events, routes
+from api.jobs.fast_path import Front, NotStarted, Plain
+from api.jobs.waiter import Waiter
+from api.jobs.writer import Writer
+from api.openapi.document import build_document
+from api.ops import console, metrics
+from api.ops.meter import Meter, Metered
+from api.ops.versions import watch_versions
+from api.v2 import model_info
+from api.v2 import routes as open_inference
+from api.v2.columns import check_columns
 from worker.errors import StoreUnavailable
-from worker.files_async import AsyncFiles
-from worker.hearing import Hearing
-from worker.ledger_async import AsyncLedger
-from worker.logs import setup_logging
-from worker.schema import SchemaTooNew
+from worker.filestore.async_store import AsyncFiles
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.data_schema import SchemaTooNew
+from worker.ledger.event_reader import Hearing
+from worker.names import WEBHOOKS
+from worker.processes.logs import setup_logging
 from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.api")
@@ -78,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     setup_logging(settings.log_level)
     app = Front(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.settings = settings
-    app.state.catalog = Catalog()
+    app.state.catalog = Catalog(check_columns)
     app.state.receivers = webhooks.Receivers(settings)
     app.state.meter = Meter()
     create, read = Plain(routes.create_job), Plain(routes.get_job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from api.columns import list_columns
 from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
 from worker.errors import PLUGIN_ERRORS, InvalidInput, ServiceFailed, ServicesError, UnknownService, say, to_utf8
 from worker.files import File, Where, find_files, holds_files
-from worker.overview import Overview
+from worker.ledger.overview import Overview
 
 log = logging.getLogger("services.api")
+
+#: Looks at a service's ``Input`` and ``Output``; it may raise anything.
+SchemaCheck = Callable[[type[BaseModel] | None, type[BaseModel] | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,19 @@ class Entry:
 
 
 class Catalog:
-    """The services that were installed when the process started. A broken one harms no other."""
+    """The services that were installed when the process started. A broken one harms no other.
 
-    def __init__(self, plugins: Iterable[Plugin] | None = None) -> None:
-        found = list_plugins().values() if plugins is None else plugins
-        plugins = list(found)
+    Args:
+        check: raises for an ``Input`` and an ``Output`` that a protocol of the API cannot carry; the service then
+        fails.
+    """
+
+    def __init__(self, check: SchemaCheck = lambda model, output: None) -> None:
+        plugins = list(list_plugins().values())
         schemas = Counter(plugin.schema_module for plugin in plugins if plugin.schema_module)
-        self.entries = {plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1) for plugin in plugins}
+        self.entries = {
+            plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1, check) for plugin in plugins
+        }
         self._newcomers = Newcomers()
 
     def get(self, name: str) -> Entry:
@@ -143,14 +151,13 @@ class Newcomers:
         return [path.stat().st_mtime_ns for path in map(Path, sys.path) if path.is_dir()]
 
 
-def _load(plugin: Plugin, is_shared: bool) -> Entry:
+def _load(plugin: Plugin, is_shared: bool, check: SchemaCheck) -> Entry:
     try:
         models = load_models(plugin, is_shared)
         model, output = models.input, models.output
         if models.problem:
             log.warning("service %s: %s", plugin.name, models.problem)
-        list_columns(model, "validation")  # made once, and here where a datatype that cannot be is the plugin's fault
-        list_columns(output, "serialization")
+        check(model, output)
         input_schema, output_schema = describe(model, "validation"), describe(output, "serialization")
         example = _example(model, input_schema) if model and input_schema else None
         return Entry(plugin, model, output, None, example, input_schema, output_schema)

@@ -12,9 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from api.meter import METHODS
 from worker import errors
-from worker.schema import SchemaTooNew
+from worker.ledger.data_schema import SchemaTooNew
 
 log = logging.getLogger("services.api")
 
@@ -42,6 +41,9 @@ STATUS: dict[type[errors.ServicesError], int] = {
     SchemaTooNew: 503,
     errors.ServiceFailed: 503,
 }
+
+#: HTTP methods that the API and its metrics know; any other word that a client may send as a method is "other".
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 #: What takes an ``Idempotency-Key``, and what its sender is told beside a 503.
 KEYED = frozenset({"/jobs", "/batches"})

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from api.access import caller_of
+from api.auth.gate import caller_of
 from api.requests import check_query, read_job_id, read_nothing
-from worker.addresses import AddressRules, parse_url, resolve
-from worker.deliveries import LoggedDelivery, deliver_again, read_deliveries
 from worker.errors import AddressRefused, InvalidInput
+from worker.net.addresses import AddressRules, parse_url, resolve
 from worker.settings import Settings
-from worker.webhooks import Kind
+from worker.webhooks.events import Kind
+from worker.webhooks.log import LoggedDelivery, deliver_again, read_deliveries
 
 log = logging.getLogger("services.api")
 router = APIRouter()

@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks.measures import folder
 from benchmarks.stacks import BATCH, Ours, Stack, cpu_s, example_of
 from tests.support import RedisServer
-from worker.jobs import NewJob, Status
-from worker.ledger import Ending, Ledger
-from worker.ledger_async import AsyncLedger
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import NewJob, Status
+from worker.ledger.sync_ledger import Ending, Ledger
 from worker.service import Service
 from worker.settings import Settings
 

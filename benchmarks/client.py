@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from worker.load import Connection, build_request, connect, cpu_s
+from worker.cli.load import Connection, build_request, connect, cpu_s
 
 #: Of the naive stack, which can only be asked again.
 POLL_S = 0.005

@@ -14,9 +14,9 @@ from benchmarks.measures import Figures, say
 from benchmarks.stacks import example_of
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServicesError
-from worker.passage import Passage
+from worker.inference.items import Passage
+from worker.inference.stages import postprocess, predict, preprocess, validate
 from worker.service import Service
-from worker.stages import postprocess, predict, preprocess, validate
 
 #: Full batches of each plugin that take about the same time.
 BATCHES = {"antifraud": 100, "embed": 5}

@@ -205,7 +205,7 @@ def services(seconds: float, many: int) -> Figures:
                 found[f"{about} GET {path}, ms"].append(took * 1000)
                 found[f"{about} GET {path}, bytes"].append(size)
             begun = time.perf_counter()
-            stack.spawn("worker.cli", "list").wait(60)
+            stack.spawn("worker.cli.main", "list").wait(60)
             found[f"{about} services list, s"].append(time.perf_counter() - begun)
         say(found)
     return found

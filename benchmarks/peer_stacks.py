@@ -24,7 +24,7 @@ from benchmarks.client import make_call
 from benchmarks.models import MODELS
 from benchmarks.stacks import BATCH, Stack, example_of
 from tests.support import ROOT, free_port
-from worker.load import connect
+from worker.cli.load import connect
 
 HERE = Path(__file__).parent / "peers"
 #: Git ignores it.

@@ -1,9 +1,9 @@
 """Predict throughput and latency of more workers than this machine has: a discrete-event simulation.
 
 Clients in a closed loop, API processes, one Redis and workers, as the real parts work: an API has one ``create`` on its
-way for a service and gathers meanwhile (``api/writer.py``); a free worker takes what waits, and claims a whole further
-batch while its model computes (``worker/feeder.py``); Redis serves one call at a time. What a call costs is measured
-first (``calibrate.py``), and before it predicts, it is held against real workers.
+way for a service and gathers meanwhile (``api/jobs/writer.py``); a free worker takes what waits, and claims a whole
+further batch while its model computes (``worker/pool/feeder.py``); Redis serves one call at a time. What a call costs
+is measured first (``calibrate.py``), and before it predicts, it is held against real workers.
 
 What it leaves out: network bandwidth, garbage collection, and that parts share cores. Each process has one of its own.
 """
@@ -33,7 +33,7 @@ TICK_S = 0.5
 JITTER = 0.05
 #: Clients begin within this time.
 SPREAD_US = 200_000
-#: The same as in ``api/writer.py``: jobs in one ``create``.
+#: The same as in ``api/jobs/writer.py``: jobs in one ``create``.
 GROUP = 256
 
 

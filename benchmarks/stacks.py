@@ -17,8 +17,8 @@ import httpx
 
 from benchmarks.models import MODELS, SCHEMA, SERVICE
 from tests.support import ROOT, Process, RedisServer, environment_without_ours, free_port, poll, status_of, write_plugin
-from worker.jobs import NewJob
-from worker.ledger_async import AsyncLedger
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import NewJob
 from worker.settings import Settings
 
 #: Rows to one call of the model, in every stack that batches.

@@ -7,7 +7,7 @@ from libs_service.names import import_ours
 
 def main() -> None:
     """Run it."""
-    import_ours("worker.cli").main()
+    import_ours("worker.cli.main").main()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """``python -P -m libs_service.launch MODULE …``: ``python -m MODULE …``, with our ``worker`` whatever lies around.
 
-This is how our commands start processes (``worker.launch``). ``-P`` keeps the current folder out of the way until the
-module's own imports are done. Then it is put where ``-m`` would have put it, first, since a plugin may import what lies
-there; ``PYTHONSAFEPATH`` keeps it out, as in any Python.
+This is how our commands start processes (``worker.processes.launch``). ``-P`` keeps the current folder out of the way
+until the module's own imports are done. Then it is put where ``-m`` would have put it, first, since a plugin may import
+what lies there; ``PYTHONSAFEPATH`` keeps it out, as in any Python.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import httpx
 import redis
 
-from worker.embedded import find_binary
+from worker.local.redis_server import find_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -294,7 +294,7 @@ class System:
 
 def services(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """The command ``services`` in this installation, run to its end."""
-    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from worker.cli.main import main; main()", *arguments]
     return subprocess.run(
         command, env={**system.env, **env}, cwd=system.folder, input=stdin, capture_output=True, text=True, timeout=60
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery
 
-from worker.dispatch import service_of
+from worker.names import service_of
 from worker.settings import get_settings
 
 settings = get_settings()
@@ -32,7 +32,7 @@ def route(name: str, *_: Any, **__: Any) -> dict[str, str] | None:
 app = Celery(
     "services",
     broker=settings.broker_url or settings.celery_url,
-    backend=f"worker.backend:{BACKEND}",
+    backend=f"worker.broker.result_backend:{BACKEND}",
     amqp="worker.broker.amqp:ServicesAMQP",
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
@@ -43,7 +43,7 @@ RABBIT_OPTIONS = {"confirm_publish": True, "connect_timeout": 4, "read_timeout":
 
 app.conf.update(
     task_routes=(route,),
-    worker_pool="worker.pool:ServicePool",
+    worker_pool="worker.pool.slots:ServicePool",
     worker_concurrency=settings.concurrency,
     # JSON only: a pickle in the queue is refused, not run.
     accept_content=["json"],
@@ -76,7 +76,7 @@ def _is_command(argv: list[str]) -> bool:
 
 # `celery -A worker inspect` and the like tell no more than that they cannot connect.
 if settings.private_redis and _is_command(sys.argv):
-    from worker.embedded import answers  # a program that only sends tasks does without
+    from worker.local.redis_server import answers  # a program that only sends tasks does without
 
     if not answers(settings):
         print(settings.away_hint, file=sys.stderr)

@@ -16,15 +16,14 @@ import worker.broker.control  # noqa: F401  # its commands take the place of Cel
 from worker.broker.command_line import refused_option
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
-from worker.dispatch import WEBHOOKS, task_name
-from worker.embedded import require_redis
 from worker.errors import UnknownService
-from worker.logs import setup_logging
-from worker.pool import ServicePool
-from worker.runner import AWAY
-from worker.schema import SchemaTooNew, check_schema
+from worker.ledger.data_schema import SchemaTooNew, check_schema
+from worker.local.redis_server import require_redis
+from worker.names import WEBHOOKS, task_name
+from worker.net.redis_clients import AWAY, make_client
+from worker.pool.slots import ServicePool
+from worker.processes.logs import setup_logging
 from worker.settings import EX_USAGE, get_settings
-from worker.store import make_client
 
 log = logging.getLogger("services.worker")
 
@@ -74,7 +73,7 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     sender.options.update(without_gossip=True, without_mingle=True)
     app.services_hostname = sender.hostname
     if names == [WEBHOOKS]:
-        sender.pool_cls = "worker.webhook_pool:WebhookPool"  # no other worker pays for its libraries
+        sender.pool_cls = "worker.webhooks.pool:WebhookPool"  # no other worker pays for its libraries
     for name in names:
         app.task(name=task_name(name))(_in_the_pool)
 

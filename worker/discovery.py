@@ -23,9 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from worker.dispatch import WEBHOOKS
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, UnknownService, say
-from worker.procfile import find_checkout
+from worker.names import WEBHOOKS
+from worker.processes.procfile import find_checkout
 from worker.service import Service
 
 #: The entry-point group of the project's founding document.

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 
-from worker import telling
+from worker import progress
 from worker.files import holds_files
 
 Input = TypeVar("Input")
@@ -127,7 +127,7 @@ class Service(Generic[Input, Output]):
 
         Call it in a verb, as often as you like. ``GET /jobs/<id>`` shows the last value, its events show each.
         """
-        telling.current().progress(value, message)
+        progress.current().progress(value, message)
 
     @classmethod
     def knobs(cls) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.addresses import AddressRules, parse_networks
-from worker.procfile import find_checkout
-from worker.signing import parse_secret
-from worker.store import CLUSTER_SCHEMES, BrokerUrl, ClusterUrl, SentinelUrl, ServerUrl
+from worker.net.addresses import AddressRules, parse_networks
+from worker.net.redis_clients import CLUSTER_SCHEMES, BrokerUrl, ClusterUrl, SentinelUrl, ServerUrl
+from worker.net.signing import parse_secret
+from worker.processes.procfile import find_checkout
 
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2

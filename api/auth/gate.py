@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
-from api.keyring import ANYONE, Caller
-from worker import keys
+from api.auth.keyring import ANYONE, Caller
 from worker.errors import Forbidden, ServicesError, Unauthorized
+from worker.ledger import api_keys as keys
 from worker.settings import Settings
 
 audit = logging.getLogger("services.audit")
@@ -218,7 +218,7 @@ def bound_elsewhere(argv: Sequence[str]) -> str:
 
 
 def _is_link(scope: Scope) -> bool:
-    """Whether the address itself is what lets in: a file's signed link, which ``api.files`` checks."""
+    """Whether the address itself is what lets in: a file's signed link, which ``api.files.routes`` checks."""
     return b"signature=" in scope["query_string"] and LINK.fullmatch(scope["path"]) is not None
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import Forbidden, RateLimited, StoreUnavailable, Unauthorized
-from worker.keys import CHANGED, KEYS_KEY, TAKE, Key, hash_key, read_keys
-from worker.ledger_async import AsyncLedger
+from worker.ledger.api_keys import CHANGED, KEYS_KEY, TAKE, Key, hash_key, read_keys
+from worker.ledger.async_ledger import AsyncLedger
 
 log = logging.getLogger("services.api")
 

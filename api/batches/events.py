@@ -16,11 +16,11 @@ from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 
-from api.access import caller_of
-from api.events import HEADERS, LETTERS, bad_event_id, follow
+from api.auth.gate import caller_of
+from api.jobs.events import HEADERS, LETTERS, bad_event_id, follow
 from api.requests import check_query, unless_head
-from worker.bulk import Bulk
 from worker.errors import JobExpired
+from worker.ledger.batches import Bulk
 
 router = APIRouter()
 

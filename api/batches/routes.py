@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from api.access import caller_of
+from api.auth.gate import caller_of
+from api.auth.keyring import Caller
 from api.catalog import Entry
-from api.keyring import Caller
 from api.problems import PayloadTooLarge
 from api.requests import (
     BOM_REFUSED,
@@ -36,11 +36,11 @@ from api.requests import (
     refuse_encoded,
     unless_head,
 )
-from worker.bulk import Bulk, Chunk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
 from worker.errors import InvalidInput, ServicesError, StoreUnavailable
-from worker.jobs import TERMINAL, Priority
+from worker.ledger.batches import Bulk, Chunk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
+from worker.ledger.jobs import TERMINAL, Priority
 from worker.service import Service
-from worker.webhooks import dump_webhook
+from worker.webhooks.events import dump_webhook
 
 T = TypeVar("T")
 

@@ -15,14 +15,14 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
-from api.access import caller_of
-from api.dispositions import write_attachment
+from api.auth.gate import caller_of
+from api.files.dispositions import write_attachment
+from api.files.uploads import Upload
 from api.problems import LinkInvalid, RangeNotSatisfiable
 from api.requests import check_query, invalid_query, read_nothing, read_seconds
-from api.uploads import Upload
 from worker.errors import ServicesError
+from worker.filestore.storage import FileRecord
 from worker.settings import Settings
-from worker.storage import FileRecord
 
 log = logging.getLogger("services.api")
 router = APIRouter()

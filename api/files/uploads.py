@@ -10,13 +10,13 @@ from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from api.dispositions import read_name, read_parameters
+from api.files.dispositions import read_name, read_parameters
 from api.problems import PayloadTooLarge, UnsupportedFileType
 from api.requests import DRAIN_BYTES, refuse_encoded
 from worker.errors import InvalidInput
 from worker.files import CONTENT_TYPE, matches
+from worker.filestore.storage import HEAD_BYTES, PIECE_BYTES, sniff, tell_type
 from worker.settings import Settings
-from worker.storage import HEAD_BYTES, PIECE_BYTES, sniff, tell_type
 
 FORM = "multipart/form-data"
 #: What clients declare that were told nothing; curl's ``--data-binary`` is one.

@@ -21,12 +21,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
-from api.access import caller_of
+from api.auth.gate import caller_of
+from api.jobs.waiter import Waiter
 from api.requests import check_query, read_job_id, unless_head
-from api.waiter import Waiter
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
-from worker.hearing import Event, Heard
-from worker.jobs import TERMINAL, Job, Status
+from worker.ledger.event_reader import Event, Heard
+from worker.ledger.jobs import TERMINAL, Job, Status
 
 log = logging.getLogger("services.api")
 router = APIRouter()

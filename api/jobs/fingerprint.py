@@ -8,9 +8,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from api.catalog import Entry
-from worker.cache import ask, canonical, fingerprint
 from worker.errors import InvalidInput
 from worker.files import find_files, holds_files
+from worker.ledger.equal_jobs import ask, canonical, fingerprint
 
 log = logging.getLogger("services.api")
 

@@ -14,10 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from api.access import caller_of
+from api.auth.gate import caller_of
+from api.auth.keyring import Caller
 from api.catalog import Entry
-from api.fingerprint import ask_cache, check_cacheable
-from api.keyring import Caller
+from api.jobs.fingerprint import ask_cache, check_cacheable
+from api.jobs.waiter import ended_within
 from api.requests import (
     JobRequest,
     check_query,
@@ -34,10 +35,9 @@ from api.requests import (
     read_wait,
     refuse_encoded,
 )
-from api.waiter import ended_within
-from worker.jobs import End, Job, NewJob, Priority, Status
-from worker.ledger_async import Repeated
-from worker.webhooks import dump_webhook
+from worker.ledger.async_ledger import Repeated
+from worker.ledger.jobs import End, Job, NewJob, Priority, Status
+from worker.webhooks.events import dump_webhook
 
 log = logging.getLogger("services.api")
 router = APIRouter()

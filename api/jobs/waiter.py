@@ -20,11 +20,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from worker.errors import StoreUnavailable
-from worker.jobs import End, Job
-from worker.ledger import ENDED_CHANNEL, TOLD_CHANNEL
-from worker.ledger_async import AsyncLedger
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import End, Job
+from worker.ledger.sync_ledger import ENDED_CHANNEL, TOLD_CHANNEL
+from worker.net.redis_clients import make_async_client
 from worker.settings import Settings
-from worker.store import make_async_client
 
 T = TypeVar("T")
 

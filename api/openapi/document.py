@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from api.catalog import Catalog, Entry
-from api.guarded_document import EITHER_OR_NONE, SECURITY, guarded
-from api.open_inference_document import SCHEMAS as OPEN_INFERENCE
-from api.openapi_parts import make_keep_for
-from api.openapi_paths import batch_request, build_paths
-from api.plain_schema import mend_refs
-from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
-from api.schemas import (
+from api.openapi.guarded import EITHER_OR_NONE, SECURITY, guarded
+from api.openapi.open_inference import SCHEMAS as OPEN_INFERENCE
+from api.openapi.parts import make_keep_for
+from api.openapi.paths import batch_request, build_paths
+from api.openapi.schemas import (
     ATTEMPT,
     BATCH,
     DELIVERY,
@@ -37,9 +35,11 @@ from api.schemas import (
     make_webhook,
     name_for_clients,
 )
-from worker.jobs import Priority, Status
-from worker.schema import own_version
-from worker.webhooks import JOB_EVENTS
+from api.plain_schema import mend_refs
+from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
+from worker.ledger.data_schema import own_version
+from worker.ledger.jobs import Priority, Status
+from worker.webhooks.events import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457). Where API

@@ -1,11 +1,11 @@
-"""What the gate (``api.access``) adds to the OpenAPI document: how an API key is borne, and what it answers itself."""
+"""The gate's part of the OpenAPI document (``api.auth.gate``): how an API key is sent, and the gate's own answers."""
 
 from __future__ import annotations
 
-from api.access import OPEN
-from api.openapi_parts import make_problems
+from api.auth.gate import OPEN
+from api.openapi.parts import make_problems
+from api.openapi.schemas import Schema, make_ref
 from api.problems import TITLES
-from api.schemas import Schema, make_ref
 
 #: Either bears an API key; neither is needed where none is configured.
 SECURITY: Schema = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from api.catalog import Entry
-from api.infer_requests import JSON_LENGTH, WAIT_S
-from api.schemas import Schema, make_object, make_ref
-from api.tensors import MAX_DIMENSIONS, MAX_ID, Datatype
+from api.openapi.schemas import Schema, make_object, make_ref
+from api.v2.requests import JSON_LENGTH, WAIT_S
+from api.v2.tensors import MAX_DIMENSIONS, MAX_ID, Datatype
 
 OCTETS = "application/octet-stream"
 

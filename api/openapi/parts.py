@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+from api.jobs.routes import DEFAULT_PAGE, MAX_PAGE
+from api.openapi.schemas import Schema, make_enum, make_ref
 from api.problems import TITLES
-from api.routes import DEFAULT_PAGE, MAX_PAGE
-from api.schemas import Schema, make_enum, make_ref
-from worker.jobs import Status
+from worker.ledger.jobs import Status
 from worker.settings import get_settings
 
 #: The error codes of each status.

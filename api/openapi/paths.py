@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from api.catalog import Entry
-from api.open_inference_document import open_inference_paths
-from api.openapi_parts import (
+from api.openapi.open_inference import open_inference_paths
+from api.openapi.parts import (
     APPLIED,
     CREATING,
     IDEMPOTENCY_KEY,
@@ -22,7 +22,7 @@ from api.openapi_parts import (
     make_operation,
     make_problems,
 )
-from api.schemas import (
+from api.openapi.schemas import (
     BATCH_STREAM,
     CONSOLE,
     LAST_EVENT,
@@ -34,8 +34,8 @@ from api.schemas import (
     make_ref,
     make_webhook,
 )
-from worker.jobs import Priority
-from worker.webhooks import BATCH_EVENTS
+from worker.ledger.jobs import Priority
+from worker.webhooks.events import BATCH_EVENTS
 
 
 def build_paths(entries: list[Entry]) -> Schema:

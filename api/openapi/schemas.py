@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
 from api.plain_schema import describe_safely
-from worker.addresses import MAX_URL
-from worker.jobs import Priority
-from worker.webhooks import BATCH_EVENTS, JOB_EVENTS
+from worker.ledger.jobs import Priority
+from worker.net.addresses import MAX_URL
+from worker.webhooks.events import BATCH_EVENTS, JOB_EVENTS
 
 Schema = dict[str, Any]
 

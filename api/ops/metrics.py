@@ -19,14 +19,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.routing import Mount, Route
 
-from api.access import caller_of
+from api.auth.gate import caller_of
 from api.catalog import Entry
-from api.meter import NO_ROUTE, Meter
+from api.jobs.waiter import Held
+from api.ops.meter import NO_ROUTE, Meter
 from api.requests import check_query
-from api.waiter import Held
 from worker.errors import StoreUnavailable
-from worker.jobs import TERMINAL
-from worker.overview import Overview
+from worker.ledger.jobs import TERMINAL
+from worker.ledger.overview import Overview
 
 router = APIRouter()
 Seen = Sequence[tuple[Entry, Overview]]

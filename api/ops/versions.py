@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from api.catalog import Catalog
 from worker.errors import StoreUnavailable
-from worker.ledger_async import AsyncLedger
-from worker.overview import Overview
-from worker.schema import SCHEMA, own_version
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.data_schema import SCHEMA, own_version
+from worker.ledger.overview import Overview
 
 log = logging.getLogger("services.api")
 

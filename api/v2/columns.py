@@ -23,7 +23,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import from_json, to_json
 
 from api.requests import dump_strictly
-from api.tensors import FLOATS, INTEGERS, MAX_DIMENSIONS, Tensor
+from api.v2.tensors import FLOATS, INTEGERS, MAX_DIMENSIONS, Tensor
 from worker.errors import InvalidInput, InvalidOutput
 
 #: Most rows of one request, each of which is a job; for more there is ``POST /batches``.
@@ -95,6 +95,12 @@ def list_columns(model: type[BaseModel] | None, mode: Mode) -> tuple[Column, ...
     fields = schema.get("properties", {}).items()
     found = tuple(_make_column(name, field, name in required, definitions, mode) for name, field in fields)
     return found or (WHOLE[mode],)
+
+
+def check_columns(model: type[BaseModel] | None, output: type[BaseModel] | None) -> None:
+    """List the columns of a service's models. Raises for a datatype that the protocol does not have."""
+    list_columns(model, "validation")
+    list_columns(output, "serialization")
 
 
 def find_columns(columns: Sequence[Column], mode: Mode) -> dict[str, Column]:

@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from api.access import caller_of
+from api.auth.gate import caller_of
 from api.catalog import Entry
-from api.columns import Column, list_columns
-from api.infer_requests import find_entry
-from worker.overview import Overview
+from api.v2.columns import Column, list_columns
+from api.v2.requests import find_entry
+from worker.ledger.overview import Overview
 
 router = APIRouter()
 

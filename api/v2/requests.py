@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic_core import from_json, to_json
 
-from api.access import caller_of
+from api.auth.gate import caller_of
+from api.auth.keyring import Caller
 from api.catalog import Entry
-from api.columns import Column, find_columns, list_columns, to_inputs
-from api.fingerprint import ask_cache, check_cacheable
-from api.keyring import Caller
+from api.jobs.fingerprint import ask_cache, check_cacheable
 from api.problems import InferFailed, PayloadTooLarge
 from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S, read_body
-from api.tensors import InferRequest, RequestedOutput, read_infer
+from api.v2.columns import Column, find_columns, list_columns, to_inputs
+from api.v2.tensors import InferRequest, RequestedOutput, read_infer
 from worker.errors import InvalidInput
 from worker.files import File, Where
-from worker.jobs import NewJob, Priority
+from worker.ledger.jobs import NewJob, Priority
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 

@@ -17,18 +17,18 @@ from fastapi.responses import Response
 from pydantic_core import from_json, to_json
 from starlette.requests import ClientDisconnect
 
-from api.access import caller_of
+from api.auth.gate import caller_of
 from api.catalog import Entry
-from api.columns import list_columns, to_tensor
-from api.infer_requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
-from api.model_info import PLATFORM
+from api.jobs.routes import log_stored
 from api.problems import InferFailed
-from api.routes import log_stored
-from api.tensors import to_binary, to_values
+from api.v2.columns import list_columns, to_tensor
+from api.v2.model_info import PLATFORM
+from api.v2.requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
+from api.v2.tensors import to_binary, to_values
 from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
-from worker.jobs import Job, NewJob, Status
-from worker.ledger_async import Repeated
-from worker.schema import own_version
+from worker.ledger.async_ledger import Repeated
+from worker.ledger.data_schema import own_version
+from worker.ledger.jobs import Job, NewJob, Status
 
 log = logging.getLogger("services.api")
 router = APIRouter()

@@ -173,7 +173,7 @@ def test_a_worker_that_dies_is_started_again_and_a_line_says_so(running: Clone) 
 
 def workers_of(running: Clone) -> str:
     """The live workers as the private Redis holds them."""
-    code = "from worker.ledger import *; from worker.settings import *; import sys;"
+    code = "from worker.ledger.sync_ledger import *; from worker.settings import *; import sys;"
     code += "print(Ledger(get_settings()).redis.hgetall('{antifraud}:workers:info'))"
     return running.run(".venv/bin/python", "-c", code)
 

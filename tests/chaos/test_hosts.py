@@ -167,7 +167,7 @@ def test_a_full_disk_under_the_private_redis_refuses_jobs_and_loses_none(tmp_pat
     system.env["SERVICES_DATA_DIR"] = str(disk / "data")
     (tmp_path / "trace" / "running").mkdir(parents=True)
     try:
-        server = system.start("worker.cli", "redis", name="redis")
+        server = system.start("worker.cli.main", "redis", name="redis")
         system.start_api()
         poll(lambda: status_of(f"{system.url}/readyz") == 200, what="the private Redis is up")
         with system.client() as client:
@@ -191,7 +191,7 @@ def test_a_full_disk_under_the_private_redis_refuses_jobs_and_loses_none(tmp_pat
             poll(refused, 20, "Redis refuses what it cannot write")
             (disk / "ballast").unlink()
             if server.exit_code is not None:
-                system.start("worker.cli", "redis", name="redis")
+                system.start("worker.cli.main", "redis", name="redis")
             poll(lambda: not refused(), 20, "with room again, all goes on")
             system.start_worker("chaos")
             assert {finished(client, job_id)["status"] for job_id in kept} == {"succeeded"}

@@ -59,12 +59,12 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
             "worker/ledger.lua": [
                 ("  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then", "  if false then"),
             ],
-            "worker/child.py": [
+            "worker/pool/child.py": [
                 ("if not held and self._running is batch:", "if False:"),
                 ("if now > self._safe_until and now > self._lease.safe_until:", "if False:"),
             ],
-            "worker/keeper.py": [("        self._on_lost()\n", "")],
-            "worker/pool.py": [("now > self._pool.keeper.safe_until", "False")],
+            "worker/pool/lease.py": [("        self._on_lost()\n", "")],
+            "worker/pool/slots.py": [("now > self._pool.keeper.safe_until", "False")],
         },
         "changed",
     ),
@@ -74,8 +74,8 @@ PILLARS: dict[str, tuple[Sabotage, str]] = {
                 ("return {0, {}} end\n  redis.call('ZADD', WORKERS, now + ARGV[5], ARGV[4])", "return {0, {}} end"),
                 ("redis.call('ZADD', WORKERS, 'GT', now + ARGV[5], ARGV[4])", ""),
             ],
-            "worker/child.py": [("if not held and self._running is batch:", "if False:")],
-            "worker/keeper.py": [("        self._on_lost()\n", "")],
+            "worker/pool/child.py": [("if not held and self._running is batch:", "if False:")],
+            "worker/pool/lease.py": [("        self._on_lost()\n", "")],
         },
         "overlaps",
     ),

@@ -18,8 +18,8 @@ import pytest
 from api.client import Client, NotFound, Unauthorized
 from tests.integration.test_api import assert_problem, body
 from tests.support import Process, System, finished, poll, running_system, services, status_of
-from worker.cli import main
-from worker.keys import Key, Keys, Scope
+from worker.cli.main import main
+from worker.ledger.api_keys import Key, Keys, Scope
 from worker.settings import Settings
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import RedisServer
 from worker.broker.adopt import adopt
-from worker.jobs import Status
+from worker.ledger.jobs import Status
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.services import TALKING, TALKING_SCHEMA, write_echo
 from tests.support import ROOT, System, finished, listen_to, poll, running_system, write_plugin
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 EVENTS = ("/jobs/{job_id}/events", "/batches/{batch_id}/events")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.test_batches import read, results
 from tests.support import System, poll, running_system, write_plugin
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 SCHEMA = """

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, environment_without_ours, write_plugin
-from worker.bench import Plan, Point, choose, propose
-from worker.cli import main
+from worker.cli.bench import Plan, Point, choose, propose
+from worker.cli.load import Window, is_stable, read_job
+from worker.cli.main import main
 from worker.errors import BenchFailed
-from worker.load import Window, is_stable, read_job
 
 SCHEMA = """
 from pydantic import BaseModel
@@ -51,7 +51,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(plugins: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(plugins), str(ROOT)])
-    command = [sys.executable, "-c", "from worker.cli import main; main()", "bench", *arguments]
+    command = [sys.executable, "-c", "from worker.cli.main import main; main()", "bench", *arguments]
     env = environment_without_ours() | {"PYTHONPATH": path, "REDIS_URL": "redis://127.0.0.1:1"}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=110)
 

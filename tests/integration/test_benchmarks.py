@@ -18,7 +18,7 @@ from benchmarks.client import STYLES, make_call
 from benchmarks.peer_stacks import KINDS, Peers
 from benchmarks.simulate import Plan, simulate
 from tests.support import ROOT, environment_without_ours
-from worker.load import connect
+from worker.cli.load import connect
 
 
 def test_a_small_run_measures_both_stacks() -> None:

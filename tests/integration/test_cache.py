@@ -18,7 +18,7 @@ from api.client import Client
 from tests.integration.test_api import assert_problem
 from tests.receiver import Receiver
 from tests.support import Process, System, finished, poll, running_system, status_of, write_plugin
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 SCHEMA = """

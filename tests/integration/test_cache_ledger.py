@@ -10,12 +10,12 @@ import pytest
 
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import ROOT, RedisServer, poll
-from worker import scripts
-from worker.cache import ask, digest_model
 from worker.errors import QueueFull, RateLimited, StoreUnavailable
-from worker.jobs import TERMINAL, Job, NewJob, Priority, Status
-from worker.ledger import Ending, Stored
-from worker.scripts import read_source
+from worker.ledger import scripts
+from worker.ledger.equal_jobs import ask, digest_model
+from worker.ledger.jobs import TERMINAL, Job, NewJob, Priority, Status
+from worker.ledger.scripts import read_source
+from worker.ledger.sync_ledger import Ending, Stored
 
 MODEL = digest_model("1", KNOBS)
 DONE = b'{"n":1}'
@@ -377,7 +377,7 @@ def test_jobs_that_use_no_cache_have_nothing_to_do_with_it(
 ) -> None:
     source = (ROOT / "worker" / "cache.lua").read_text()
     without = read_source().replace(source, "local function cache() error('of the cache') end\n")
-    monkeypatch.setattr("worker.scripts.read_source", lambda: without)
+    monkeypatch.setattr("worker.ledger.scripts.read_source", lambda: without)
     forget()
     bench.ledger._script = scripts.Scripts(bench.redis)
     with pytest.raises(StoreUnavailable, match="ResponseError"):

@@ -15,7 +15,7 @@ from celery import Celery
 
 from api.client import Client
 from tests.support import System, finished, listen_to, poll
-from worker.dispatch import OURS, build_message
+from worker.ledger.messages import OURS, build_message
 
 
 @pytest.fixture

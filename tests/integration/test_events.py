@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tests.support import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
-from worker.ledger import Ledger, Said
+from worker.ledger.sync_ledger import Ledger
+from worker.progress import Said
 from worker.settings import Settings
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.integration.test_ledger import Bench, send_chunk
 from tests.support import RedisServer, System, finished, poll
-from worker.jobs import NewJob, Priority
-from worker.keys import Key, Keys
-from worker.ledger_async import AsyncLedger
+from worker.ledger.api_keys import Key, Keys
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import NewJob, Priority
 from worker.settings import Settings
 
 

@@ -147,7 +147,7 @@ def test_files_of_a_job_that_runs_again_stay(system: System, client: httpx.Clien
     if by == "http":
         assert client.post(f"/jobs/{job_id}/retry").status_code == 202
     else:
-        command = [sys.executable, "-m", "worker.cli", "retry", job_id]
+        command = [sys.executable, "-m", "worker.cli.main", "retry", job_id]
         subprocess.run(command, env=system.env, cwd=system.folder, capture_output=True, check=True)
     assert_held(system, client, file_id)
     system.start_worker(service)

@@ -15,13 +15,13 @@ from tests.integration.test_access import NDJSON, Guarded
 from tests.integration.test_api import assert_problem
 from tests.services import write_turning, write_untold
 from tests.support import System, finished, poll, running_system, status_of
-from worker.attach import Attachments
 from worker.errors import InvalidInput
 from worker.files import File
-from worker.keys import Scope
-from worker.ledger import Ledger
+from worker.filestore.batch_files import Attachments
+from worker.inference.stages import Item
+from worker.ledger.api_keys import Scope
+from worker.ledger.sync_ledger import Ledger
 from worker.settings import Settings
-from worker.stages import Item
 
 #: Of a content that was there before the first API key.
 EARLIER = b"from before the keys"

@@ -14,12 +14,12 @@ import pytest
 from api.client import Client
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import RedisServer, System, finished, listen_to, poll
-from worker.bulk import Chunk, NewBulk
 from worker.errors import StoreUnavailable
-from worker.forecast import Forecast, Forecasts
-from worker.jobs import NewJob, Priority, Status
-from worker.ledger import Ending, head
-from worker.ledger_async import AsyncLedger
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.forecast import Forecast, Forecasts
+from worker.ledger.jobs import NewJob, Priority, Status
+from worker.ledger.sync_ledger import Ending, head
 
 BUSY, ABOUT = "{echo}:busy:w1", "{echo}:about"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from tests.support import RedisServer, poll
-from worker.keeper import Keeper
+from worker.pool.lease import Keeper
 from worker.settings import Settings
 
 KNOBS = {"max_queue_size": 2, "max_queue_bytes": 0, "cache_for_s": 0.0}

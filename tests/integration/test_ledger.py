@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import pytest
 import redis
 
-from worker.bulk import Chunk, NewBulk
 from worker.errors import (
     IdempotencyConflict,
     JobExpired,
@@ -24,10 +23,11 @@ from worker.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
-from worker.ledger import Ending, Ledger, Stored
-from worker.ledger_async import AsyncLedger, Repeated
-from worker.scripts import read_source
+from worker.ledger.async_ledger import AsyncLedger, Repeated
+from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
+from worker.ledger.scripts import read_source
+from worker.ledger.sync_ledger import Ending, Ledger, Stored
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
@@ -632,7 +632,7 @@ def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) ->
 
 
 def test_a_page_of_a_rare_state_may_be_short_but_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.ledger_async.LOOK_AT", 10)
+    monkeypatch.setattr("worker.ledger.async_ledger.LOOK_AT", 10)
     ids = bench.create(35)
     bench.ledger.cancel(ids[2])
     found: list[str] = []

@@ -211,15 +211,15 @@ def test_failed_jobs_are_listed_looked_at_and_run_again_by_hand(system: System) 
         (whole,) = client.get("/jobs?service=retrying&status=failed&limit=1&include=input,attempts").json()["jobs"]
         assert whole["input"] == {"n": 2, "do": "raise"} and whole["attempts"][0]["outcome"] == "failed"
 
-        said = system.start("worker.cli", "retry", "retrying")
+        said = system.start("worker.cli.main", "retry", "retrying")
         assert said.wait() == 0
         assert sorted(said.output.split("queued again: ")[1:]) == sorted(f"{job_id}\n" for job_id in ids)
         again = [finished(client, job_id) for job_id in ids]
         assert [(job["status"], job["attempt"]) for job in again] == [("failed", 2)] * 3
         assert len(attempts(client, ids[0])) == 2
-        by_id = system.start("worker.cli", "retry", ids[0])
+        by_id = system.start("worker.cli.main", "retry", ids[0])
         assert by_id.wait() == 0
-        unknown = system.start("worker.cli", "retry", "no-such-job")
+        unknown = system.start("worker.cli.main", "retry", "no-such-job")
         assert unknown.wait() == 1
         assert (
             "Error: no job has the id 'no-such-job', and no service this name; installed services: " in unknown.output
@@ -235,7 +235,7 @@ def test_a_retry_of_all_stops_where_the_queue_is_full_and_says_what_is_left(syst
             ids.append(post(client, "small", n=n, do="raise"))
             finished(client, ids[-1])
         worker.stop()
-        said = system.start("worker.cli", "retry", "small")
+        said = system.start("worker.cli.main", "retry", "small")
         assert said.wait() == 1
         assert said.output.count("queued again: ") == 2
         assert "Error: the queue of small is full: 2 queued again, 1 still failed; run this again in " in said.output

@@ -61,7 +61,7 @@ def see_every_part_work(system: System, url: str) -> None:
         assert job["status"] == "succeeded"
     sent = system.start("tests.run_code", PRODUCER, **env)
     assert (sent.wait(60), sent.output) == (0, "7 SUCCESS\n[['echo.predict']]\n")
-    listed = system.start("worker.cli", "keys", "list", **env)
+    listed = system.start("worker.cli.main", "keys", "list", **env)
     assert listed.wait() == 0, listed.output
     poll(lambda: status_of(f"http://127.0.0.1:{port}/broker") == 200, 30, "flower reads the broker")
     assert worker.stop(signal.SIGTERM) == 0
@@ -88,7 +88,7 @@ def test_over_a_unix_socket_in_another_database(stack: System) -> None:
 
 @pytest.mark.parametrize("url", ["redis://:p/w@127.0.0.1:1/0", "redis://127.0.0.1:1/x", "unix://?db=1"])
 def test_a_url_that_cannot_be_is_refused_without_its_password(stack: System, url: str) -> None:
-    process = stack.start("worker.cli", "list", REDIS_URL=url)
+    process = stack.start("worker.cli.main", "list", REDIS_URL=url)
     assert process.wait() == 2
     assert process.output.startswith("Error: REDIS_URL: expected ") and "%-escaped" in process.output
     assert url not in process.output

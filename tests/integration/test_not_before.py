@@ -16,9 +16,9 @@ from api.client import Client
 from tests.integration.test_api import assert_problem
 from tests.services import SCHEMA
 from tests.support import RedisServer, System, finished, poll, running_system, write_plugin
-from worker.jobs import Job, NewJob, Priority, Status
-from worker.ledger import Ending, Ledger
-from worker.ledger_async import AsyncLedger
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import Job, NewJob, Priority, Status
+from worker.ledger.sync_ledger import Ending, Ledger
 from worker.settings import Settings
 
 SOON_S = 1.5

@@ -9,8 +9,8 @@ import pytest
 from tests.integration.test_cache_ledger import CacheBench
 from tests.integration.test_ledger import KNOBS, send_chunk
 from tests.support import RedisServer, poll
-from worker.jobs import Status
-from worker.ledger import Ending
+from worker.ledger.jobs import Status
+from worker.ledger.sync_ledger import Ending
 
 MB = 2**20
 KEY = "{echo}:job:b.0"

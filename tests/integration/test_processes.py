@@ -127,7 +127,11 @@ def test_a_fork_that_comes_back_does_not_go_on_as_the_pool_process(wild: System,
     pid = run(wild, "pid")["output"]["value"]
     job = run(wild, "fork_that_returns")
     assert (job["status"], job["output"]["value"], job["attempt"]) == ("succeeded", pid, 1)
-    poll(lambda: not [child for child in children_of(pid) if b"worker.child" in command_of(child)], 20, "it has ended")
+    poll(
+        lambda: not [child for child in children_of(pid) if b"worker.pool.child" in command_of(child)],
+        20,
+        "it has ended",
+    )
     assert "came back from its plugin" in worker.output
 
 
@@ -206,7 +210,7 @@ def test_nothing_is_left_of_a_killed_worker(wild: System) -> None:
 
 def test_a_plugin_may_change_folder_environment_signals_and_streams(wild: System) -> None:
     # given the private Redis, whose folder is found from the current one
-    redis = wild.start_without_redis("worker.cli", "redis")
+    redis = wild.start_without_redis("worker.cli.main", "redis")
     poll(lambda: (wild.folder / ".services" / "redis" / "redis.sock").exists(), 30, "the private Redis runs")
     worker = wild.start_without_redis("celery", "-A", "worker", "worker", "-Q", "moved")
     poll(lambda: "service ready name=moved" in worker.output, 60, "it is ready")

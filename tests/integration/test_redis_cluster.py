@@ -20,7 +20,7 @@ from tests.rabbit import RabbitServer
 from tests.receiver import Receiver
 from tests.services import write_turning
 from tests.support import System, finished, free_port, poll, redis_binary, running_system
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 SLOTS = 16_384

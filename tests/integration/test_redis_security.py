@@ -16,7 +16,7 @@ import redis
 
 from tests.services import write_echo, write_turning
 from tests.support import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 USERS = ("api", "worker", "flower", "webhooks")
@@ -290,7 +290,7 @@ def test_after_a_failover_the_jobs_go_on_with_the_new_master(stack: tuple[System
 )
 def test_a_url_that_cannot_be_is_refused(stack: tuple[System, list[Server]], url: str, said: str) -> None:
     system, _ = stack
-    process = system.start("worker.cli", "list", REDIS_URL=url)
+    process = system.start("worker.cli.main", "list", REDIS_URL=url)
     assert process.wait() == 2
     assert process.output.startswith("Error: REDIS_URL: ")
     assert said in process.output

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.test_api import assert_problem
 from tests.services import SCHEMA as FIELDS
 from tests.support import System, poll, running_system, services, status_of, write_plugin
-from worker.schema import SCHEMA, SCHEMA_KEY, own_version
+from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY, own_version
 
 PLUGIN = """
 from worker.service import Service

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support import Process, System, free_port, poll, services
-from worker.keys import Key, Keys
+from worker.ledger.api_keys import Key, Keys
+from worker.local.up import Guide
 from worker.settings import Settings
-from worker.up import Guide
 
 
 def submit(system: System, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def start_submit(system: System, *arguments: str) -> Process:
         "--default-signal=INT",
         sys.executable,
         "-c",
-        "from worker.cli import main; main()",
+        "from worker.cli.main import main; main()",
         "submit",
         *arguments,
     ]

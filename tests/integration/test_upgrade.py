@@ -17,7 +17,7 @@ import pytest
 from tests.integration.test_api import assert_problem
 from tests.recorded_store import DOCUMENT, ROWS, WAITING_ROW, write_recorded
 from tests.support import ROOT, RedisServer, System, finished, poll, services
-from worker.schema import SCHEMA, SCHEMA_KEY
+from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY
 
 STORE = ROOT / "tests" / "data" / "store-0.1.0"
 TOLD = json.loads((STORE / "told.json").read_text())

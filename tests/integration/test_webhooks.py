@@ -73,7 +73,7 @@ def settled(client: httpx.Client, job: dict[str, Any], timeout: float = 20) -> d
 
 
 def secrets(system: System, action: str = "secret") -> list[str]:
-    command = [sys.executable, "-c", "from worker.cli import main; main()", "webhooks", action]
+    command = [sys.executable, "-c", "from worker.cli.main import main; main()", "webhooks", action]
     done = subprocess.run(command, env=system.env, cwd=system.folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from worker.addresses import AddressRules, is_public, parse_networks, parse_url, resolve
 from worker.errors import AddressRefused
-from worker.sender import backoff_s, parse_retry_after
-from worker.signing import make_secret, parse_secret, sign
+from worker.net.addresses import AddressRules, is_public, parse_networks, parse_url, resolve
+from worker.net.signing import make_secret, parse_secret, sign
+from worker.webhooks.sender import backoff_s, parse_retry_after
 
 NONE = AddressRules((), "SETTING")
 

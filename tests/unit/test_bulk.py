@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from worker.bulk import Chunk, at_once, cut, rows_of_chunk
+from worker.ledger.batches import Chunk, at_once, cut, rows_of_chunk
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, Process, System, poll, running_system, services, write_plugin
-from worker.supervisor import LAST_PAUSE_S, Worker
-from worker.up import Refused, find_ports
+from worker.local.supervisor import LAST_PAUSE_S, Worker
+from worker.local.up import Refused, find_ports
 
 SCHEMA = """
 from pydantic import BaseModel
@@ -51,7 +51,7 @@ def twice(tmp_path: Path) -> Iterator[System]:
 
 def start_services(system: System, *arguments: str, **env: str) -> Process:
     log = system.folder / "services.log"
-    command = [sys.executable, "-c", "from worker.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from worker.cli.main import main; main()", *arguments]
     process = Process(command, {**system.env, "PYTHONUNBUFFERED": "1", **env}, log, system.folder)
     system.processes.append(process)
     return process

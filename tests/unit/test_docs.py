@@ -9,7 +9,7 @@ from pathlib import Path
 
 from api.problems import STATUS
 from tests.support import ROOT
-from worker.jobs import Status
+from worker.ledger.jobs import Status
 from worker.service import KNOBS, Service
 from worker.settings import Settings
 

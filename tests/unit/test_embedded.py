@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from tests.support import ROOT, Process, environment_without_ours, poll
-from worker import embedded
-from worker.embedded import NoRedis
+from worker.local import redis_server as embedded
+from worker.local.redis_server import NoRedis
 from worker.settings import Settings
 
 
@@ -27,7 +27,7 @@ class Checkout:
         self.processes: list[Process] = []
 
     def serve(self, **env: str) -> Process:
-        command = [sys.executable, "-c", "from worker.cli import main; main(['redis'])"]
+        command = [sys.executable, "-c", "from worker.cli.main import main; main(['redis'])"]
         log = self.folder.parent / f"redis-{len(self.processes)}.log"
         process = Process(command, {**self.env, "PYTHONUNBUFFERED": "1", **env}, log)
         self.processes.append(process)

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from worker.addresses import AddressRules, parse_networks, parse_url
-from worker.attach import Scratch
 from worker.errors import AddressRefused, InvalidInput
-from worker.fetch import check_url, find_addresses
 from worker.files import File, FileRules, find_files, holds_files
+from worker.filestore.batch_files import Scratch
+from worker.filestore.fetch import check_url, find_addresses
+from worker.net.addresses import AddressRules, parse_networks, parse_url
 from worker.service import Service
 from worker.testing import run_inline
 
@@ -138,7 +138,8 @@ def test_the_api_refuses_what_no_look_at_the_host_is_needed_for() -> None:
 
 
 def test_what_a_dead_process_left_is_removed_and_what_the_living_have_is_not(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from worker.attach import Scratch; s = Scratch(Path(sys.argv[1])); "
+    code = "import sys; from pathlib import Path; from worker.filestore.batch_files import Scratch; "
+    code += "s = Scratch(Path(sys.argv[1])); "
     code += "(s.make() / 'f').write_text('x')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert list(tmp_path.glob("*/*/f"))

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from api.dispositions import read_name, read_parameters, write_attachment
-from worker.copying import copy_content
+from api.files.dispositions import read_name, read_parameters, write_attachment
 from worker.errors import InvalidOutput
 from worker.file_types import ALIASES, ENDINGS, canonical
 from worker.files import File, FileRules, clean_name, matches, name_in_url
+from worker.filestore.copying import copy_content
+from worker.filestore.output_files import Taker, take_file
+from worker.filestore.storage import tell_type
 from worker.service import Service
-from worker.storage import tell_type
-from worker.taking import Taker, take_file
 from worker.testing import run_inline
 
 ENDING_OF = {

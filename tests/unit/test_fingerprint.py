@@ -10,11 +10,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr
 
 from api.catalog import Entry
-from api.fingerprint import ask_cache, check_cacheable
-from worker.cache import digest_model
+from api.jobs.fingerprint import ask_cache, check_cacheable
 from worker.discovery import Plugin
 from worker.errors import InvalidInput
 from worker.files import File
+from worker.ledger.equal_jobs import digest_model
 from worker.service import Service
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from worker.feeder import Batch, RunTimes
-from worker.lease import Handover
-from worker.ledger import Held
+from worker.ledger.sync_ledger import Batch, Held
+from worker.pool.feeder import RunTimes
+from worker.pool.shared_memory import Handover
 
-TAKE = "import sys; from worker.lease import Handover; print(Handover(int(sys.argv[1])).take(int(sys.argv[2])))"
+TAKE = "import sys; from worker.pool.shared_memory import Handover\n"
+TAKE += "print(Handover(int(sys.argv[1])).take(int(sys.argv[2])))"
 
 
 def take_elsewhere(fd: int, number: int) -> bool:

@@ -18,7 +18,8 @@ from libs_service_client import states
 
 import api.client
 from tests.support import ROOT
-from worker import jobs, procfile
+from worker.ledger import jobs
+from worker.processes import procfile
 
 
 def python(code: str, folder: Path) -> str:
@@ -70,7 +71,7 @@ def test_a_package_of_the_teams_hides_none_of_ours(tmp_path: Path, module: str) 
     (tmp_path / "words.py").write_text("WORDS = 7")
     code = "from libs_service import Service, app; import words; "
     shown = "print(Service.__module__, type(app).__module__, words.WORDS)"
-    assert python(code + shown, tmp_path) == "worker.service api.front 7\n"
+    assert python(code + shown, tmp_path) == "worker.service api.jobs.fast_path 7\n"
 
 
 def test_the_current_folder_is_searched_first_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

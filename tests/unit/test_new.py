@@ -41,7 +41,7 @@ def run(folder: Path, *arguments: str, path: Path = ROOT) -> subprocess.Complete
 
 
 def new(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, "worker.cli", "new", *arguments)
+    return run(folder, "worker.cli.main", "new", *arguments)
 
 
 def files(folder: Path) -> set[str]:
@@ -63,13 +63,13 @@ def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) 
     pip = run(checkout, "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(plugin))
     assert pip.returncode == 0, pip.stderr
 
-    listed = run(checkout, "worker.cli", "list", path=installed).stdout
+    listed = run(checkout, "worker.cli.main", "list", path=installed).stdout
     assert f"{NAME}  0.1.0     mood_teller.service:MoodTeller  Tells happy texts from sad ones" in " ".join(
         listed.split(" ")
     )
-    checked = run(checkout, "worker.cli", "check", NAME, path=installed)
+    checked = run(checkout, "worker.cli.main", "check", NAME, path=installed)
     assert checked.returncode == 0 and "FAILED" not in checked.stdout, checked.stdout + checked.stderr
-    assert json.loads(run(checkout, "worker.cli", "predict", NAME, path=installed).stdout) == {"score": 1.0}
+    assert json.loads(run(checkout, "worker.cli.main", "predict", NAME, path=installed).stdout) == {"score": 1.0}
     tested = run(checkout, "pytest", str(plugin), "-q", path=installed)
     assert tested.returncode == 0 and "2 passed" in tested.stdout, tested.stdout
 
@@ -80,7 +80,7 @@ def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) 
 def test_the_next_commands_are_this_environments_where_none_is_activated(checkout: Path) -> None:
     env = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", env], check=True)
-    command = [str(env / "bin" / "python"), "-c", "from worker.cli import main; main()", "new", NAME]
+    command = [str(env / "bin" / "python"), "-c", "from worker.cli.main import main; main()", "new", NAME]
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry.endswith("site-packages"))])
     settings = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path}
     done = subprocess.run(command, cwd=checkout, env=settings, capture_output=True, text=True, timeout=60, check=False)

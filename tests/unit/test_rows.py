@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from worker.bulk import PART_BYTES, merge, read_parts
-from worker.jobs import LARGE_FIELDS, ROW_FIELDS, Job
-from worker.results import Parts
+from worker.inference.results import Parts
+from worker.ledger.batches import PART_BYTES, merge, read_parts
+from worker.ledger.jobs import LARGE_FIELDS, ROW_FIELDS, Job
 from worker.strict_json import find_constant, name_place
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.sample import Sample
+from worker.broker.sample import Sample
 
 
 def test_above_the_rate_only_a_sample_is_shown() -> None:

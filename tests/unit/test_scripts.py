@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from worker.scripts import read_source, script_of
+from worker.ledger.scripts import read_source, script_of
 
 OPERATIONS = re.findall(r"^function operations\.(\w+)", read_source(), re.M)
 

@@ -12,10 +12,10 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_se
 from pydantic_core import to_json
 
 from worker.errors import ServicesError, field_errors
-from worker.passage import Outcome, Passage
-from worker.runner import MAX_BACKOFF_S, backoff_s
+from worker.inference.items import Outcome, Passage
+from worker.inference.runner import MAX_BACKOFF_S, backoff_s
+from worker.inference.stages import run_stages
 from worker.service import Service
-from worker.stages import run_stages
 
 
 class Input(BaseModel):

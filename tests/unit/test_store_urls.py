@@ -9,8 +9,8 @@ from kombu.connection import Connection
 from kombu.utils.url import url_to_parts
 from redis.connection import parse_url as redis_parses
 
+from worker.net.redis_clients import ClusterUrl, SentinelUrl, ServerUrl
 from worker.settings import Settings
-from worker.store import ClusterUrl, SentinelUrl, ServerUrl
 
 #: With everything that means something in a URL, and a "%" that is followed by hexadecimal digits.
 USER, PASSWORD = "us@er:/1", "p@ss/w#x?y:%41&;+ ü"

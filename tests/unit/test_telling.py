@@ -13,10 +13,11 @@ import pytest
 from pydantic import BaseModel
 
 from worker.errors import ServicesError
-from worker.passage import Outcome, Passage
+from worker.inference.items import Outcome, Passage
+from worker.inference.reporting import Logged, Printed
+from worker.inference.stages import run_stages
+from worker.progress import Speech, active
 from worker.service import Service
-from worker.stages import run_stages
-from worker.telling import Logged, Printed, Speech, _speech
 
 
 class Input(BaseModel):
@@ -30,14 +31,14 @@ class Output(BaseModel):
 @contextmanager
 def listening(most: int = 100) -> Iterator[Speech]:
     speech = Speech("s", "t", most, lambda: None)
-    before, handler, logger = _speech.set(speech), Logged(), logging.getLogger("plugin")
+    before, handler, logger = active.set(speech), Logged(), logging.getLogger("plugin")
     logger.addHandler(handler)
     try:
         with redirect_stdout(Printed(io.StringIO())):
             yield speech
     finally:
         logger.removeHandler(handler)
-        _speech.reset(before)
+        active.reset(before)
 
 
 def run(service: Service[Any, Any], *numbers: int, cancelled: Collection[str] = ()) -> list[Outcome]:

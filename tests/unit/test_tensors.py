@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import Base64Bytes, BaseModel, Field, RootModel
 
-from api.columns import MAX_ROWS, list_columns, to_inputs, to_tensor
-from api.tensors import CODES, Tensor, read_infer, to_binary, to_values
+from api.v2.columns import MAX_ROWS, list_columns, to_inputs, to_tensor
+from api.v2.tensors import CODES, Tensor, read_infer, to_binary, to_values
 from worker.errors import InvalidInput, InvalidOutput
 
 

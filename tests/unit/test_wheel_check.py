@@ -10,7 +10,7 @@ import pytest
 from tests.support import write_plugin
 from worker.discovery import Plugin
 from worker.testing import Check, check_plugin
-from worker.wheel_check import MAX_COPIED_BYTES
+from worker.testing.wheel import MAX_COPIED_BYTES
 
 CHECK = "its wheel holds what load() opens"
 SCHEMA = """

@@ -15,8 +15,8 @@ import redis
 
 from worker.broker.messages import Adopted, Broker, read_message
 from worker.errors import InvalidInput
-from worker.holding import hold_named
-from worker.ledger import Ledger
+from worker.filestore.holds import hold_named
+from worker.ledger.sync_ledger import Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")

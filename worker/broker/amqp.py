@@ -8,7 +8,7 @@ from typing import Any
 from celery.app.amqp import AMQP
 
 from worker.broker.options import CANVAS, check_options
-from worker.dispatch import service_of
+from worker.names import service_of
 
 _V1, _V2 = inspect.signature(AMQP.as_task_v1), inspect.signature(AMQP.as_task_v2)
 

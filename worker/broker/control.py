@@ -16,7 +16,7 @@ from celery.utils.functional import maybe_list
 from celery.worker import state as worker_state
 from celery.worker.control import control_command, inspect_command, nok, ok
 
-from worker.dispatch import WEBHOOKS
+from worker.names import WEBHOOKS
 
 log = logging.getLogger("services.worker")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from celery.worker import state
 
-from worker.dispatch import task_name
+from worker.names import task_name
 
 log = logging.getLogger("services.worker")
 

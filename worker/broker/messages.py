@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from worker.broker.decode import dump, read_body
 from worker.broker.options import CANVAS, check_options
-from worker.dispatch import task_name
 from worker.errors import InvalidInput, to_utf8
-from worker.jobs import NewJob, Priority
+from worker.ledger.jobs import NewJob, Priority
+from worker.names import task_name
 from worker.settings import Settings
 
 Broker = Literal["redis", "rabbitmq"]

@@ -12,8 +12,8 @@ import threading
 
 import redis
 
+from worker.net.redis_clients import make_client
 from worker.settings import Settings
-from worker.store import make_client
 
 log = logging.getLogger("services.worker")
 

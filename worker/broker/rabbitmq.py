@@ -20,7 +20,7 @@ from kombu.mixins import ConsumerMixin
 from kombu.transport.pyamqp import Message
 
 from worker.broker.adopt import adopt
-from worker.ledger import Ledger
+from worker.ledger.sync_ledger import Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")

@@ -16,8 +16,8 @@ from celery import states
 from celery.backends.base import BaseBackend
 from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
 
-from worker.jobs import Job, Status, rfc3339
-from worker.ledger import ENDED_CHANNEL, Ledger
+from worker.ledger.jobs import Job, Status, rfc3339
+from worker.ledger.sync_ledger import ENDED_CHANNEL, Ledger
 from worker.settings import get_settings
 
 #: How a job's status reads in Celery's words.

@@ -1,8 +1,8 @@
 """``services bench NAME``: how fast a service is at each batch size and number of clients, and which knobs to take.
 
 The flow: a private Redis and an API (``Bench``) → for each batch size a worker of its own → for each number of clients
-a closed loop (``worker.load``) in windows, until the last three agree → a table, a plot of throughput over latency, and
-the knobs that give the most jobs a second within the budget.
+a closed loop (``worker.cli.load``) in windows, until the last three agree → a table, a plot of throughput over latency,
+and the knobs that give the most jobs a second within the budget.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Self
 
 import uvloop
 
+from worker.cli.load import STABLE_WINDOWS, ClosedLoop, is_stable
 from worker.discovery import Plugin
 from worker.errors import BenchFailed
-from worker.launch import python_command
-from worker.load import STABLE_WINDOWS, ClosedLoop, is_stable
-from worker.processes import die_with_parent
+from worker.local.up import fetch
+from worker.processes.launch import python_command
+from worker.processes.lifetime import die_with_parent
 from worker.settings import Settings, child_environment
-from worker.up import fetch
 
 #: A larger batch, or a delay, that gains less is not worth its latency.
 WORTH = 0.05
@@ -91,7 +91,7 @@ class Bench:
 
     def __enter__(self) -> Self:
         try:
-            self._spawn("redis", "worker.cli", "redis")
+            self._spawn("redis", "worker.cli.main", "redis")
             command = ["uvicorn", "libs_service:app", "--port", str(self.port), "--no-access-log"]
             self._spawn("api", *command, "--log-level", "warning", "--timeout-keep-alive", "75")
             self._wait(lambda: fetch(f"{self._url}/readyz")[0] == 200, START_S, "Redis and the API")

@@ -16,9 +16,9 @@ from redis import RedisError
 
 from worker.discovery import find_plugins
 from worker.errors import ServicesError
-from worker.keys import DEFAULT_SCOPES, Key, Keys, Scope
+from worker.ledger.api_keys import DEFAULT_SCOPES, Key, Keys, Scope
+from worker.net.redis_clients import say_refusal
 from worker.settings import Settings
-from worker.store import say_refusal
 
 Command = Callable[[argparse.Namespace, Settings], int]
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 from redis import RedisError
 
-from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
-from worker.cli_keys import add_keys
-from worker.cli_new import new, read_name
-from worker.cli_submit import add_submit, submit
+from worker.cli.input import INPUT_HELP, join_errors, positive, read_input, say_no_example
+from worker.cli.keys import add_keys
+from worker.cli.new import new, read_name
+from worker.cli.submit import add_submit, submit
 from worker.discovery import find_plugins, list_plugins, say_known
-from worker.dispatch import WEBHOOKS
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, ServicesError, UnknownService
-from worker.launch import find_here
-from worker.logs import setup_logging
-from worker.schema import check_schema
+from worker.ledger.data_schema import check_schema
+from worker.names import WEBHOOKS
+from worker.processes.launch import find_here
+from worker.processes.logs import setup_logging
 from worker.settings import EX_USAGE, Settings, get_settings
 
 if TYPE_CHECKING:
-    from worker.ledger import Ledger
+    from worker.ledger.sync_ledger import Ledger
 
 PERCENTILES = ("p50", "p95", "p99")
 
@@ -83,7 +83,7 @@ def list_services(arguments: argparse.Namespace, _: Settings) -> int:
 
 def api(arguments: argparse.Namespace, _: Settings) -> int:
     """run the HTTP API, by uvicorn, until Ctrl-C"""
-    from worker import up
+    from worker.local import up
 
     try:
         port = arguments.port or up.find_port()
@@ -95,15 +95,15 @@ def api(arguments: argparse.Namespace, _: Settings) -> int:
 
 def redis(_: argparse.Namespace, settings: Settings) -> int:
     """run the checkout's private Redis until Ctrl-C"""
-    from worker.embedded import serve
+    from worker.local.redis_server import serve
 
     return serve(settings)
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """run a worker of each service (default: SERVICES, else all) and one of webhooks, started again when they die"""
-    from worker.embedded import serve_nothing
-    from worker.supervisor import run_workers
+    from worker.local.redis_server import serve_nothing
+    from worker.local.supervisor import run_workers
 
     wanted = [name for name in arguments.name if name != WEBHOOKS]
     if not arguments.name:
@@ -172,9 +172,9 @@ def _without_prints(call: Callable[[], T], to: str = "") -> T:
 
 def retry(arguments: argparse.Namespace, settings: Settings) -> int:
     """run failed jobs again: all of a service, or one by its id"""
-    from worker.holding import run_again
-    from worker.ledger import Ledger
-    from worker.store import say_refusal
+    from worker.filestore.holds import run_again
+    from worker.ledger.sync_ledger import Ledger
+    from worker.net.redis_clients import say_refusal
 
     target, plugins = arguments.target, list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
@@ -193,7 +193,7 @@ def retry(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _retry_all(ledger: Ledger, service: str) -> int:
     """Every failed job of a service, as far as its queue has room."""
-    from worker.holding import run_again
+    from worker.filestore.holds import run_again
 
     ids = list(ledger.failed(service))
     queued = 0
@@ -216,8 +216,8 @@ def _retry_all(ledger: Ledger, service: str) -> int:
 
 def bench(arguments: argparse.Namespace, settings: Settings) -> int:
     """measure a service at several batch sizes and numbers of clients, and propose its knobs"""
-    from worker.bench import Plan, propose, write_plot
-    from worker.bench import run as measure
+    from worker.cli.bench import Plan, propose, write_plot
+    from worker.cli.bench import run as measure
     from worker.testing import example_of
 
     (plugin,) = find_plugins([arguments.name])
@@ -240,10 +240,10 @@ def bench(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
     """show, rotate or make the secrets that sign webhooks"""
-    from worker.ledger import Ledger
-    from worker.signing import make_secret
-    from worker.store import say_refusal
-    from worker.webhooks import read_secrets, rotate_secrets
+    from worker.ledger.sync_ledger import Ledger
+    from worker.net.redis_clients import say_refusal
+    from worker.net.signing import make_secret
+    from worker.webhooks.events import read_secrets, rotate_secrets
 
     if arguments.action == "new":
         print(make_secret())
@@ -267,7 +267,7 @@ def keys(_: argparse.Namespace, __: Settings) -> int:
 
 def up(_: argparse.Namespace, settings: Settings) -> int:
     """start Redis, the API, the workers and Flower (or the Procfile's lines), run one sample job, go on until Ctrl-C"""
-    from worker.up import up as start
+    from worker.local.up import up as start
 
     return start(settings)
 
@@ -324,7 +324,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    from worker import up
+    from worker.local import up
 
     try:
         return up.read_port("it", text)

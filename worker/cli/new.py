@@ -1,6 +1,6 @@
 """``services new``: a plugin that works at once, to begin from.
 
-``worker/new_plugin/`` is that plugin, of the name ``plugin-name``; it is copied with another name.
+``worker/cli/new_plugin/`` is that plugin, of the name ``plugin-name``; it is copied with another name.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from worker.discovery import list_plugins
-from worker.dispatch import WEBHOOKS
 from worker.errors import ServicesError
-from worker.procfile import find_checkout
+from worker.names import WEBHOOKS
+from worker.processes.procfile import find_checkout
 from worker.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "new_plugin"

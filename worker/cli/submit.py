@@ -1,6 +1,7 @@
 """``services submit``: one job over HTTP, from the command line.
 
-With ``worker.up``'s few lines of HTTP: the worker's package imports nothing of the API's, so not its client either.
+With ``worker.local.up``'s few lines of HTTP: the worker's package imports nothing of the API's, so not its client
+either.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from worker.cli_input import INPUT_HELP, join_errors, positive, read_input, say_no_example
+from worker.cli.input import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.discovery import list_plugins, say_written
 from worker.errors import ServicesError, UnknownService
-from worker.jobs import TERMINAL, Priority, Status
+from worker.ledger.jobs import TERMINAL, Priority, Status
 from worker.settings import Settings
 
 #: Longest that one request is held; the server may hold it shorter.
@@ -69,7 +70,7 @@ class Api:
         return ""
 
     def _ask(self, path: str, body: bytes | None = None, timeout_s: float = 10) -> tuple[int, Any]:
-        from worker.up import fetch
+        from worker.local.up import fetch
 
         headers = self._headers | ({"Content-Type": "application/json"} if body else {})
         return fetch(self.url + path, body, headers, timeout_s)
@@ -112,7 +113,7 @@ def submit(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _find_api() -> str:
-    from worker import up
+    from worker.local import up
 
     try:
         return up.find_api()

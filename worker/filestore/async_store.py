@@ -24,13 +24,9 @@ from worker.errors import (
     StoreUnavailable,
     UploadTooLate,
 )
-from worker.fetch import check_url
 from worker.files import ID, File, Where, named_ids
-from worker.jobs import TERMINAL, Job, NewJob, Status
-from worker.ledger import record_key
-from worker.ledger_async import AsyncLedger
-from worker.settings import Settings
-from worker.storage import (
+from worker.filestore.fetch import check_url
+from worker.filestore.storage import (
     AT_ONCE,
     BLOBS_KEY,
     EXPIRES_KEY,
@@ -47,6 +43,10 @@ from worker.storage import (
     holds_key,
     new_blob,
 )
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import TERMINAL, Job, NewJob, Status
+from worker.ledger.sync_ledger import record_key
+from worker.settings import Settings
 
 log = logging.getLogger("services.api")
 

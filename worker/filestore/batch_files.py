@@ -8,21 +8,20 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 
-from worker.copying import copy_content
 from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServicesError, StorageUnavailable
-from worker.fetch import fetch
 from worker.files import UNKNOWN_TYPE, File, Where, find_files, name_in_url, suffix_of
-from worker.ledger import Ledger, record_key
-from worker.settings import Settings
-from worker.storage import (
+from worker.filestore.copying import copy_content
+from worker.filestore.fetch import fetch
+from worker.filestore.output_files import Taker, misfit, unavailable, unfit_output
+from worker.filestore.storage import (
     AT_ONCE,
     BLOBS_KEY,
     EXPIRES_KEY,
@@ -36,10 +35,11 @@ from worker.storage import (
     new_blob,
     tell_type,
 )
-from worker.taking import Taker, misfit, unavailable, unfit_output
-
-if TYPE_CHECKING:
-    from worker.stages import Item
+from worker.inference.results import Persist
+from worker.inference.runner import Tell
+from worker.inference.stages import Item
+from worker.ledger.sync_ledger import Ledger, record_key
+from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
 
@@ -54,9 +54,6 @@ NOBODY = "-"
 #: When an input's file was last written, as its job sees it (nanoseconds since the epoch; 2001, since a zip knows no
 #: time before 1980): so a plugin's change of it shows, however soon it comes.
 BROUGHT_NS = 978_307_200 * 1_000_000_000
-
-Tell = Callable[[str], None]
-Persist = Callable[[Callable[[], Any]], Any]
 
 
 class Attachments:

@@ -16,9 +16,9 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
-from worker.addresses import AddressRules, Target, parse_url
 from worker.errors import AddressRefused, InvalidInput
 from worker.files import MAX_URL
+from worker.net.addresses import AddressRules, Target, parse_url
 
 #: Redirects that are followed; each is checked as the first URL was.
 MAX_REDIRECTS = 3

@@ -7,9 +7,9 @@ again, does not pass there.
 from __future__ import annotations
 
 from worker.files import named_ids
-from worker.jobs import RETRYABLE
-from worker.ledger import Ledger
-from worker.storage import AT_ONCE, EXPIRES_KEY, GRACE_US, LUA
+from worker.filestore.storage import AT_ONCE, EXPIRES_KEY, GRACE_US, LUA
+from worker.ledger.jobs import RETRYABLE
+from worker.ledger.sync_ledger import Ledger
 
 
 def hold_named(ledger: Ledger, service: str, job_id: str, owner: str, input: bytes) -> None:

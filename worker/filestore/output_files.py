@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.copying import DISK_ERRORS, copy_content
 from worker.errors import InvalidOutput, ServiceFailed, ServicesError, StorageUnavailable
 from worker.files import File, Where, find_files
+from worker.filestore.copying import DISK_ERRORS, copy_content
 
 #: Gives an empty folder of the run's own.
 MakeFolder = Callable[[], Path]

@@ -18,11 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from worker.copying import copy_content
 from worker.errors import FileMissing, StorageUnavailable
 from worker.file_types import type_of
 from worker.files import UNKNOWN_TYPE, canonical
-from worker.jobs import rfc3339
+from worker.filestore.copying import copy_content
+from worker.ledger.jobs import rfc3339
 from worker.settings import Settings
 
 LUA = files("worker").joinpath("files.lua").read_text()

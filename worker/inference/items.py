@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from worker.errors import PLUGIN_ERRORS, Cancelled, ServicesError
+from worker.progress import Speech, current
 from worker.settings import MAX_OUTPUT_BYTES
-from worker.telling import Speech, current
 
 #: What became of an input: its output as JSON, or why there is none.
 Outcome = bytes | ServicesError

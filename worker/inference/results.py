@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from worker.bulk import PART_BYTES, PartKind, Rerun, find_failed, merge
-from worker.ledger import Ledger
+from worker.ledger.batches import PART_BYTES, PartKind, Rerun, find_failed, merge
+from worker.ledger.sync_ledger import Ledger
 
 #: Makes a call to Redis until it is answered.
 Persist = Callable[[Callable[[], Any]], Any]

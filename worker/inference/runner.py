@@ -9,36 +9,27 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from pydantic_core import to_json
 
-from worker.attach import Attachments, BatchFiles
-from worker.bulk import PartKind, Rerun, dump_failed, error_line, output_line
 from worker.errors import CallCut, ServicesError, TimedOut, WorkerLost, say
-from worker.feeder import Batch
-from worker.jobs import Status
-from worker.ledger import Ending, Held, Ledger, Stored
-from worker.passage import Outcome, Passage
-from worker.results import Results
+from worker.inference.items import Outcome, Passage
+from worker.inference.reporting import Teller
+from worker.inference.results import Persist, Results
+from worker.inference.stages import Files, Timings, may_hold_constants, run_stages
+from worker.ledger.batches import PartKind, Rerun, dump_failed, error_line, output_line
+from worker.ledger.jobs import Status
+from worker.ledger.sync_ledger import Batch, Ending, Held, Ledger, Stored
+from worker.net.redis_clients import AWAY
 from worker.service import Service
 from worker.settings import MAX_OUTPUT_BYTES
-from worker.stages import Timings, may_hold_constants, run_stages
-from worker.store import DiskFull
-from worker.telling import Teller
 
 log = logging.getLogger("services.worker")
 
-#: What passes by itself when Redis is back, has loaded its file, has room again or has a new master.
-AWAY = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.BusyLoadingError,
-    redis.OutOfMemoryError,
-    redis.ReadOnlyError,
-    DiskFull,
-)
+#: Sends a message about the run to the worker's main process.
+Tell = Callable[[str], None]
 
 #: Stage 5 of a batch: writes every end, in one call, and says what became of each.
 Complete = Callable[[], "list[Ended]"]
@@ -79,13 +70,20 @@ class Ended:
         return {"id": self.job_id, "error": error, "retried": retried, "result": result, "seconds": self.seconds}
 
 
+class FileSource(Protocol):
+    """Where a run gets the files of its inputs, and stores those of its outputs (``worker.filestore``)."""
+
+    def of_batch(self, service: str, tell: Tell, persist: Persist, job_id: str = "") -> Files:
+        """The files of one run of the stages. ``job_id``: the chunk, where the items are its rows."""
+
+
 def run_batch(
     service: Service[Any, Any],
     ledger: Ledger,
     batch: Batch,
     cancelled: Collection[str] = (),
-    tell: Callable[[str], None] = lambda _: None,
-    attachments: Attachments | None = None,
+    tell: Tell = lambda _: None,
+    attachments: FileSource | None = None,
     teller: Teller | None = None,
     most_bytes: int = MAX_OUTPUT_BYTES,
 ) -> Complete:
@@ -135,7 +133,7 @@ class ChunkRun:
         batch: Batch,
         cancelled: Collection[str],
         tell: Callable[[str], None],
-        attachments: Attachments | None,
+        attachments: FileSource | None,
         most_bytes: int,
     ) -> None:
         self._started = time.perf_counter()
@@ -196,7 +194,7 @@ class ChunkRun:
                 return False
         return True
 
-    def _files(self) -> BatchFiles | None:
+    def _files(self) -> Files | None:
         if not self._attachments:
             return None
         return self._attachments.of_batch(self._name, self._tell, self._persist, self._chunk.id)

@@ -31,10 +31,10 @@ from worker.errors import (
     say,
 )
 from worker.files import holds_files
-from worker.passage import Passage
+from worker.inference.items import Passage
+from worker.progress import MAX_PARTIAL_BYTES, MAX_PARTIALS, current
 from worker.service import Service, has_own
 from worker.strict_json import find_constant, not_json, unwritten
-from worker.telling import MAX_PARTIAL_BYTES, MAX_PARTIALS, current
 
 log = logging.getLogger("services.worker")
 

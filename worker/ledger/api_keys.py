@@ -24,9 +24,9 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import ServicesError
-from worker.schema import check_schema
+from worker.ledger.data_schema import check_schema
+from worker.net.redis_clients import make_client
 from worker.settings import Settings
-from worker.store import make_client
 
 #: By which a scanner of sources, or a person, tells our API keys.
 PREFIX = "lsk_"

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from worker.bulk import FIELDS, STAGED_S, Bulk, Chunk, NewBulk, StoredChunk
-from worker.dispatch import build_bell
 from worker.errors import JobExpired, JobFinished, JobNotRetryable, StoreUnavailable
-from worker.jobs import Priority
-from worker.ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key, too_many_open
-from worker.ledger_client import LedgerClient
-from worker.replies import conflict, not_found
+from worker.ledger.async_client import LedgerClient
+from worker.ledger.batches import FIELDS, STAGED_S, Bulk, Chunk, NewBulk, StoredChunk
+from worker.ledger.jobs import Priority
+from worker.ledger.messages import build_bell
+from worker.ledger.replies import conflict, not_found
+from worker.ledger.sync_ledger import Priorities, bulk_key, hash_promise, head, queue_full, record_key, too_many_open
 
 
 class BatchLedger(LedgerClient):

@@ -11,13 +11,13 @@ import redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 
-from worker.dispatch import WEBHOOKS
 from worker.errors import StoreUnavailable
-from worker.ledger import SERVICES_KEY, record_key, seen_key
-from worker.schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
-from worker.scripts import Scripts
+from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
+from worker.ledger.scripts import Scripts
+from worker.ledger.sync_ledger import SERVICES_KEY, record_key, seen_key
+from worker.names import WEBHOOKS
+from worker.net.redis_clients import make_async_client, say_refusal
 from worker.settings import Settings
-from worker.store import make_async_client, say_refusal
 
 #: Connections of one API process, at most.
 MAX_CONNECTIONS = 16

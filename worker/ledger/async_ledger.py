@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import IdempotencyConflict, JobFinished
-from worker.forecast import Forecast, Forecasts
-from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, TERMINAL, Job, NewJob, Status
-from worker.ledger import (
+from worker.ledger.async_batches import BatchLedger
+from worker.ledger.forecast import Forecast, Forecasts
+from worker.ledger.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, TERMINAL, Job, NewJob, Status
+from worker.ledger.overview import Overview
+from worker.ledger.replies import Outcome, as_stored, conflict, dropped, not_found
+from worker.ledger.replies import Repeated as Repeated
+from worker.ledger.sync_ledger import (
     LOOK_AT,
     check_retried,
     create_arguments,
@@ -20,10 +24,6 @@ from worker.ledger import (
     record_key,
     seen_key,
 )
-from worker.ledger_batches import BatchLedger
-from worker.overview import Overview
-from worker.replies import Outcome, as_stored, conflict, dropped, not_found
-from worker.replies import Repeated as Repeated
 from worker.settings import Settings
 
 #: Bytes of the inputs and outputs of one page, where they were asked for; a single job may have more.

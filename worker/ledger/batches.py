@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from worker.errors import Cancelled, ServicesError
-from worker.jobs import Priority, Status, rfc3339
+from worker.ledger.jobs import Priority, Status, rfc3339
 
 #: Bytes of one chunk, about; a single row may be larger.
 CHUNK_BYTES = 4 * 1024 * 1024

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.bulk import Bulk
-from worker.jobs import Job, Status
-from worker.ledger import head
-from worker.ledger_async import AsyncLedger
-from worker.scripts import Scripts
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.batches import Bulk
+from worker.ledger.jobs import Job, Status
+from worker.ledger.scripts import Scripts
+from worker.ledger.sync_ledger import head
 from worker.settings import Settings
 
 

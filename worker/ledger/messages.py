@@ -13,25 +13,12 @@ import os
 import socket
 from functools import lru_cache
 
+from worker.names import task_name
+
 #: First key of our messages, by which ``ledger.lua`` tells them from other producers'. Celery and kombu ignore it.
 OURS = '{"libs_service"'
 
-#: What the name of a service's task ends with, after the service's own.
-TASK_ENDING = ".predict"
-#: The name of the service that delivers webhooks, which is its queue too. No plugin can have it.
-WEBHOOKS = "webhooks"
-
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-
-
-def task_name(service: str) -> str:
-    """The Celery task of a service."""
-    return f"{service}.deliver" if service == WEBHOOKS else f"{service}{TASK_ENDING}"
-
-
-def service_of(task: str) -> str | None:
-    """The service that a Celery task's name belongs to; None for another kind of task."""
-    return task.removesuffix(TASK_ENDING) if task.endswith(TASK_ENDING) else None
 
 
 def build_message(service: str, job_id: str) -> bytes:

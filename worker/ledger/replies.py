@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worker.errors import IdempotencyConflict, JobExpired, JobNotFound, QueueFull, RateLimited
-from worker.forecast import Forecast
-from worker.jobs import Job, NewJob, Status
-from worker.ledger import queue_full, too_many_open
+from worker.ledger.forecast import Forecast
+from worker.ledger.jobs import Job, NewJob, Status
+from worker.ledger.sync_ledger import queue_full, too_many_open
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,16 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from worker.bulk import PartKind, Rerun, read_numbers, read_parts, split_lines
-from worker.cache import digest_model
-from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
-from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Priority, Status
-from worker.scripts import Scripts
+from worker.ledger.batches import PartKind, Rerun, read_numbers, read_parts, split_lines
+from worker.ledger.equal_jobs import digest_model
+from worker.ledger.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Priority, Status
+from worker.ledger.messages import build_bell, build_message
+from worker.ledger.scripts import Scripts
+from worker.names import WEBHOOKS
+from worker.net.redis_clients import make_client
+from worker.progress import Said
 from worker.settings import Settings
-from worker.store import make_client
 
 #: Channel on which ended jobs are published: a JSON array of ids, and of arrays that ``End`` reads.
 ENDED_CHANNEL = "jobs:ended"
@@ -160,13 +162,27 @@ class Stored(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One thing that a job said in a run."""
+class Batch:
+    """Jobs of one service that this process has claimed under one token."""
 
-    number: int  #: within the run, from 1
-    name: Literal["progress", "log", "output"]
-    data: bytes  #: JSON
-    progress: float | None = None  #: of a "progress": how far the job is
+    service: str
+    worker: str  #: the id under which it was claimed
+    token: str
+    jobs: list[Held]
+    more: bool  #: whether a whole further batch waited (of chunks: one that is quick)
+    number: int  #: of its token, counted from 0
+    claimed: float  #: when, by ``time.monotonic``
+    waited_s: float = 0  #: seconds from its claim to its run, where it was claimed ahead
+
+    @property
+    def ids(self) -> list[str]:
+        """The jobs' ids."""
+        return [job.id for job in self.jobs]
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of the chunk that this batch is; 0 for a batch of jobs."""
+        return self.jobs[0].input.count(b"\n") + 1 if self.jobs[0].first is not None else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import redis
 
-from worker.processes import Stop, die_with_parent, stop_on_signals
+from worker.processes.lifetime import Stop, die_with_parent, stop_on_signals
 from worker.settings import Settings
 
 #: Redis 6.2 brought what the ledger uses: BLMOVE, RPOP with a count.

@@ -8,8 +8,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from worker.launch import python_command
-from worker.processes import Stop, become_reaper, die_with_parent, kill_below, stop_on_signals
+from worker.processes.launch import python_command
+from worker.processes.lifetime import Stop, become_reaper, die_with_parent, kill_below, stop_on_signals
 from worker.settings import EX_USAGE
 
 #: A worker ends like this where its plugin cannot be loaded: soon again would be the same again.

@@ -31,8 +31,8 @@ from honcho.environ import parse_procfile
 
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import UnknownService
-from worker.processes import become_reaper, die_with_parent, kill_below
-from worker.procfile import find_checkout, read_procfile, say_others
+from worker.processes.lifetime import become_reaper, die_with_parent, kill_below
+from worker.processes.procfile import find_checkout, read_procfile, say_others
 from worker.settings import EX_USAGE, Settings
 
 #: A running batch may end before the rest is killed; a worker's longest is its ``time_limit_s``.

@@ -33,6 +33,16 @@ class DiskFull(redis.ResponseError):
 # redis-py knows no class of its own for it. Celery tells errors that pass by their classes.
 BaseParser.EXCEPTION_CLASSES.setdefault("MISCONF", DiskFull)
 
+#: Errors that pass when Redis is back, has loaded its file, has room again or has a new master.
+AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.BusyLoadingError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    DiskFull,
+)
+
 #: Longest wait for one sentinel, of which the next is then asked.
 SENTINEL_TIMEOUT_S = 0.5
 SENTINEL_PORT = 26379

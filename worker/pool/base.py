@@ -11,9 +11,9 @@ from typing import Any
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
-from worker.events import Reporter
-from worker.keeper import Keeper
-from worker.ledger import CancelledRun, Ledger
+from worker.broker.events import Reporter
+from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.pool.lease import Keeper
 from worker.settings import EX_USAGE, Settings, get_settings
 
 log = logging.getLogger("services.worker")

@@ -1,6 +1,6 @@
 """A pool process, which loads its services and then runs batch after batch.
 
-``python -m worker.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
+``python -m worker.pool.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
 
 Its parent is a guardian (``guardian.py``), which ends what it leaves behind. It talks with its slot (``pool.py``) in
 JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then for each batch ``begun``, ``computed``
@@ -33,19 +33,19 @@ from typing import Any, NoReturn
 
 import redis
 
-from worker.attach import Attachments
+from worker.broker.sample import Sample
 from worker.discovery import find_plugins, load_service
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
-from worker.feeder import Batch, Feeder
-from worker.lease import Handover, SharedLease
-from worker.ledger import Ledger
-from worker.logs import keep_logging
-from worker.processes import end_at_once, guard_forks, hold_signals, resident_mb
-from worker.runner import run_batch
-from worker.sample import Sample
+from worker.filestore.batch_files import Attachments
+from worker.inference.reporting import Teller, capture
+from worker.inference.runner import run_batch
+from worker.ledger.sync_ledger import Batch, Ledger
+from worker.pool.feeder import Feeder
+from worker.pool.shared_memory import Handover, SharedLease
+from worker.processes.lifetime import end_at_once, guard_forks, hold_signals, resident_mb
+from worker.processes.logs import keep_logging
 from worker.service import Service
 from worker.settings import Settings, get_settings
-from worker.telling import Teller, capture
 
 log = logging.getLogger("services.worker")
 

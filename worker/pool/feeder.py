@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import redis
 
 from worker.broker.adopt import adopt
-from worker.cache import digest_model
-from worker.ledger import Claim, Held, Ledger
+from worker.ledger.equal_jobs import digest_model
+from worker.ledger.sync_ledger import Batch, Claim, Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
@@ -41,30 +41,6 @@ TURN_S = 0.02
 HOLD_STEP_S = 0.002
 #: Pause before asking again where Redis is away, or where the worker's lease has lapsed and is not renewed yet.
 AWAY_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Jobs of one service that this process has claimed under one token."""
-
-    service: str
-    worker: str  #: the id under which it was claimed
-    token: str
-    jobs: list[Held]
-    more: bool  #: whether a whole further batch waited (of chunks: one that is quick)
-    number: int  #: of its token, counted from 0
-    claimed: float  #: when, by ``time.monotonic``
-    waited_s: float = 0  #: seconds from its claim to its run, where it was claimed ahead
-
-    @property
-    def ids(self) -> list[str]:
-        """The jobs' ids."""
-        return [job.id for job in self.jobs]
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows of the chunk that this batch is; 0 for a batch of jobs."""
-        return self.jobs[0].input.count(b"\n") + 1 if self.jobs[0].first is not None else 0
 
 
 class RunTimes:

@@ -20,11 +20,11 @@ from typing import Any
 import redis
 
 from worker.discovery import list_plugins
-from worker.lease import SharedLease
-from worker.ledger import CancelledRun, Ledger
-from worker.schema import SCHEMA, SchemaTooNew, check_schema, own_version
+from worker.ledger.data_schema import SCHEMA, SchemaTooNew, check_schema, own_version
+from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.net.redis_clients import say_refusal
+from worker.pool.shared_memory import SharedLease
 from worker.settings import Settings
-from worker.store import say_refusal
 
 log = logging.getLogger("services.worker")
 

@@ -26,15 +26,15 @@ from typing import Any, ClassVar
 import redis
 from celery.worker import state
 
-from worker.adopter import Adopter
 from worker.broker.priorities import make_movers
-from worker.child import RECYCLE_SHARE
-from worker.launch import python_command
-from worker.lease import Handover
-from worker.leased_pool import LeasedPool
-from worker.ledger import CancelledRun, Ledger
-from worker.processes import GUARDIAN, become_reaper, kill_below, resident_mb
-from worker.runner import backoff_s
+from worker.broker.rabbitmq import Adopter
+from worker.inference.runner import backoff_s
+from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.pool.base import LeasedPool
+from worker.pool.child import RECYCLE_SHARE
+from worker.pool.shared_memory import Handover
+from worker.processes.launch import python_command
+from worker.processes.lifetime import GUARDIAN, become_reaper, kill_below, resident_mb
 
 log = logging.getLogger("services.worker")
 
@@ -420,7 +420,7 @@ class Child:
         self._leash, held = socket.socketpair()
         self.handover = Handover()
         fds = [theirs.fileno(), lease_fd, self.handover.fd]
-        command = python_command("worker.child", *map(str, fds), self.name, *names)
+        command = python_command("worker.pool.child", *map(str, fds), self.name, *names)
         with theirs, held, self._turn:
             guardian = [*GUARDIAN, str(held.fileno()), *command]
             fds.append(held.fileno())

@@ -10,7 +10,7 @@ def python_command(module: str, *arguments: str, options: tuple[str, ...] = ()) 
     """The command line of ``python -m MODULE …`` in which no folder of the user's stands for a package of ours.
 
     Args:
-        module: such as ``celery`` or ``worker.child``.
+        module: such as ``celery`` or ``worker.pool.child``.
         arguments: of the module.
         options: of Python.
     """

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from worker import guardian
-from worker.guardian import become_reaper, die_with_parent, kill_below
+from worker.processes import guardian
+from worker.processes.guardian import become_reaper, die_with_parent, kill_below
 
 __all__ = [
     "GUARDIAN",

@@ -16,13 +16,13 @@ from typing import Any
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
-from worker.opened import Opened
-from worker.passage import Outcome, Passage
+from worker.filestore.output_files import Taker, misfit
+from worker.filestore.storage import HEAD_BYTES, tell_type
+from worker.inference.items import Outcome, Passage
+from worker.inference.stages import Item, run_stages
 from worker.service import Service
-from worker.stages import Item, run_stages
-from worker.storage import HEAD_BYTES, tell_type
-from worker.taking import Taker, misfit
-from worker.wheel_check import LeftOut, check_wheel, find_source
+from worker.testing.opened import Opened
+from worker.testing.wheel import LeftOut, check_wheel, find_source
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (

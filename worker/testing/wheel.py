@@ -22,8 +22,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from worker.discovery import Plugin
-from worker.opened import NOT_SOURCE
 from worker.settings import child_environment
+from worker.testing.opened import NOT_SOURCE
 
 #: Larger files are copied as empty ones.
 MAX_COPIED_BYTES = 1_000_000

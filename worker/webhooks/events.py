@@ -21,11 +21,11 @@ from typing import Any, Literal
 import redis
 from pydantic_core import to_json
 
-from worker.bulk import Bulk
-from worker.dispatch import WEBHOOKS
-from worker.jobs import TERMINAL, Job, NewJob, rfc3339
+from worker.ledger.batches import Bulk
+from worker.ledger.jobs import TERMINAL, Job, NewJob, rfc3339
+from worker.names import WEBHOOKS
+from worker.net.signing import make_secret
 from worker.settings import Settings
-from worker.signing import make_secret
 
 SECRET_KEY = f"{{{WEBHOOKS}}}:secret"
 #: Secrets with which is signed while one takes over from the other.

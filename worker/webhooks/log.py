@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from worker.dispatch import WEBHOOKS
 from worker.errors import DeliveryNotFound, QueueFull
-from worker.jobs import Job, NewJob, Status, rfc3339
-from worker.ledger import record_key
-from worker.ledger_async import AsyncLedger
-from worker.webhooks import Kind, index_key
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.jobs import Job, NewJob, Status, rfc3339
+from worker.ledger.sync_ledger import record_key
+from worker.names import WEBHOOKS
+from worker.webhooks.events import Kind, index_key
 
 #: Deliveries of one job that are told, newest first.
 MOST = 100

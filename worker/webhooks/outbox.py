@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
-from worker.dispatch import WEBHOOKS
-from worker.ledger import SERVICES_KEY, Ledger
-from worker.webhooks import Event, index_key, outbox_key
+from worker.ledger.sync_ledger import SERVICES_KEY, Ledger
+from worker.names import WEBHOOKS
+from worker.webhooks.events import Event, index_key, outbox_key
 
 log = logging.getLogger("services.worker")
 

@@ -14,13 +14,13 @@ import uuid
 
 from celery.worker import state
 
-from worker.dispatch import WEBHOOKS
-from worker.feeder import Batch, Feeder
-from worker.leased_pool import LeasedPool
-from worker.ledger import CancelledRun, Ledger
-from worker.outbox import Mover
-from worker.sender import MAX_HELD, Sender
+from worker.ledger.sync_ledger import Batch, CancelledRun, Ledger
+from worker.names import WEBHOOKS
+from worker.pool.base import LeasedPool
+from worker.pool.feeder import Feeder
 from worker.service import Service
+from worker.webhooks.outbox import Mover
+from worker.webhooks.sender import MAX_HELD, Sender
 
 log = logging.getLogger("services.worker")
 

@@ -24,18 +24,17 @@ from typing import Any, TypeVar
 import aiohttp
 from pydantic_core import to_json
 
-from worker.addresses import Target, parse_url
-from worker.dispatch import WEBHOOKS
+from worker.broker.events import Reporter
+from worker.broker.sample import Sample
 from worker.errors import DeliveryFailed, InvalidInput, ServicesError
-from worker.events import Reporter
-from worker.feeder import Batch
-from worker.jobs import Status
-from worker.ledger import Ending, Ledger, Stored, record_key
-from worker.runner import AWAY
-from worker.sample import Sample
+from worker.ledger.jobs import Status
+from worker.ledger.sync_ledger import Batch, Ending, Ledger, Stored, record_key
+from worker.names import WEBHOOKS
+from worker.net.addresses import Target, parse_url
+from worker.net.redis_clients import AWAY
+from worker.net.signing import sign
 from worker.settings import Settings
-from worker.signing import sign
-from worker.webhooks import read_secrets
+from worker.webhooks.events import read_secrets
 
 log = logging.getLogger("services.worker")
 
