@@ -71,7 +71,7 @@ def test_workers_are_named_by_their_services_entry_points() -> None:
 
 
 def test_the_block_that_services_new_writes_is_as_the_others() -> None:
-    readme = (ROOT / "worker" / "new_plugin" / "README.md").read_text()
+    readme = (ROOT / "worker" / "cli" / "new_plugin" / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.S)
     pasted = (ROOT / "docker-compose.yml").read_text().replace("\n  webhooks:", f"\n{block}\n  webhooks:")
     found = yaml.safe_load(pasted)["services"]
