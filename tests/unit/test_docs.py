@@ -51,10 +51,22 @@ def test_the_environment_is_read_in_one_place() -> None:
 def test_the_changelog_knows_the_version_and_links_lead_somewhere() -> None:
     assert tomllib.loads(text("pyproject.toml"))["project"]["version"]
     assert "## [Unreleased]" in text("CHANGELOG.md")
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "plugins").glob("*/*.md")]:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in [*pages, *(ROOT / "plugins").glob("*/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_every_module_that_the_architecture_names_exists_and_every_room_is_in_the_overview() -> None:
+    for page in (ROOT / "docs" / "architecture").glob("*.md"):
+        for name in re.findall(r"`((?:worker|api)(?:\.\w+)+)`", page.read_text()):
+            module = ROOT.joinpath(*name.split("."))
+            assert module.is_dir() or module.with_suffix(".py").exists(), (page.name, name)
+    overview = text("docs/architecture/overview.md")
+    for room in [*(ROOT / "worker").glob("*/__init__.py"), *(ROOT / "api").glob("*/__init__.py")]:
+        name = f"{room.parent.parent.name}/{room.parent.name}"
+        assert f"`{name}`" in overview or name in ("worker/testing",), name
 
 
 def test_no_function_is_long_and_no_file_large() -> None:
