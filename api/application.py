@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -40,9 +41,9 @@ from api.v2 import routes as open_inference
 from api.v2.columns import check_columns
 from worker.errors import StoreUnavailable
 from worker.filestore.async_store import AsyncFiles
+from worker.ledger import commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.data_schema import SchemaTooNew
-from worker.ledger.event_reader import Hearing
 from worker.names import WEBHOOKS
 from worker.processes.logs import setup_logging
 from worker.settings import Settings, get_settings
@@ -113,13 +114,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.writer = Writer(state.ledger)
     state.waiter = Waiter(state.ledger, state.settings)
     state.files = AsyncFiles(state.ledger, state.settings)
-    state.hearing = Hearing(state.ledger, state.settings)
     state.keyring = Keyring(state.ledger)
     await _check_data(state.ledger)
     await _check_address(state.keyring, state.settings)
     state.bodies = Bodies(state.settings.body_timeout_s)
     running = (state.waiter.run(), state.keyring.run(), state.bodies.run(), state.files.run())
-    looking = (_sweep(state.ledger, state.catalog), watch_versions(state.ledger, state.catalog))
+    looking = (_sweep(state.ledger, state.catalog, state.settings.lease_s), watch_versions(state.ledger, state.catalog))
     tasks = [asyncio.create_task(each) for each in (*running, *looking)]
     gc.collect()
     gc.freeze()  # a full collection looked at all that the imports made, and held every request up for 0.1 s
@@ -159,16 +159,17 @@ async def _check_data(ledger: AsyncLedger) -> None:
                 log.debug("the schema of the data in Redis is not known yet: %s", error)
 
 
-async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
+async def _sweep(ledger: AsyncLedger, catalog: Catalog, lease_s: float) -> None:
     """Sweep as the workers do, so that deadlines hold, and dead workers' jobs are queued, where no worker lives.
 
     What calls Redis each second also knows first when it goes and comes: the log says each once.
     """
+    services = [*catalog.entries, WEBHOOKS]
     is_away = False
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
-            recovered = await ledger.sweep([*catalog.entries, WEBHOOKS])
+            recovered = await ledger.run_each([commands.sweep(name, lease_s) for name in services])
         except StoreUnavailable as error:
             if not is_away:
                 log.error("Redis is away, requests are answered 503: %s", error)
@@ -177,7 +178,7 @@ async def _sweep(ledger: AsyncLedger, catalog: Catalog) -> None:
         if is_away:
             log.warning("Redis answers again")
         is_away = False
-        for job_id in recovered:
+        for job_id in itertools.chain(*recovered):
             log.warning("job recovered id=%s: its worker was lost", job_id)
 
 

@@ -18,9 +18,11 @@ from typing import Any
 from benchmarks.measures import folder
 from benchmarks.stacks import BATCH, Ours, Stack, cpu_s, example_of
 from tests.support import RedisServer
+from worker.ledger import commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import NewJob, Status
-from worker.ledger.sync_ledger import Ending, Ledger
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Ending
 from worker.service import Service
 from worker.settings import Settings
 
@@ -29,6 +31,8 @@ JOBS = 6400
 ROUNDS = 3
 IDLE_S = 4.0
 SERVICE = "calibration"
+#: Seconds of a lease, as in a real worker.
+LEASE_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +145,16 @@ def _run(server: RedisServer, jobs: int, size: int) -> list[float]:
     knobs, claims = Service.knobs() | {"max_batch_size": size}, list[list[str]]()
 
     def claim() -> None:
-        claims.extend(ledger.claim(SERVICE, f"worker{number}", f"process.{number}", knobs).ids for number in calls)
+        claims.extend(
+            ledger.run(worker_commands.claim(SERVICE, f"worker{number}", f"process.{number}", knobs)).ids
+            for number in calls
+        )
 
     def complete() -> None:
         for number, ids in enumerate(claims):
-            ledger.complete(SERVICE, f"process.{number}", [_ending(job_id, size) for job_id in ids])
+            ledger.run(
+                worker_commands.complete(SERVICE, f"process.{number}", [_ending(job_id, size) for job_id in ids])
+            )
 
     found = [_cost(server, lambda: asyncio.run(_create(settings, groups)))]
     found += [_cost(server, claim), _cost(server, complete)]
@@ -161,8 +170,8 @@ def _tick(server: RedisServer) -> tuple[float, float]:
 
     def tick() -> None:
         for _ in range(times):
-            ledger.renew(SERVICE, "ticker", {})
-            ledger.sweep(SERVICE)
+            ledger.run(worker_commands.renew(SERVICE, "ticker", LEASE_S, {}))
+            ledger.run(commands.sweep(SERVICE, LEASE_S))
 
     def wait() -> None:
         for _ in range(times):

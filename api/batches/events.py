@@ -20,6 +20,7 @@ from api.auth.gate import caller_of
 from api.jobs.events import HEADERS, LETTERS, bad_event_id, follow
 from api.requests import check_query, unless_head
 from worker.errors import JobExpired
+from worker.ledger import batch_commands
 from worker.ledger.batches import Bulk
 
 router = APIRouter()
@@ -77,12 +78,12 @@ async def get_events(request: Request, batch_id: str) -> Response:
     batch = await state.ledger.get_batch(batch_id, caller_of(request).sees)
     if batch.ended and told == Told.of(batch):
         return Response(status_code=204)  # upon which a browser's EventSource does not come again
-    events = follow(state.waiter, batch.id, told, partial(_next, state.hearing, batch), REST_S)
+    events = follow(state.waiter, batch.id, told, partial(_next, state.ledger, batch), REST_S)
     return EventSourceResponse(unless_head(request, events), headers=HEADERS)
 
 
-async def _next(hearing: Any, batch: Bulk, told: Told) -> tuple[list[bytes], Told, bool]:
-    found: Bulk | None = await hearing.hear_batch(batch.service, batch.id)
+async def _next(ledger: Any, batch: Bulk, told: Told) -> tuple[list[bytes], Told, bool]:
+    found: Bulk | None = await ledger.run(batch_commands.follow_batch(batch.service, batch.id))
     if found is None:
         raise JobExpired
     now = Told.of(found)

@@ -37,6 +37,7 @@ from api.requests import (
     unless_head,
 )
 from worker.errors import InvalidInput, ServicesError, StoreUnavailable
+from worker.ledger import batch_commands, commands
 from worker.ledger.batches import Bulk, Chunk, NewBulk, StoredChunk, at_once, cut, rows_of_chunk
 from worker.ledger.jobs import TERMINAL, Priority
 from worker.service import Service
@@ -129,7 +130,7 @@ class Incoming:
         entry = state.catalog.get(asked.service)
         if asked.webhook:
             await state.receivers.check(asked.webhook.url)
-        overview = await ledger.overview(asked.service)
+        overview = await ledger.run(commands.overview(asked.service))
         max_batch_size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
         most_rows = rows_of_chunk(max_batch_size, overview.pace_s)
         batch_id = str(uuid.uuid4())
@@ -141,7 +142,7 @@ class Incoming:
                     chunks += 1
                     if entry.takes_files:
                         await state.files.hold_named(asked.service, chunk.id, caller.owner, b"\n".join(chunk.rows))
-                    await ledger.stage(asked.service, chunk)
+                    await ledger.run(batch_commands.stage(asked.service, chunk))
             if not chunks:
                 must = "expected at least one input"
                 raise InvalidInput(must, errors=[{"loc": [*self._where], "msg": must, "type": "too_short"}])
@@ -165,10 +166,10 @@ class Incoming:
             )
         except BaseException:
             with contextlib.suppress(ServicesError):  # what is left goes by itself
-                await asyncio.shield(ledger.discard(asked.service, batch_id, chunks))
+                await asyncio.shield(ledger.run(batch_commands.discard(asked.service, batch_id, chunks)))
             raise
         if answered != batch_id:
-            await ledger.discard(asked.service, batch_id, chunks)
+            await ledger.run(batch_commands.discard(asked.service, batch_id, chunks))
         return await ledger.get_batch(answered), answered == batch_id
 
     async def _counted(self, settings: Any, most_open: int | None, hashed: bool) -> AsyncIterator[list[bytes]]:
@@ -207,7 +208,7 @@ async def _hold_again(state: Any, batch: Bulk) -> None:
     if entry and not entry.takes_files:
         return
     for number in range(batch.chunks):
-        rows = await state.ledger.get_rows(batch, number)
+        rows = await state.ledger.fetch(batch_commands.fetch_chunk_field(batch, number, "input"))
         await state.files.hold_named(batch.service, f"{batch.id}.{number}", batch.owner, rows)
 
 
@@ -271,7 +272,9 @@ async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
 async def _ended_chunk(state: Any, batch: Bulk, number: int) -> StoredChunk:
     with state.waiter.signal(f"{batch.id}.{number}") as ended:
         while True:
-            chunk: StoredChunk = await _asked_again(batch, partial(state.ledger.get_chunk, batch, number))
+            chunk: StoredChunk = await _asked_again(
+                batch, partial(state.ledger.fetch, batch_commands.fetch_chunk(batch, number))
+            )
             if chunk.status in TERMINAL:
                 return chunk
             with contextlib.suppress(TimeoutError):
@@ -291,7 +294,8 @@ async def _pieces(ledger: Any, batch: Bulk, number: int, chunk: StoredChunk, ski
     for field in (*chunk.parts, ""):
         lines = chunk.output
         if field:
-            lines = await _asked_again(batch, partial(ledger.get_part, batch, number, field))
+            part = batch_commands.fetch_chunk_field(batch, number, field)
+            lines = await _asked_again(batch, partial(ledger.fetch, part))
             if not lines:
                 raise LookupError(field)
         count = lines.count(b"\n") + 1

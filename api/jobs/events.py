@@ -25,7 +25,8 @@ from api.auth.gate import caller_of
 from api.jobs.waiter import Waiter
 from api.requests import check_query, read_job_id, unless_head
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
-from worker.ledger.event_reader import Event, Heard
+from worker.ledger import job_events
+from worker.ledger.job_events import Event, Heard
 from worker.ledger.jobs import TERMINAL, Job, Status
 
 log = logging.getLogger("services.api")
@@ -187,7 +188,7 @@ async def follow(waiter: Waiter, id: str, told: T, look: Look[T], rest_s: float 
 
 async def _next(state: Any, job: Job, told: Told) -> tuple[list[bytes], Told, bool]:
     """Events that have not been told, what has been told with them, and whether there are more at once."""
-    heard = await state.hearing.hear(job, told.number, MOST)
+    heard = await state.ledger.run(job_events.follow(job, told.number, MOST))
     if heard is None:
         raise JobExpired
     whole = not heard.has_more

@@ -35,7 +35,8 @@ from api.requests import (
     read_wait,
     refuse_encoded,
 )
-from worker.ledger.async_ledger import Repeated
+from worker.ledger import commands
+from worker.ledger.commands import Repeated
 from worker.ledger.jobs import End, Job, NewJob, Priority, Status
 from worker.webhooks.events import dump_webhook
 
@@ -146,7 +147,7 @@ async def get_service(request: Request, name: str) -> Response:
     check_query(request, set())
     caller_of(request).check_service(name)
     entry = request.app.state.catalog.get(name)
-    return _json(entry.describe(await request.app.state.ledger.overview(name)))
+    return _json(entry.describe(await request.app.state.ledger.run(commands.overview(name))))
 
 
 @router.get("/healthz")

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from worker.errors import StoreUnavailable
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import End, Job
-from worker.ledger.sync_ledger import ENDED_CHANNEL, TOLD_CHANNEL
+from worker.ledger.keys import ENDED_CHANNEL, TOLD_CHANNEL
 from worker.net.redis_clients import make_async_client
 from worker.settings import Settings
 

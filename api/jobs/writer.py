@@ -10,7 +10,8 @@ import asyncio
 from collections import deque
 
 from worker.errors import ServicesError, StoreUnavailable
-from worker.ledger.async_ledger import AsyncLedger, Repeated
+from worker.ledger.async_ledger import AsyncLedger
+from worker.ledger.commands import Repeated
 from worker.ledger.jobs import Job, NewJob
 
 #: Most jobs, and about the most bytes of input, in one call: Redis serves nobody else meanwhile.

@@ -18,6 +18,7 @@ from api.auth.gate import caller_of
 from api.catalog import Entry
 from api.v2.columns import Column, list_columns
 from api.v2.requests import find_entry
+from worker.ledger import commands
 from worker.ledger.overview import Overview
 
 router = APIRouter()
@@ -33,7 +34,7 @@ async def all_stats(request: Request) -> Response:
     """The statistics of every model that the caller may use."""
     state = request.app.state
     entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
-    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    overviews = await asyncio.gather(*(state.ledger.run(commands.overview(entry.plugin.name)) for entry in entries))
     return _stats(entries, overviews)
 
 
@@ -42,7 +43,7 @@ async def all_stats(request: Request) -> Response:
 async def get_stats(request: Request, name: str, version: str = "") -> Response:
     """A model's statistics."""
     entry = find_entry(request, name, version)
-    return _stats([entry], [await request.app.state.ledger.overview(name)])
+    return _stats([entry], [await request.app.state.ledger.run(commands.overview(name))])
 
 
 @router.get("/v2/models/{name}/config")
@@ -54,7 +55,7 @@ async def get_config(request: Request, name: str, version: str = "") -> Response
     rows of many requests are batched, whatever each request holds.
     """
     entry = find_entry(request, name, version)
-    overview: Overview = await request.app.state.ledger.overview(name)
+    overview: Overview = await request.app.state.ledger.run(commands.overview(name))
     knobs = {key: {"string_value": str(value)} for key, value in (overview.knobs or {}).items()}
     return _json(
         {

@@ -26,7 +26,8 @@ from api.v2.model_info import PLATFORM
 from api.v2.requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.v2.tensors import to_binary, to_values
 from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
-from worker.ledger.async_ledger import Repeated
+from worker.ledger import commands
+from worker.ledger.commands import Repeated
 from worker.ledger.data_schema import own_version
 from worker.ledger.jobs import Job, NewJob, Status
 
@@ -83,7 +84,7 @@ async def get_model(request: Request, name: str, version: str = "") -> Response:
 async def model_ready(request: Request, name: str, version: str = "") -> Response:
     """Whether a worker of the model is ready."""
     entry = find_entry(request, name, version)
-    state, reason = entry.state(await request.app.state.ledger.overview(name))
+    state, reason = entry.state(await request.app.state.ledger.run(commands.overview(name)))
     if state != "ready":
         raise InferFailed(f"model {name!r} is not ready: {state}{f': {reason}' if reason else ''}", 503)
     return _json({"name": name, "ready": True})
@@ -95,7 +96,7 @@ async def index(request: Request) -> Response:
     state = request.app.state
     only_ready = await read_index(request)
     entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
-    overviews = await asyncio.gather(*(state.ledger.overview(entry.plugin.name) for entry in entries))
+    overviews = await asyncio.gather(*(state.ledger.run(commands.overview(entry.plugin.name)) for entry in entries))
     listed = [_index_row(entry, *entry.state(overview)) for entry, overview in zip(entries, overviews, strict=True)]
     return _json([row for row in listed if row["state"] == "READY" or not only_ready])
 
@@ -165,7 +166,7 @@ async def _withdraw(ledger: Any, jobs: Sequence[NewJob]) -> None:
 
     What runs is left alone. To stop it is to end its process, and with that the model and the batch's other jobs.
     """
-    left = [ledger.cancel_in(job.service, job.id, but_running=True) for job in jobs]
+    left = [ledger.run(commands.cancel(job.service, job.id, but_running=True)) for job in jobs]
     with suppress(ServicesError):  # Redis is away: they run for nobody
         await asyncio.gather(*left)
     log.info("client left, its jobs that had not begun are cancelled service=%s jobs=%d", jobs[0].service, len(jobs))

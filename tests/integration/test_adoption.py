@@ -12,6 +12,7 @@ import pytest
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import RedisServer
 from worker.broker.adopt import adopt
+from worker.ledger import commands, worker_commands
 from worker.ledger.jobs import Status
 
 
@@ -30,7 +31,7 @@ def message(job_id: str, n: int = 1, **headers: Any) -> bytes:
 
 
 def take(bench: Bench, token: str) -> list[bytes]:
-    claim = bench.ledger.claim("echo", "w1", token, KNOBS)
+    claim = bench.ledger.run(worker_commands.claim("echo", "w1", token, KNOBS))
     return [raw for _, raw in claim.messages]
 
 
@@ -39,7 +40,7 @@ def test_what_could_not_be_adopted_is_given_again_to_its_process_and_waits_again
     assert take(bench, "p1.0") == [b"one", b"two"]
     assert take(bench, "p2.0") == [], "another process does not get it"
     assert take(bench, "p1.0") == [b"one", b"two"], "Redis was away as it was adopted: its process gets it again"
-    bench.ledger.give_up("echo", "w1", "", "lost", process="p1")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "", "lost", process="p1"))
     assert sorted(take(bench, "p2.1")) == [b"one", b"two"]
 
 
@@ -53,11 +54,15 @@ def test_a_revoke_holds_in_its_service_for_what_is_queued_running_and_unknown(be
     queued, running = bench.create(2)
     assert bench.claim("t1", max_batch_size=1) == [queued]
     queued, running = running, queued
-    assert bench.ledger.revoke("echo", [queued, running, "later"], running=False) == ["queued", "running", ""]
+    assert bench.ledger.run(commands.revoke("echo", [queued, running, "later"], running=False)) == [
+        "queued",
+        "running",
+        "",
+    ]
     adopt(bench.ledger, bench.settings, "echo", [message("later"), message("other")])
     found = [bench.get(job_id).status for job_id in (queued, running, "later", "other")]
     assert found == [Status.CANCELLED, Status.RUNNING, Status.CANCELLED, Status.QUEUED]
-    assert bench.ledger.revoke("echo", [running, queued], running=True) == ["running", "cancelled"]
+    assert bench.ledger.run(commands.revoke("echo", [running, queued], running=True)) == ["running", "cancelled"]
     assert bench.get(running).status == Status.CANCELLED
     assert 0 < bench.redis.pttl("{echo}:revoked:later") <= bench.settings.remember_for_s * 1000
 

@@ -11,11 +11,11 @@ import pytest
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import ROOT, RedisServer, poll
 from worker.errors import QueueFull, RateLimited, StoreUnavailable
-from worker.ledger import scripts
+from worker.ledger import commands, scripts, worker_commands
 from worker.ledger.equal_jobs import ask, digest_model
 from worker.ledger.jobs import TERMINAL, Job, NewJob, Priority, Status
 from worker.ledger.scripts import read_source
-from worker.ledger.sync_ledger import Ending, Stored
+from worker.ledger.worker_commands import Ending, Stored
 
 MODEL = digest_model("1", KNOBS)
 DONE = b'{"n":1}'
@@ -34,17 +34,23 @@ class CacheBench(Bench):
         return job.id
 
     def take(self, token: str, most: int = 10, model: str = MODEL, worker: str = "w1") -> list[str]:
-        claim = self.ledger.claim("echo", worker, token, KNOBS | {"max_batch_size": most}, "1", model)
+        claim = self.ledger.run(
+            worker_commands.claim("echo", worker, token, KNOBS | {"max_batch_size": most}, "1", model)
+        )
         assert claim.kind == "batch"
         return claim.ids
 
     def end(self, token: str, job_id: str, output: bytes = DONE) -> Stored:
-        (stored,) = self.ledger.complete("echo", token, [Ending(job_id, Status.SUCCEEDED, output, b"{}", 1)])
+        (stored,) = self.ledger.run(
+            worker_commands.complete("echo", token, [Ending(job_id, Status.SUCCEEDED, output, b"{}", 1)])
+        )
         return stored
 
     def fail(self, token: str, job_id: str, pause_s: float = 0) -> None:
         error = b'{"code":"predict_failed","message":"m","retryable":false}'
-        self.ledger.complete("echo", token, [Ending(job_id, Status.FAILED, error, b"{}", 1, pause_s=pause_s)])
+        self.ledger.run(
+            worker_commands.complete("echo", token, [Ending(job_id, Status.FAILED, error, b"{}", 1, pause_s=pause_s)])
+        )
 
     def states(self, *ids: str) -> list[str]:
         return [self.get(job_id).status.value for job_id in ids]
@@ -82,7 +88,7 @@ def bench(redis_server: RedisServer) -> Iterator[CacheBench]:
     made = CacheBench(redis_server.url)
     made.ledger.join("echo", "w1", {"state": "ready"})
     made.ledger.join("echo", "w2", {"state": "ready"})
-    made.ledger.tell("echo", "1", KNOBS | {"cache_for_s": 60})
+    made.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"cache_for_s": 60}))
     yield made
     made.redis.close()
 
@@ -210,7 +216,7 @@ def test_a_run_that_is_lost_is_run_again_for_all(bench: CacheBench, how: str) ->
     if how == "lost":
         bench.lapse("w1")
     else:
-        bench.ledger.leave("echo", "w1")
+        bench.ledger.run(worker_commands.leave("echo", "w1"))
     assert (bench.states(first, second), bench.waiting(), bench.parked()) == (["queued", "queued"], [first], 1)
     bench.check()
     assert bench.end("t1", first) is Stored.DROPPED and bench.keys_of_cache() != []
@@ -238,7 +244,7 @@ def test_another_model_neither_takes_results_nor_gives_any(bench: CacheBench) ->
     bench.take("t1")
     bench.end("t1", first)
     newer = KNOBS | {"max_batch_size": 3, "cache_for_s": 60}
-    bench.ledger.tell("echo", "1", newer)
+    bench.ledger.run(worker_commands.tell("echo", "1", newer))
     second, third = bench.send(), bench.send()
     assert bench.states(second, third) == ["queued", "queued"], "other knobs"
     assert bench.take("t2") == [second], "by a worker that still has the old ones"
@@ -248,7 +254,7 @@ def test_another_model_neither_takes_results_nor_gives_any(bench: CacheBench) ->
     assert bench.take("t3", model=digest_model("1", newer)) == [third]
     bench.end("t3", third)
     assert bench.states(bench.send()) == ["queued"], "what ran by itself is kept for nobody"
-    bench.ledger.tell("echo", "2", KNOBS | {"cache_for_s": 60})
+    bench.ledger.run(worker_commands.tell("echo", "2", KNOBS | {"cache_for_s": 60}))
     other = bench.send()
     assert b"cache" not in bench.redis.hgetall(f"{{echo}}:job:{other}"), "the API has read it by version 1"
 
@@ -279,13 +285,13 @@ def test_outputs_with_files_stay_with_their_job(bench: CacheBench) -> None:
 
 
 def test_equals_that_wait_count_for_the_limits_and_a_result_needs_no_room(bench: CacheBench) -> None:
-    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 2, "cache_for_s": 60})
+    bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"max_queue_size": 2, "cache_for_s": 60}))
     bench.send(), bench.send()
     with pytest.raises(QueueFull):
         bench.send()
     with pytest.raises(QueueFull):
         bench.send(input=2)
-    assert bench.api(lambda ledger: ledger.overview("echo")).depth == 2
+    assert bench.api(lambda ledger: ledger.run(commands.overview("echo"))).depth == 2
     model = digest_model("1", KNOBS | {"max_queue_size": 2})
     (leader,) = bench.take("t1", model=model)
     bench.end("t1", leader)
@@ -386,7 +392,7 @@ def test_jobs_that_use_no_cache_have_nothing_to_do_with_it(
     assert bench.take("t1") == [first, second, third]
     bench.end("t1", first)
     bench.fail("t1", second)
-    bench.ledger.leave("echo", "w1")
+    bench.ledger.run(worker_commands.leave("echo", "w1"))
     bench.ledger.cancel(third)
     bench.ledger.retry(second)
     bench.sweep()
@@ -442,13 +448,13 @@ def test_whatever_happens_every_job_ends_once_and_nothing_is_left(bench: CacheBe
         elif what == "sweep":
             bench.sweep()
         elif what == "tell":
-            bench.ledger.tell("echo", "1", KNOBS | {"cache_for_s": chance.choice([0, 60])})
+            bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"cache_for_s": chance.choice([0, 60])}))
 
     for _ in range(400):
         step()
         settle()
         bench.check()
-    bench.ledger.tell("echo", "1", KNOBS | {"cache_for_s": 60})
+    bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"cache_for_s": 60}))
     bench.lapse("w1")
     for turn in range(1000):
         settle()

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.support import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
+from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
 from worker.progress import Said
 from worker.settings import Settings
@@ -158,7 +159,9 @@ def test_a_job_that_was_cancelled_or_retried_hears_nothing_of_its_earlier_run(ta
         token = record[b"token"].decode()
         assert client.delete(f"/jobs/{job_id}").status_code == 202
         *_, last = stream
-        ledger.say("talking", token, 10, {job_id: [Said(10_000, "progress", b'{"progress": 0.1}', 0.1)]})
+        ledger.run(
+            worker_commands.say("talking", token, 10, {job_id: [Said(10_000, "progress", b'{"progress": 0.1}', 0.1)]})
+        )
         job = client.get(f"/jobs/{job_id}").json()
         assert job["status"] == "cancelled" and job["progress"] != 0.1
         assert client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": last[2]}).status_code == 204
@@ -182,7 +185,7 @@ def test_a_call_that_is_repeated_tells_nothing_twice_and_the_oldest_lines_go(tal
         lines = [Said(10_000 + i, "log", b'{"level": "INFO", "message": "%d"}' % i) for i in range(30)]
         outputs = [Said(10_100 + i, "output", b'{"index": %d, "output": 1}' % i) for i in range(30)]
         for _ in range(2):
-            ledger.say("talking", token, 7, {job_id: [*lines, *outputs]})
+            ledger.run(worker_commands.say("talking", token, 7, {job_id: [*lines, *outputs]}))
         list(stream)
         told = tell(listen(client, job_id))
     assert [value for name, value in told if name == "log"] == [str(i) for i in range(23, 30)]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.test_ledger import Bench, send_chunk
 from tests.support import RedisServer, System, finished, poll
+from worker.ledger import commands, worker_commands
 from worker.ledger.api_keys import Key, Keys
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import NewJob, Priority
@@ -83,9 +84,9 @@ def test_a_job_that_comes_back_keeps_its_place_and_a_retried_one_gets_a_new_one(
     bench.create(10, owner="alice")
     first = bench.claim("x", max_batch_size=1)
     bench.create(1, owner="bob")
-    bench.ledger.give_up("echo", "w1", "x", "handed_back")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "x", "handed_back"))
     assert bench.claim("y", max_batch_size=1) == first
-    bench.ledger.give_up("echo", "w1", "y", "handed_back")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "y", "handed_back"))
     bench.api(lambda ledger: ledger.cancel(first[0]))
     bench.api(lambda ledger: ledger.retry(first[0]))
     assert bench.get(first[0]).position == 10, "behind what its key has sent meanwhile, and before nobody else's"
@@ -95,9 +96,9 @@ def test_a_job_that_comes_back_keeps_its_place_and_a_retried_one_gets_a_new_one(
 def test_the_rest_of_a_chunk_waits_behind_another_keys_job(bench: Bench) -> None:
     bench.api(lambda ledger: send_chunk(ledger, owner="alice"))
     assert bench.claim("t1") == ["b.0"]
-    assert not bench.ledger.pause("echo", "t1", "b.0", [b"zero"], 1), "nobody waits"
+    assert not bench.ledger.run(worker_commands.pause("echo", "t1", "b.0", [b"zero"], 1)), "nobody waits"
     (job_id,) = bench.create(owner="bob")
-    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2)
+    assert bench.ledger.run(worker_commands.pause("echo", "t1", "b.0", [b"zero", b"one"], 2))
     assert [bench.claim(f"u{n}", max_batch_size=1) for n in range(3)] == [[job_id], ["b.0"], []]
 
 
@@ -124,7 +125,7 @@ def test_a_clock_that_goes_back_leaves_no_turn_ahead(bench: Bench) -> None:
         bench.redis.zadd("{echo}:waiting", {job_id: moved})
     bench.redis.hset("{echo}:about", "turn", now + 3600 * 10**6)
     bench.redis.set("{echo}:swept", now + 3600 * 10**6)
-    bench.ledger.sweep("echo")
+    bench.ledger.run(commands.sweep("echo", 2))
     assert bench.claim("x", max_batch_size=1) == ids[:1]
     (job_id,) = bench.create(owner="bob")
     assert (bench.get(job_id).position or 0) <= 1

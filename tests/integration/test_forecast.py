@@ -15,11 +15,12 @@ from api.client import Client
 from tests.integration.test_ledger import KNOBS, Bench
 from tests.support import RedisServer, System, finished, listen_to, poll
 from worker.errors import StoreUnavailable
+from worker.ledger import batch_commands, commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.batches import Chunk, NewBulk
 from worker.ledger.forecast import Forecast, Forecasts
 from worker.ledger.jobs import NewJob, Priority, Status
-from worker.ledger.sync_ledger import Ending, head
+from worker.ledger.worker_commands import Ending
 
 BUSY, ABOUT = "{echo}:busy:w1", "{echo}:about"
 
@@ -31,7 +32,7 @@ class Hall(Bench):
         self.ledger.join("echo", "w1", {"state": state, "processes": processes})
 
     def tell(self, version: str = "1", **knobs: Any) -> None:
-        self.ledger.tell("echo", version, KNOBS | knobs)
+        self.ledger.run(worker_commands.tell("echo", version, KNOBS | knobs))
 
     def age(self, *, jobs: list[str], process: str, seconds: float) -> None:
         """As if the process had begun its run so long ago, and claimed these jobs then."""
@@ -53,7 +54,7 @@ class Hall(Bench):
 
         async def send(ledger: AsyncLedger) -> None:
             for number in range(chunks):
-                await ledger.stage("echo", Chunk(name, number, number * 20, [b"1"] * 20))
+                await ledger.run(batch_commands.stage("echo", Chunk(name, number, number * 20, [b"1"] * 20)))
             made = NewBulk("echo", "1", 20 * chunks, chunks, 40 * chunks, Priority.NORMAL, 60, b"{}", name)
             assert await ledger.seal(made) == name
 
@@ -64,7 +65,7 @@ class Hall(Bench):
         return float(self.redis.hget(ABOUT, field).split()[0]) / 1e6
 
     def forecast(self) -> Forecast:
-        return Forecast.from_reply(self.api(lambda ledger: ledger._call("echo", head("forecast", self.settings))))
+        return self.ledger.run(commands.forecast("echo"))
 
     def starts_in(self, job_id: str) -> float | None:
         """Seconds until a job's estimated start; None where that is not known."""
@@ -199,7 +200,7 @@ def test_it_is_unknown_where_nothing_runs_or_what_was_measured_is_no_longer_so(h
     hall.join(state="loading")
     assert hall.starts_in(waiting) is None, "its worker loads"
     hall.join()
-    hall.ledger.leave("echo", "w1")
+    hall.ledger.run(worker_commands.leave("echo", "w1"))
     assert hall.starts_in(waiting) is None, "no worker is there"
     hall.join()
     assert hall.starts_in(running) == near(0), "a new one has come, and it was given back"
@@ -211,7 +212,7 @@ def test_nothing_is_left_of_processes_that_are_gone(hall: Hall) -> None:
     hall.create(3)
     for process in "abc":
         hall.claim(f"{process}.1", max_batch_size=1)
-    hall.ledger.give_up("echo", "w1", "a.1", "lost", process="a")
+    hall.ledger.run(worker_commands.give_up("echo", "w1", "a.1", "lost", process="a"))
     assert hall.redis.hkeys(BUSY) == [b"b", b"c"]
     hall.lapse("w1")
     assert not hall.redis.exists(BUSY)
@@ -221,7 +222,9 @@ def test_a_job_that_pauses_starts_after_its_pause(hall: Hall) -> None:
     (job_id,) = hall.create(1)
     hall.claim("a.1")
     error = b'{"code":"predict_failed","message":"m"}'
-    hall.ledger.complete("echo", "a.1", [Ending(job_id, Status.FAILED, error, b"{}", 1, pause_s=30)])
+    hall.ledger.run(
+        worker_commands.complete("echo", "a.1", [Ending(job_id, Status.FAILED, error, b"{}", 1, pause_s=30)])
+    )
     hall.claim("a.2")
     assert hall.get(job_id).status == Status.QUEUED and hall.starts_in(job_id) == near(30)
 
@@ -280,7 +283,7 @@ def test_what_is_known_of_waiting_chunks_goes_with_them(hall: Hall) -> None:
     hall.run("a.1", 1, max_batch_size=2)
     (first,) = hall.claim("a.2")
     assert waiting() == ["one.1", "one.2", "two.0", "two.1"]
-    hall.ledger.give_up("echo", "w1", "a.2", "lost")
+    hall.ledger.run(worker_commands.give_up("echo", "w1", "a.2", "lost"))
     assert waiting()[0] == first, "it comes back"
     hall.api(lambda ledger: ledger.cancel_batch("one"))
     assert waiting() == ["two.0", "two.1"]
@@ -304,11 +307,12 @@ def test_a_forecast_is_read_once_for_many_jobs(hall: Hall) -> None:
 
 
 def test_an_answer_does_not_fail_or_wait_for_want_of_a_forecast() -> None:
-    async def refuse(_: str) -> None:
+    async def refuse(_: str) -> Forecast:
         raise StoreUnavailable
 
-    async def hang(_: str) -> None:
+    async def hang(_: str) -> Forecast:
         await asyncio.Event().wait()
+        raise AssertionError
 
     begun = time.monotonic()
     assert asyncio.run(Forecasts(refuse).of("echo")) is None

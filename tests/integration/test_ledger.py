@@ -23,11 +23,14 @@ from worker.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from worker.ledger.async_ledger import AsyncLedger, Repeated
+from worker.ledger import batch_commands, commands, worker_commands
+from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.commands import Repeated
 from worker.ledger.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
 from worker.ledger.scripts import read_source
-from worker.ledger.sync_ledger import Ending, Ledger, Stored
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Ending, Stored
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
@@ -72,13 +75,15 @@ class Bench:
         return self.api(lambda ledger: ledger.get(job_id))
 
     def claim(self, token: str, worker: str = "w1", **knobs: Any) -> list[str]:
-        claim = self.ledger.claim("echo", worker, token, KNOBS | knobs)
+        claim = self.ledger.run(worker_commands.claim("echo", worker, token, KNOBS | knobs))
         assert claim.kind == "batch"
         return claim.ids
 
     def complete(self, token: str, *ids: str, status: Status = Status.SUCCEEDED) -> list[bool]:
         value = b'{"n":1}' if status is Status.SUCCEEDED else b'{"code":"predict_failed","message":"m"}'
-        stored = self.ledger.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
+        stored = self.ledger.run(
+            worker_commands.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
+        )
         return [became is Stored.ENDED for became in stored]
 
     def lapse(self, worker: str) -> None:
@@ -89,7 +94,7 @@ class Bench:
     def sweep(self, last_s_ago: float = 0.45) -> list[str]:
         """As if the sweep before had been so long ago."""
         self.redis.set("{echo}:swept", int((self.redis.time()[0] - last_s_ago) * 1e6 + self.redis.time()[1]))
-        return self.ledger.sweep("echo")
+        return self.ledger.run(commands.sweep("echo", 2))
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ def test_a_terminal_state_is_never_changed(bench: Bench, end: Status) -> None:
     # when everything that changes states is tried on it
     bench.complete("t1", job_id, status=Status.FAILED if end is Status.SUCCEEDED else Status.SUCCEEDED)
     bench.ledger.cancel(job_id)
-    bench.ledger.give_up("echo", "w1", "t1", "lost")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "lost"))
     assert bench.claim("t2") == []
     bench.lapse("w1")
     with pytest.raises(JobFinished):
@@ -201,7 +206,7 @@ def test_an_api_sweeps_all_services_in_two_round_trips(bench: Bench) -> None:
     for service in services:
         bench.create(service=service)
         bench.ledger.join(service, "gone", {})
-        bench.ledger.claim(service, "gone", f"token of {service}", KNOBS)
+        bench.ledger.run(worker_commands.claim(service, "gone", f"token of {service}", KNOBS))
         bench.redis.zadd(f"{{{service}}}:workers", {"gone": 0})
         bench.redis.set(f"{{{service}}}:swept", int((time.time() - 0.45) * 1e6))
 
@@ -209,7 +214,9 @@ def test_an_api_sweeps_all_services_in_two_round_trips(bench: Bench) -> None:
         return int(bench.redis.info("stats")["total_reads_processed"])
 
     before = requests()
-    assert len(bench.api(lambda ledger: ledger.sweep(services))) == len(services)
+    assert len(bench.api(lambda ledger: ledger.run_each([commands.sweep(name, 2) for name in services]))) == len(
+        services
+    )
     assert requests() - before < len(services), "a new connection says hello, too"
     overviews = bench.api(lambda ledger: ledger.overviews(services))
     assert [overview.depth for overview in overviews] == [1] * len(services)
@@ -234,9 +241,9 @@ def test_a_late_worker_is_fenced(bench: Bench) -> None:
     assert bench.claim("t2", "w2") == [job_id]
 
     assert bench.complete("t1", job_id) == [False]
-    assert bench.ledger.give_up("echo", "w1", "t1", "lost") == {}
-    assert bench.ledger.claim("echo", "w1", "t3", KNOBS).kind == "fenced"
-    assert bench.ledger.renew("echo", "w1", {}) == (False, [])
+    assert bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "lost")) == {}
+    assert bench.ledger.run(worker_commands.claim("echo", "w1", "t3", KNOBS)).kind == "fenced"
+    assert bench.ledger.run(worker_commands.renew("echo", "w1", 2, {})) == (False, [])
     assert bench.get(job_id).status is Status.RUNNING
     assert bench.complete("t2", job_id) == [True]
 
@@ -247,9 +254,9 @@ def test_after_a_silence_or_a_jump_of_the_clock_no_lease_has_lapsed(bench: Bench
     bench.claim("t1")
     bench.redis.zadd("{echo}:workers", {"w1": 1})
     assert bench.sweep(last_s_ago) == []
-    assert bench.ledger.sweep("echo") == [], "which is soon after"
+    assert bench.ledger.run(commands.sweep("echo", 2)) == [], "which is soon after"
     # one that does not renew its lease is dead all the same
-    poll(lambda: len(bench.ledger.sweep("echo")) == 1, 3)
+    poll(lambda: len(bench.ledger.run(commands.sweep("echo", 2))) == 1, 3)
 
 
 def test_a_clock_that_goes_back_leaves_the_order_as_it_was(bench: Bench) -> None:
@@ -266,7 +273,7 @@ def test_a_clock_that_goes_back_leaves_the_order_as_it_was(bench: Bench) -> None
 
     # what ran meanwhile and comes back goes before what came after it
     last = bench.create(1)
-    bench.ledger.give_up("echo", "w1", "t1", "handed_back")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "handed_back"))
     assert bench.redis.zcount("{echo}:waiting", "-inf", bench.redis.time()[0] * 1e6 + 60e6) == 3
     assert set(bench.claim("t3", max_batch_size=20)) == {*ids[:2], *last}
 
@@ -298,13 +305,13 @@ def test_jobs_of_a_time_to_come_do_not_wait_for_it(bench: Bench) -> None:
 def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
     poison, mate = bench.create(2)
     bench.claim("t0")
-    bench.ledger.give_up("echo", "w1", "t0", "lost")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t0", "lost"))
     assert {bench.get(i).attempt for i in (poison, mate)} == {0}, "nobody is charged for a batch"
 
     for attempt in (1, 2, 3):
         assert bench.claim(f"p{attempt}") == [poison], "each runs alone now"
         assert bench.get(poison).attempt == attempt
-        bench.ledger.give_up("echo", "w1", f"p{attempt}", "lost")
+        bench.ledger.run(worker_commands.give_up("echo", "w1", f"p{attempt}", "lost"))
 
     job = bench.get(poison)
     assert (job.status, job.attempt) == (Status.FAILED, 3)
@@ -316,7 +323,7 @@ def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
 def test_what_is_handed_back_is_not_charged_and_keeps_its_place(bench: Bench) -> None:
     ids = bench.create(3)
     bench.claim("t1", max_batch_size=2)
-    assert sorted(bench.ledger.leave("echo", "w1")) == sorted(ids[:2])
+    assert sorted(bench.ledger.run(worker_commands.leave("echo", "w1"))) == sorted(ids[:2])
     assert [bench.get(i).position for i in ids] == [0, 1, 2]
     assert bench.claim("t2", "w2") == ids
     assert {bench.get(i).attempt for i in ids} == {1}
@@ -325,7 +332,7 @@ def test_what_is_handed_back_is_not_charged_and_keeps_its_place(bench: Bench) ->
 def test_a_timeout_alone_fails_at_once(bench: Bench) -> None:
     (job_id,) = bench.create()
     bench.claim("t1")
-    bench.ledger.give_up("echo", "w1", "t1", "timed_out")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "timed_out"))
     job = bench.get(job_id)
     assert job.status is Status.FAILED and job.error is not None and b'"timed_out"' in job.error
 
@@ -352,7 +359,7 @@ def test_urgent_jobs_go_first_and_old_ones_are_not_starved(bench: Bench) -> None
 
 
 def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
-    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 2})
+    bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"max_queue_size": 2}))
     jobs = [NewJob(service="echo", input=b"{}") for _ in range(3)]
     made = bench.api(lambda ledger: ledger.create(jobs))
     assert [isinstance(one, QueueFull) for one in made] == [False, False, True]
@@ -360,14 +367,14 @@ def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
 
 
 def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off(bench: Bench) -> None:
-    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_bytes": 100})
+    bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"max_queue_bytes": 100}))
     jobs = [NewJob(service="echo", input=b'"%s"' % (b"x" * 28)) for _ in range(4)]
     made = bench.api(lambda ledger: ledger.create(jobs))
     assert [isinstance(one, QueueFull) for one in made] == [False, False, False, True]
     bench.claim("t1", max_batch_size=1)
     bench.ledger.cancel(jobs[1].id)
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"30"
-    assert bench.ledger.leave("echo", "w1") == [jobs[0].id], "what comes back is counted again"
+    assert bench.ledger.run(worker_commands.leave("echo", "w1")) == [jobs[0].id], "what comes back is counted again"
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"60"
     bench.claim("t2", "w2")
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"0"
@@ -376,19 +383,19 @@ def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off
 def test_what_ends_and_what_is_queued_again_is_counted_once(bench: Bench) -> None:
     first, second = bench.create(2)
     bench.claim("t1")
-    bench.ledger.give_up("echo", "w1", "t1", "lost")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "lost"))
     bench.claim("t2")
     for _ in range(2):  # the answer was lost
         bench.complete("t2", first)
     bench.ledger.cancel(second)
-    overview = bench.api(lambda ledger: ledger.overview("echo"))
+    overview = bench.api(lambda ledger: ledger.run(commands.overview("echo")))
     counts = {name: count for name, count in overview.counts.items() if ":" in name}
     assert counts == {"requeued:lost": 2, "ended:succeeded": 1, "ended:cancelled": 1}
     assert overview.running == 0 and overview.rate > 0
 
 
 def test_retry_after_follows_the_measured_rate(bench: Bench) -> None:
-    bench.ledger.tell("echo", "1", KNOBS | {"max_queue_size": 1000})
+    bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"max_queue_size": 1000}))
 
     def refused() -> int:
         made = bench.api(lambda ledger: ledger.create([NewJob(service="echo", input=b"{}")] * 1))
@@ -454,14 +461,14 @@ def test_a_retry_does_not_overlap_with_a_cancelled_run(bench: Bench) -> None:
     assert bench.claim("t2") == [], "the run before may end within four seconds"
     assert bench.get(job_id).position == 0
     bench.redis.zadd("{echo}:delayed", {job_id: 1})
-    bench.ledger.sweep("echo")
+    bench.ledger.run(commands.sweep("echo", 2))
     assert bench.claim("t3") == [job_id]
 
 
 def test_a_retried_chunk_does_not_overlap_with_its_cancelled_run(bench: Bench) -> None:
     async def send(ledger: AsyncLedger) -> None:
         for number in (0, 1):
-            await ledger.stage("echo", Chunk("b", number, number, [b'{"n":1}']))
+            await ledger.run(batch_commands.stage("echo", Chunk("b", number, number, [b'{"n":1}'])))
         await ledger.seal(NewBulk("echo", "1", 2, 2, 14, Priority.NORMAL, 60, b"{}", "b"))
 
     bench.api(send)
@@ -472,14 +479,14 @@ def test_a_retried_chunk_does_not_overlap_with_its_cancelled_run(bench: Bench) -
     assert bench.claim("t3") == []
     assert bench.redis.zrange("{echo}:delayed", 0, -1) == [b"b.0"]
     bench.redis.zadd("{echo}:delayed", {"b.0": 1})
-    bench.ledger.sweep("echo")
+    bench.ledger.run(commands.sweep("echo", 2))
     assert bench.claim("t4") == ["b.0"]
 
 
 def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench) -> None:
     async def send(ledger: AsyncLedger) -> None:
         for number in range(4):
-            await ledger.stage("echo", Chunk("b", number, number * 2, [b"1", b"2"]))
+            await ledger.run(batch_commands.stage("echo", Chunk("b", number, number * 2, [b"1", b"2"])))
         await ledger.seal(NewBulk("echo", "1", 8, 4, 12, Priority.NORMAL, 60, b"{}", "b"))
 
     bench.api(send)
@@ -487,17 +494,17 @@ def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench
     for number, pace_us in enumerate(("", 125_000, 125_001, 125_000)):  # a row; two are to take 0.25 s at most
         if pace_us:
             bench.redis.hset("{echo}:about", "pace", pace_us)
-        claims.append(bench.ledger.claim("echo", "w1", f"p{number}.0", KNOBS))
+        claims.append(bench.ledger.run(worker_commands.claim("echo", "w1", f"p{number}.0", KNOBS)))
     assert [job.id for claim in claims for job in claim.jobs] == ["b.0", "b.1", "b.2", "b.3"]
     assert [claim.more for claim in claims] == [False, True, False, False], "unknown, quick, slow, and none is left"
     bench.create(9)
-    assert not bench.ledger.claim("echo", "w1", "p4.0", KNOBS | {"max_batch_size": 5}).more
+    assert not bench.ledger.run(worker_commands.claim("echo", "w1", "p4.0", KNOBS | {"max_batch_size": 5})).more
     bench.create(3)
-    assert bench.ledger.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3}).more
+    assert bench.ledger.run(worker_commands.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3})).more
 
 
 async def send_chunk(ledger: AsyncLedger, owner: str = "") -> None:
-    await ledger.stage("echo", Chunk("b", 0, 0, [b"0", b"1", b"2", b"3"]))
+    await ledger.run(batch_commands.stage("echo", Chunk("b", 0, 0, [b"0", b"1", b"2", b"3"])))
     await ledger.seal(NewBulk("echo", "1", 4, 1, 7, Priority.NORMAL, 60, b"{}", "b", owner=owner))
 
 
@@ -505,19 +512,21 @@ def test_a_chunk_makes_room_for_what_is_to_be_run_before_it_and_keeps_what_it_ha
     bench.api(send_chunk)
     assert bench.claim("t1") == ["b.0"]
     bench.create(priority=Priority.NORMAL)
-    assert not bench.ledger.pause("echo", "t1", "b.0", [b"zero"], 1), "what came later comes later"
+    assert not bench.ledger.run(worker_commands.pause("echo", "t1", "b.0", [b"zero"], 1)), "what came later comes later"
     (urgent,) = bench.create(priority=Priority.HIGH)
-    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2)
-    assert bench.ledger.pause("echo", "t1", "b.0", [b"zero", b"one"], 2), "said again: it is no longer this run's"
+    assert bench.ledger.run(worker_commands.pause("echo", "t1", "b.0", [b"zero", b"one"], 2))
+    assert bench.ledger.run(worker_commands.pause("echo", "t1", "b.0", [b"zero", b"one"], 2)), (
+        "said again: it is no longer this run's"
+    )
     assert bench.claim("t2", max_batch_size=1) == [urgent]
-    (chunk,) = bench.ledger.claim("echo", "w1", "t3", KNOBS).jobs
+    (chunk,) = bench.ledger.run(worker_commands.claim("echo", "w1", "t3", KNOBS)).jobs
     assert (chunk.id, chunk.input, chunk.attempt) == ("b.0", b"0\n1\n2\n3", 2)
-    rerun = bench.ledger.rerun("echo", "b.0")
+    rerun = bench.ledger.fetch(worker_commands.fetch_rerun("echo", "b.0"))
     assert rerun.results == [b"zero", b"one"] and not rerun.careful and not rerun.skip
 
-    bench.ledger.give_up("echo", "w1", "t3", "lost")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "t3", "lost"))
     bench.claim("t4", max_batch_size=1)
-    rerun = bench.ledger.rerun("echo", "b.0")
+    rerun = bench.ledger.fetch(worker_commands.fetch_rerun("echo", "b.0"))
     assert rerun.results == [b"zero", b"one"] and rerun.careful and not rerun.skip, "a lost run still counts"
     bench.complete("t4", "b.0")
     found = bench.api(lambda ledger: ledger.get_batch("b"))
@@ -528,13 +537,13 @@ def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:
     (job_id,) = bench.create()
     for attempt in (1, 2, 3):
         bench.claim(f"t{attempt}")
-        bench.ledger.give_up("echo", "w1", f"t{attempt}", "lost")
+        bench.ledger.run(worker_commands.give_up("echo", "w1", f"t{attempt}", "lost"))
     assert bench.get(job_id).status is Status.FAILED
     bench.ledger.retry(job_id)
     for attempt in (4, 5, 6):
         assert bench.claim(f"u{attempt}") == [job_id]
         assert bench.get(job_id).attempt == attempt
-        bench.ledger.give_up("echo", "w1", f"u{attempt}", "lost")
+        bench.ledger.run(worker_commands.give_up("echo", "w1", f"u{attempt}", "lost"))
     assert bench.get(job_id).status is Status.FAILED
 
 
@@ -542,7 +551,7 @@ def test_a_history_forgets_its_oldest_attempts_first(bench: Bench) -> None:
     (job_id,) = bench.create()
     for turn in range(300):
         bench.claim(f"t{turn}")
-        bench.ledger.leave("echo", "w1")
+        bench.ledger.run(worker_commands.leave("echo", "w1"))
         bench.ledger.join("echo", "w1", {})
     history = bench.get(job_id).history
     assert sum(map(len, history)) < 33_000
@@ -556,27 +565,28 @@ def test_a_full_redis_refuses_new_jobs_and_ends_those_that_it_has(bench: Bench) 
     with pytest.raises(StoreUnavailable):
         bench.create()
     assert all(bench.complete("t1", *ids[:10]))
-    assert bench.ledger.renew("echo", "w1", {}) == (True, [])
+    assert bench.ledger.run(worker_commands.renew("echo", "w1", 2, {})) == (True, [])
     assert bench.claim("t2") == ids[10:]
     assert all(bench.complete("t2", *ids[10:]))
 
 
 def test_a_batch_is_held_back_for_more_but_not_longer_than_its_oldest_job_may_wait(bench: Bench) -> None:
     bench.create(1)
-    claim = bench.ledger.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200})
+    claim = bench.ledger.run(worker_commands.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200}))
     assert claim.kind == "hold" and 0 < claim.hold_s <= 0.2
-    held = lambda: bench.ledger.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200})  # noqa: E731
+    held = lambda: bench.ledger.run(worker_commands.claim("echo", "w1", "t1", KNOBS | {"max_queue_delay_ms": 200}))  # noqa: E731
     assert len(poll(lambda: held().ids)) == 1
     bench.create(10)
-    assert len(bench.ledger.claim("echo", "w1", "t2", KNOBS | {"max_queue_delay_ms": 60_000}).ids) == 10, (
-        "a full one goes"
-    )
+    assert (
+        len(bench.ledger.run(worker_commands.claim("echo", "w1", "t2", KNOBS | {"max_queue_delay_ms": 60_000})).ids)
+        == 10
+    ), "a full one goes"
 
 
 def test_the_largest_preferred_size_that_can_be_reached_is_taken(bench: Bench) -> None:
     def claim(token: str, delay_ms: float = 60_000) -> tuple[str, int]:
         knobs = KNOBS | {"preferred_batch_sizes": [4, 2, 8], "max_queue_delay_ms": delay_ms}
-        got = bench.ledger.claim("echo", "w1", token, knobs)
+        got = bench.ledger.run(worker_commands.claim("echo", "w1", token, knobs))
         return got.kind, len(got.ids)
 
     bench.create(15)
@@ -591,7 +601,7 @@ def test_the_largest_preferred_size_that_can_be_reached_is_taken(bench: Bench) -
 
 def test_another_producers_message_outlives_the_worker_that_took_it(bench: Bench) -> None:
     bench.redis.lpush("echo", b'{"headers": {"id": "theirs"}}')
-    claim = bench.ledger.claim("echo", "w1", "t1", KNOBS)
+    claim = bench.ledger.run(worker_commands.claim("echo", "w1", "t1", KNOBS))
     assert claim.kind == "foreign" and [message for _, message in claim.messages] == [b'{"headers": {"id": "theirs"}}']
     assert bench.redis.llen("echo") == 0
 
@@ -609,7 +619,10 @@ def test_a_dropped_record_answers_410_and_an_unknown_id_404(bench: Bench) -> Non
         bench.get(job_id)
     with pytest.raises(JobNotFound):
         bench.get("never")
-    poll(lambda: bench.ledger.sweep("echo") or not bench.redis.zcard("{echo}:index"), what="its index entries too")
+    poll(
+        lambda: bench.ledger.run(commands.sweep("echo", 2)) or not bench.redis.zcard("{echo}:index"),
+        what="its index entries too",
+    )
 
 
 def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) -> None:
@@ -632,7 +645,7 @@ def test_paging_meets_every_job_once_also_where_times_are_equal(bench: Bench) ->
 
 
 def test_a_page_of_a_rare_state_may_be_short_but_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.ledger.async_ledger.LOOK_AT", 10)
+    monkeypatch.setattr("worker.ledger.commands.LOOK_AT", 10)
     ids = bench.create(35)
     bench.ledger.cancel(ids[2])
     found: list[str] = []

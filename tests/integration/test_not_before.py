@@ -16,9 +16,11 @@ from api.client import Client
 from tests.integration.test_api import assert_problem
 from tests.services import SCHEMA
 from tests.support import RedisServer, System, finished, poll, running_system, write_plugin
+from worker.ledger import commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import Job, NewJob, Priority, Status
-from worker.ledger.sync_ledger import Ending, Ledger
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Ending
 from worker.settings import Settings
 
 SOON_S = 1.5
@@ -256,17 +258,17 @@ class Bench:
         offset = int(self.redis.hget(key, "score")) - int(self.redis.hget(key, "not_before"))
         self.redis.hset(key, mapping={"not_before": due, "score": due + offset})
         self.redis.zadd("{echo}:scheduled", {job_id: due})
-        self.ledger.sweep("echo")
+        self.ledger.run(commands.sweep("echo", 2))
 
     def waiting(self) -> list[str]:
         return [job_id.decode() for job_id in self.redis.zrange("{echo}:waiting", 0, -1)]
 
     def take(self, token: str) -> list[str]:
         knobs = {"max_batch_size": 1, "max_queue_delay_ms": 0, "max_attempts": 3, "preferred_batch_sizes": ()}
-        return self.ledger.claim("echo", "w1", token, knobs, "1", "m").ids
+        return self.ledger.run(worker_commands.claim("echo", "w1", token, knobs, "1", "m")).ids
 
     def end(self, token: str, job_id: str) -> None:
-        self.ledger.complete("echo", token, [Ending(job_id, Status.SUCCEEDED, b"{}", b"{}", 1)])
+        self.ledger.run(worker_commands.complete("echo", token, [Ending(job_id, Status.SUCCEEDED, b"{}", b"{}", 1)]))
 
 
 @pytest.fixture
@@ -331,15 +333,15 @@ def test_a_jump_of_the_clock_makes_it_due_only_where_its_time_has_come() -> None
         bench = Bench(server)
         job_id = bench.send(60)
         for _ in range(2):  # the second one is no longer the first look after the jump
-            bench.ledger.sweep("echo")
+            bench.ledger.run(commands.sweep("echo", 2))
         server.jump_clock(-1000)
-        bench.ledger.sweep("echo")
+        bench.ledger.run(commands.sweep("echo", 2))
         assert bench.waiting() == [] and bench.redis.zcard("{echo}:scheduled") == 1
         server.jump_clock(+100)
-        bench.ledger.sweep("echo")
+        bench.ledger.run(commands.sweep("echo", 2))
         assert bench.waiting() == [job_id]
         server.jump_clock(-1000)
-        bench.ledger.sweep("echo")
+        bench.ledger.run(commands.sweep("echo", 2))
         assert bench.waiting() == [job_id]  # what has its place keeps it
     finally:
         server.remove()

@@ -9,8 +9,9 @@ import pytest
 from tests.integration.test_cache_ledger import CacheBench
 from tests.integration.test_ledger import KNOBS, send_chunk
 from tests.support import RedisServer, poll
+from worker.ledger import commands, worker_commands
 from worker.ledger.jobs import Status
-from worker.ledger.sync_ledger import Ending
+from worker.ledger.worker_commands import Ending
 
 MB = 2**20
 KEY = "{echo}:job:b.0"
@@ -20,7 +21,7 @@ KEY = "{echo}:job:b.0"
 def bench(redis_server: RedisServer) -> Iterator[CacheBench]:
     made = CacheBench(redis_server.url)
     made.ledger.join("echo", "w1", {"state": "ready"})
-    made.ledger.tell("echo", "1", KNOBS | {"cache_for_s": 60})
+    made.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"cache_for_s": 60}))
     yield made
     made.redis.close()
 
@@ -39,36 +40,42 @@ def test_parts_of_a_stale_attempt_never_mix_with_the_next_ones(bench: CacheBench
     bench.api(send_chunk)
     ledger = bench.ledger
     claim(bench, "t.1")
-    assert ledger.put_part("echo", "t.1", "b.0", "so_far", 1, [b"stale 0", b"stale 1"])
-    assert ledger.put_part("echo", "t.1", "b.0", "so_far", 1, [b"stale 0", b"stale 1"]), "said again"
-    assert not ledger.put_part("echo", "other", "b.0", "so_far", 2, [b"forged"]), "fenced"
-    ledger.give_up("echo", "w1", "t.1", "handed_back")  # uncharged: the next one has the same number, and reads nothing
+    assert ledger.run(worker_commands.put_part("echo", "t.1", "b.0", "so_far", 1, [b"stale 0", b"stale 1"]))
+    assert ledger.run(worker_commands.put_part("echo", "t.1", "b.0", "so_far", 1, [b"stale 0", b"stale 1"])), (
+        "said again"
+    )
+    assert not ledger.run(worker_commands.put_part("echo", "other", "b.0", "so_far", 2, [b"forged"])), "fenced"
+    ledger.run(
+        worker_commands.give_up("echo", "w1", "t.1", "handed_back")
+    )  # uncharged: the next one has the same number, and reads nothing
     claim(bench, "t.2")
-    assert not ledger.put_part("echo", "t.1", "b.0", "so_far", 2, [b"late"])
-    assert ledger.progress("echo", "t.2", "b.0", [b"new 0"]) and fields(bench) == {"partial": b"new 0"}
-    assert ledger.put_part("echo", "t.2", "b.0", "so_far", 1, [b"new 0", b"new 1"])
+    assert not ledger.run(worker_commands.put_part("echo", "t.1", "b.0", "so_far", 2, [b"late"]))
+    assert ledger.run(worker_commands.progress("echo", "t.2", "b.0", [b"new 0"])) and fields(bench) == {
+        "partial": b"new 0"
+    }
+    assert ledger.run(worker_commands.put_part("echo", "t.2", "b.0", "so_far", 1, [b"new 0", b"new 1"]))
     assert fields(bench) == {"1.1": b"new 0\nnew 1", "so_far": b"1 1"}, "the part has the lines of the rest"
-    assert ledger.progress("echo", "t.2", "b.0", [b"new 2"], 1)
+    assert ledger.run(worker_commands.progress("echo", "t.2", "b.0", [b"new 2"], 1))
 
     # a run that was lost goes on after its parts
-    ledger.give_up("echo", "w1", "t.2", "lost")
+    ledger.run(worker_commands.give_up("echo", "w1", "t.2", "lost"))
     claim(bench, "t.3")
-    rerun = ledger.rerun("echo", "b.0")
+    rerun = ledger.fetch(worker_commands.fetch_rerun("echo", "b.0"))
     assert (rerun.parts, rerun.results, rerun.careful) == (("1.1",), [b"new 2"], True)
-    assert ledger.read_part("echo", "b.0", "1.1") == [b"new 0", b"new 1"]
+    assert ledger.fetch(worker_commands.fetch_part("echo", "b.0", "1.1")) == [b"new 0", b"new 1"]
     end = Ending("b.0", Status.SUCCEEDED, b"new 2\nnew 3", b"{}", 4, b"1,3\nrow 1\nrow 3")
-    assert ledger.complete("echo", "t.3", [end], parts="so_far") == [1]
+    assert ledger.run(worker_commands.complete("echo", "t.3", [end], parts="so_far")) == [1]
     assert fields(bench) == {"1.1": b"new 0\nnew 1", "out": b"1 1", "output": b"new 2\nnew 3"}
 
     # what is run again and merged leaves what there was until it ends
     bench.api(lambda ledger: ledger.retry_batch("b"))
     claim(bench, "t.4")
-    assert ledger.put_part("echo", "t.4", "b.0", "so_far", 1, [b"again 1"])
-    assert ledger.put_part("echo", "t.4", "b.0", "merged", 1, [b"new 0", b"again 1"])
-    rerun = ledger.rerun("echo", "b.0")
+    assert ledger.run(worker_commands.put_part("echo", "t.4", "b.0", "so_far", 1, [b"again 1"]))
+    assert ledger.run(worker_commands.put_part("echo", "t.4", "b.0", "merged", 1, [b"new 0", b"again 1"]))
+    rerun = ledger.fetch(worker_commands.fetch_rerun("echo", "b.0"))
     assert (rerun.settled_parts, rerun.settled, rerun.parts) == (("1.1",), [b"new 2", b"new 3"], ("2.1",))
     end = Ending("b.0", Status.SUCCEEDED, b"new 2\nagain 3", b"{}", 2)
-    assert ledger.complete("echo", "t.4", [end], parts="merged") == [1]
+    assert ledger.run(worker_commands.complete("echo", "t.4", [end], parts="merged")) == [1]
     assert fields(bench) == {"3.1": b"new 0\nagain 1", "out": b"3 1", "output": b"new 2\nagain 3"}
 
 
@@ -76,11 +83,11 @@ def test_a_chunk_that_is_cancelled_forgets_what_it_has_and_keeps_what_was_settle
     bench.api(send_chunk)
     claim(bench, "t.1")
     end = Ending("b.0", Status.SUCCEEDED, b"a\nb\nc\nd", b"{}", 4, b"0\nrow 0")
-    assert bench.ledger.complete("echo", "t.1", [end]) == [1]
+    assert bench.ledger.run(worker_commands.complete("echo", "t.1", [end])) == [1]
     bench.api(lambda ledger: ledger.retry_batch("b"))
     claim(bench, "t.2")
-    assert bench.ledger.put_part("echo", "t.2", "b.0", "so_far", 1, [b"x"])
-    assert bench.ledger.put_part("echo", "t.2", "b.0", "merged", 1, [b"x"])
+    assert bench.ledger.run(worker_commands.put_part("echo", "t.2", "b.0", "so_far", 1, [b"x"]))
+    assert bench.ledger.run(worker_commands.put_part("echo", "t.2", "b.0", "merged", 1, [b"x"]))
     bench.api(lambda ledger: ledger.cancel_batch("b"))
     assert fields(bench) == {"output": b"a\nb\nc\nd"}
 
@@ -97,13 +104,13 @@ def test_an_output_is_taken_over_by_a_few_equal_jobs_a_call(bench: CacheBench) -
     bench.api(lambda ledger: ledger.cancel(equals[9]))
 
     def swept() -> bool:
-        bench.ledger.sweep("echo")
+        bench.ledger.run(commands.sweep("echo", 2))
         return bench.states(*equals[:9]) == ["succeeded"] * 9
 
     poll(swept, what="the sweeps let the others take it over")
     assert [bench.get(job).cached_from for job in equals[:9]] == [leader] * 9 and bench.parked() == 0
     assert bench.get(equals[9]).status == Status.CANCELLED and bench.waiting() == []
-    assert not bench.ledger.claim("echo", "w1", "t.2", KNOBS).jobs, "none of them runs"
+    assert not bench.ledger.run(worker_commands.claim("echo", "w1", "t.2", KNOBS)).jobs, "none of them runs"
 
 
 def test_one_whose_output_is_gone_runs_by_itself(bench: CacheBench) -> None:
@@ -113,5 +120,5 @@ def test_one_whose_output_is_gone_runs_by_itself(bench: CacheBench) -> None:
     bench.end("t.1", leader, b'"' + b"x" * 5 * MB + b'"')
     assert bench.states(*equals).count("queued") == 2
     bench.redis.delete(f"{{echo}}:job:{leader}")
-    bench.ledger.sweep("echo")
+    bench.ledger.run(commands.sweep("echo", 2))
     assert len(bench.take("t.2")) == 1 and bench.parked() == 1, "one runs for both"

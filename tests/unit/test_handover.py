@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from worker.ledger.sync_ledger import Batch, Held
+from worker.ledger.worker_commands import Batch, ClaimedJob
 from worker.pool.feeder import RunTimes
 from worker.pool.shared_memory import Handover
 
@@ -31,7 +31,7 @@ def test_a_batch_is_taken_once() -> None:
 
 
 def batch(rows: int = 0) -> Batch:
-    held = Held("a", 1, b"\n".join([b"{}"] * max(1, rows)), 0 if rows else None)
+    held = ClaimedJob("a", 1, b"\n".join([b"{}"] * max(1, rows)), 0 if rows else None)
     return Batch("echo", "w", "p.0", [held], more=True, number=0, claimed=0)
 
 

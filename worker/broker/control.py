@@ -16,6 +16,7 @@ from celery.utils.functional import maybe_list
 from celery.worker import state as worker_state
 from celery.worker.control import control_command, inspect_command, nok, ok
 
+from worker.ledger import commands
 from worker.names import WEBHOOKS
 
 log = logging.getLogger("services.worker")
@@ -74,10 +75,11 @@ def _revoke_jobs(pool: Any, ids: list[str], running: bool) -> list[str]:
     """
     known: dict[str, str] = {}
     for name in pool.names if ids else ():
-        known |= {i: status for i, status in zip(ids, pool.ledger.revoke(name, ids, running), strict=True) if status}
+        found = pool.ledger.run(commands.revoke(name, ids, running))
+        known |= {i: status for i, status in zip(ids, found, strict=True) if status}
     for job_id in ids:
         if job_id not in known:
-            known[job_id] = pool.ledger.revoke_anywhere(job_id, running)
+            known[job_id] = pool.ledger.revoke(job_id, running)
     return [i for i, status in known.items() if status == "queued" or (running and status == "running")]
 
 

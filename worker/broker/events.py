@@ -31,7 +31,7 @@ MAX_GATHERED = 500
 class JobRequest:
     """A running job as ``celery inspect active`` and ``celery control revoke --terminate`` expect a request."""
 
-    def __init__(self, job_id: str, service: str, hostname: str, pid: int, cancel: Callable[[str], None]) -> None:
+    def __init__(self, job_id: str, service: str, hostname: str, pid: int, cancel: Callable[[str], object]) -> None:
         self.id = job_id
         self.name = task_name(service)
         self.hostname = hostname
@@ -67,7 +67,7 @@ class Reporter(threading.Thread):
         dispatcher: gives the consumer's current event dispatcher; None while the broker is away.
     """
 
-    def __init__(self, dispatcher: Callable[[], Any], hostname: str, cancel: Callable[[str], None]) -> None:
+    def __init__(self, dispatcher: Callable[[], Any], hostname: str, cancel: Callable[[str], object]) -> None:
         super().__init__(name="events", daemon=True)
         self._dispatcher = dispatcher
         self._hostname = hostname

@@ -17,7 +17,8 @@ from celery.backends.base import BaseBackend
 from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
 
 from worker.ledger.jobs import Job, Status, rfc3339
-from worker.ledger.sync_ledger import ENDED_CHANNEL, Ledger
+from worker.ledger.keys import ENDED_CHANNEL
+from worker.ledger.sync_ledger import Ledger
 from worker.settings import get_settings
 
 #: How a job's status reads in Celery's words.

@@ -45,7 +45,7 @@ from worker.filestore.storage import (
 )
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import TERMINAL, Job, NewJob, Status
-from worker.ledger.sync_ledger import record_key
+from worker.ledger.keys import record_key
 from worker.settings import Settings
 
 log = logging.getLogger("services.api")

@@ -38,7 +38,8 @@ from worker.filestore.storage import (
 from worker.inference.results import Persist
 from worker.inference.runner import Tell
 from worker.inference.stages import Item
-from worker.ledger.sync_ledger import Ledger, record_key
+from worker.ledger.keys import record_key
+from worker.ledger.sync_ledger import Ledger
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")

@@ -18,6 +18,7 @@ from typing import Any, TextIO, cast
 import redis
 
 from worker.errors import PLUGIN_ERRORS, say
+from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
 from worker.progress import SILENT, Speech, active
 
@@ -85,7 +86,7 @@ class Teller:
             speech = self._speech
             group = speech.next_group()
             if group:
-                self._ledger.say(speech.service, speech.token, self._most, group)
+                self._ledger.run(worker_commands.say(speech.service, speech.token, self._most, group))
                 speech.sent(group)
             return bool(group)
 

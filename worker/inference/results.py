@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from worker.ledger import worker_commands
 from worker.ledger.batches import PART_BYTES, PartKind, Rerun, find_failed, merge
 from worker.ledger.sync_ledger import Ledger
 
@@ -82,14 +83,14 @@ class Results:
     def keep(self) -> bool:
         """Store how far a chunk that is run row by row has come; False where it is no longer this token's."""
         parts = self._parts
-        call = self._ledger.progress
-        return bool(self._persist(lambda: call(self._service, self._token, self._id, parts.rest, parts.count)))
+        command = worker_commands.progress(self._service, self._token, self._id, parts.rest, parts.count)
+        return bool(self._persist(partial(self._ledger.run, command)))
 
     def pause(self, done: int) -> bool:
         """Let what is to be run before the rest of the chunk be run, if there is anything."""
         parts = self._parts
-        call = self._ledger.pause
-        return bool(self._persist(lambda: call(self._service, self._token, self._id, parts.rest, done, parts.count)))
+        command = worker_commands.pause(self._service, self._token, self._id, parts.rest, done, parts.count)
+        return bool(self._persist(partial(self._ledger.run, command)))
 
     def output(self, first: int, numbers: Sequence[int]) -> tuple[bytes, PartKind | None] | None:
         """The chunk's output, with all that earlier runs settled, and which parts stand before it (None: none do).
@@ -109,18 +110,21 @@ class Results:
         """Every line that there is."""
         names = self._before.parts[: self._parts.count]
         if self._parts.count > len(names):  # further ones follow in the same series
-            fields = self._persist(lambda: self._ledger.rerun(self._service, self._id)).parts
+            rerun = worker_commands.fetch_rerun(self._service, self._id)
+            fields = self._persist(partial(self._ledger.fetch, rerun)).parts
             names = fields[: self._parts.count]
         return self._read(names, self._parts.rest)
 
     def _read(self, fields: Sequence[str], rest: Sequence[bytes]) -> Iterator[bytes]:
         for field in fields:
-            yield from self._persist(partial(self._ledger.read_part, self._service, self._id, field))
+            yield from self._persist(
+                partial(self._ledger.fetch, worker_commands.fetch_part(self._service, self._id, field))
+            )
         yield from rest
 
     def _putter(self, kind: PartKind) -> Callable[[int, Sequence[bytes]], bool]:
         def put(number: int, lines: Sequence[bytes]) -> bool:
-            call = self._ledger.put_part
-            return bool(self._persist(lambda: call(self._service, self._token, self._id, kind, number, lines)))
+            command = worker_commands.put_part(self._service, self._token, self._id, kind, number, lines)
+            return bool(self._persist(partial(self._ledger.run, command)))
 
         return put

@@ -19,9 +19,11 @@ from worker.inference.items import Outcome, Passage
 from worker.inference.reporting import Teller
 from worker.inference.results import Persist, Results
 from worker.inference.stages import Files, Timings, may_hold_constants, run_stages
+from worker.ledger import worker_commands
 from worker.ledger.batches import PartKind, Rerun, dump_failed, error_line, output_line
 from worker.ledger.jobs import Status
-from worker.ledger.sync_ledger import Batch, Ending, Held, Ledger, Stored
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Batch, ClaimedJob, Ending, Stored
 from worker.net.redis_clients import AWAY
 from worker.service import Service
 from worker.settings import MAX_OUTPUT_BYTES
@@ -156,7 +158,8 @@ class ChunkRun:
     def _compute(self) -> tuple[Ending, PartKind | None, int] | None:
         """The chunk's end, and how many rows failed; None where it was cancelled, was paused, or is others' now."""
         chunk, rows, first = self._chunk, self._rows, self._first
-        before = self._persist(lambda: self._ledger.rerun(self._name, chunk.id)) if chunk.attempt > 1 else FIRST_RUN
+        rerun = worker_commands.fetch_rerun(self._name, chunk.id)
+        before = self._persist(partial(self._ledger.fetch, rerun)) if chunk.attempt > 1 else FIRST_RUN
         numbers: Sequence[int] = before.numbers or range(first, first + len(rows))
         results = Results(self._ledger, self._name, self._token, chunk.id, self._persist, before)
         if before.careful and before.skip and results.count < len(rows):
@@ -211,8 +214,8 @@ class ChunkRun:
         return [ended] if became else []
 
     def _tell_end(self, ending: Ending, parts: PartKind | None) -> list[Stored]:
-        call = self._ledger.complete
-        stored: list[Stored] = self._persist(lambda: call(self._name, self._token, [ending], parts=parts or ""))
+        command = worker_commands.complete(self._name, self._token, [ending], parts=parts or "")
+        stored: list[Stored] = self._persist(partial(self._ledger.run, command))
         return stored
 
     def _failure(self, error: ServicesError) -> Ending:
@@ -227,16 +230,16 @@ def _store_ends(ledger: Ledger, batch: Batch, endings: Sequence[Ending], outcome
     while groups:
         group = groups.pop(0)
         earlier = -1 if groups else len(stored)
-        call = partial(ledger.complete, batch.service, batch.token, group, earlier)
+        complete = partial(worker_commands.complete, batch.service, batch.token, group, earlier)
         try:
-            stored += _persist(call, ledger)
+            stored += _persist(partial(ledger.run, complete()), ledger)
         except CallCut as error:
             if len(group) > 1:
                 groups[:0] = [[end] for end in group]
                 continue
             outcomes[len(stored)] = error
             group[0] = replace(group[0], status=Status.FAILED, value=to_json(error.to_dict()), pause_s=0)
-            stored += _persist(call, ledger)
+            stored += _persist(partial(ledger.run, complete()), ledger)
     return stored
 
 
@@ -276,7 +279,7 @@ def _as_lines(numbers: Sequence[int], outcomes: Sequence[Outcome], chunk_id: str
     return lines
 
 
-def _ending(service: Service[Any, Any], job: Held, outcome: Outcome, timings: bytes, batch_size: int) -> Ending:
+def _ending(service: Service[Any, Any], job: ClaimedJob, outcome: Outcome, timings: bytes, batch_size: int) -> Ending:
     if not isinstance(outcome, ServicesError):
         return Ending(job.id, Status.SUCCEEDED, outcome, timings, batch_size)
     pause_s = 0.0

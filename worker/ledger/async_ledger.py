@@ -1,31 +1,38 @@
-"""The API's side of the ledger: asyncio, many clients at once, an answer in ``store_timeout_s`` whatever happens."""
+"""The ledger for the API: asyncio, many clients at once, an answer in ``store_timeout_s`` whatever happens."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from worker.errors import IdempotencyConflict, JobFinished
-from worker.ledger.async_batches import BatchLedger
+import redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+
+from worker.errors import IdempotencyConflict, StoreUnavailable
+from worker.ledger import batch_commands, commands
+from worker.ledger.batches import Bulk, NewBulk
+from worker.ledger.commands import Command, Fetch, Outcome
+from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
 from worker.ledger.forecast import Forecast, Forecasts
-from worker.ledger.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, TERMINAL, Job, NewJob, Status
+from worker.ledger.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Status
+from worker.ledger.keys import SERVICES_KEY, hash_promise, promise_key, record_key, seen_key
 from worker.ledger.overview import Overview
-from worker.ledger.replies import Outcome, as_stored, conflict, dropped, not_found
-from worker.ledger.replies import Repeated as Repeated
-from worker.ledger.sync_ledger import (
-    LOOK_AT,
-    check_retried,
-    create_arguments,
-    hash_promise,
-    head,
-    promise_key,
-    record_key,
-    seen_key,
-)
+from worker.ledger.scripts import Scripts
+from worker.names import WEBHOOKS
+from worker.net.redis_clients import make_async_client, say_refusal
 from worker.settings import Settings
 
+T = TypeVar("T")
+
+#: Connections of one API process, at most.
+MAX_CONNECTIONS = 16
+#: Jobs whose service a process remembers, so that it need not look for them again.
+MAX_PLACES = 100_000
 #: Bytes of the inputs and outputs of one page, where they were asked for; a single job may have more.
 PAGE_BYTES = 16 * 2**20
 
@@ -38,12 +45,148 @@ class Page:
     next: tuple[str, str] | None
 
 
-class AsyncLedger(BatchLedger):
-    """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full."""
+class AsyncLedger:
+    """The ledger for one asyncio process. All methods raise ``StoreUnavailable`` where Redis is away or full.
+
+    Args that several methods take:
+        sees: an API key that sees its own jobs alone; "": all jobs are seen.
+        most_open: jobs that the API key may have open, where the job or batch is its own.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._forecasts = Forecasts(lambda service: self._call(service, head("forecast", self._settings)))
+        self._settings = settings
+        # No retry: a waiting client gets its answer at once, and repeats the request if the answer was lost.
+        # No timeout of redis-py's: `guard` bounds every call, and redis-py's own goes through `asyncio.wait_for`, which
+        # before Python 3.12 may swallow the cancellation by which `guard` ends a call (and costs a task a command).
+        self.redis = make_async_client(
+            settings.url,
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            retry=AsyncRetry(NoBackoff(), 1),
+        )
+        # redis-py's pool raises where all its connections are busy; here a call waits for its turn.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._script = Scripts(self.redis)
+        self._forecasts = Forecasts(lambda service: self.run(commands.forecast(service)))
+        self._places: dict[str, str] = {}  # job id -> service, the oldest first
+        self._services: set[str] = set()  # those that SERVICES_KEY has
+        self._cached_for: dict[str, bytes] = {}  # service -> microseconds, by its ledger's last reply
+        self._schema = 0  # of the data, once it has been looked at since Redis was away last
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.redis.aclose(close_connection_pool=True)
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` unless Redis answers."""
+        async with self.guard():
+            await self.redis.execute_command("PING")
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[Any]:
+        """Commands in one round trip, under the same limits as every call."""
+        async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+            yield pipe
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Around whatever is asked of Redis: an answer in time, or ``StoreUnavailable``.
+
+        So is data of a later schema, which must not be touched; that is looked at before the first call.
+        """
+        try:
+            # Over all of it: the wait for a turn, the call, and its one repetition.
+            async with asyncio.timeout(self._settings.store_timeout_s), self._turns:
+                if not self._schema:
+                    self._schema = await check_schema_of(self.redis, self._settings)
+                yield
+        except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._schema = 0 if isinstance(error, redis.ConnectionError | OSError) else self._schema
+            raise StoreUnavailable(say_refusal(error, self._settings.away_hint)) from error
+
+    async def raise_schema(self, workers: Iterable[Mapping[str, Any]]) -> bool:
+        """Number the data of an earlier release as this one's, unless one of these workers is of its time."""
+        if self._schema in (0, SCHEMA) or not may_raise(workers):
+            return False
+        async with self.guard():
+            await self.redis.hset(SCHEMA_KEY, mapping=own_fields())
+        self._schema = SCHEMA
+        return True
+
+    async def run(self, command: Command[T]) -> T:
+        """Run one operation."""
+        async with self.guard():
+            reply = await self._script(keys=[command.service], args=command.to_arguments(self._settings))
+        return command.read(reply)
+
+    async def run_each(self, commands: Sequence[Command[T]]) -> list[T]:
+        """Run operations on several services, where they share a Redis in two round trips rather than one each."""
+        if self._settings.cluster:
+            return await asyncio.gather(*map(self.run, commands))
+        async with self.pipeline() as pipe:
+            for command in commands:
+                await self._script(keys=[command.service], args=command.to_arguments(self._settings), client=pipe)
+            replies: list[Any] = await pipe.execute()
+        return [command.read(reply) for command, reply in zip(commands, replies, strict=True)]
+
+    async def fetch(self, fetch: Fetch[T]) -> T:
+        """Read, in one round trip."""
+        async with self.pipeline() as pipe:
+            fetch.add(pipe)
+            replies = await pipe.execute()
+        return fetch.read(replies)
+
+    async def _announce(self, service: str) -> None:
+        """Let SERVICES_KEY know of a service before its first job."""
+        if service not in self._services:
+            async with self.guard():
+                await self.redis.sadd(SERVICES_KEY, service)
+            self._services.add(service)
+
+    async def _find(self, job_ids: Sequence[str]) -> list[str]:
+        """The service of each job; "" for an unknown one. Two round trips for those not met before, else none."""
+        unknown = [job_id for job_id in job_ids if job_id not in self._places]
+        if unknown:
+            async with self.guard(), self.redis.pipeline(transaction=False) as pipe:
+                services = await self._all_services()
+                for job_id in unknown:
+                    for service in services:
+                        pipe.exists(record_key(service, job_id), seen_key(service, job_id))
+                found = iter(await pipe.execute())
+            for job_id in unknown:
+                for service in services:
+                    if next(found):
+                        self._remember(job_id, service)
+        return [self._places.get(job_id, "") for job_id in job_ids]
+
+    async def _all_services(self) -> list[str]:
+        """Within a guard: every service that may have jobs of clients."""
+        names: Any = await self.redis.smembers(SERVICES_KEY)
+        known = {name.decode() for name in names}
+        return sorted((known | self._services) - {WEBHOOKS})
+
+    async def _was_owned_by(self, service: str, seen: str) -> str:
+        """The API key whose job or batch this was; it is known as long as the id is."""
+        async with self.guard():
+            owner: Any = await self.redis.get(seen_key(service, seen))
+        return (owner or b"").decode()
+
+    async def _room(self, owner: str, service: str, most_open: int | None) -> int | str:
+        """How many jobs an API key may have open in this service, less what it has in others; "": any number."""
+        return "" if most_open is None or not owner else most_open - await self._open_elsewhere(owner, service)
+
+    async def _open_elsewhere(self, owner: str, service: str) -> int:
+        """Queued and running jobs that an API key has in other services."""
+        async with self.pipeline() as pipe:
+            others = [name for name in await self._all_services() if name != service]
+            for name in others:
+                pipe.hget(f"{{{name}}}:open", owner)
+            return sum(int(count or 0) for count in (await pipe.execute() if others else ()))
+
+    def _remember(self, job_id: str, service: str) -> None:
+        self._places[job_id] = service
+        if len(self._places) > MAX_PLACES:
+            del self._places[next(iter(self._places))]
 
     async def create(self, jobs: Sequence[NewJob]) -> list[Outcome]:
         """Store jobs of one service and their messages, in one step; each as stored, or why it was not."""
@@ -57,21 +200,20 @@ class AsyncLedger(BatchLedger):
                 self._remember(result.id, service)
         if not refused:
             return stored
-        told = iter(stored)
-        return [refused[job.id] if job.id in refused else next(told) for job in jobs]
+        rest = iter(stored)
+        return [refused[job.id] if job.id in refused else next(rest) for job in jobs]
 
     async def _store(self, service: str, jobs: Sequence[NewJob]) -> list[Outcome]:
-        *reply, self._cached_for[service] = await self._call(service, create_arguments(self._settings, jobs))
-        states = reply[0::3]
-        # Clients that wait are told of their ends.
+        created = await self.run(commands.create(self._settings, jobs))
+        self._cached_for[service] = created.cached_for
+        # The answer to a client that waits has no estimate.
         forecast = None if all(job.awaited for job in jobs) else await self._forecasts.of(service)
-        told = zip(jobs, states, reply[1::3], reply[2::3], strict=True)
-        stored = [as_stored(*each, forecast) for each in told]
-        if b"cached" in states:  # they have ended already
-            hits = [i for i, state in enumerate(states) if state == b"cached"]
+        stored = [created.outcome(i, job, forecast) for i, job in enumerate(jobs)]
+        hits = [i for i, state in enumerate(created.states) if state == b"cached"]  # they have ended already
+        if hits:
             read = await self._read([(service, jobs[i].id) for i in hits], placed=False)
             for i, job in zip(hits, read, strict=True):
-                stored[i] = job or dropped(jobs[i].id)
+                stored[i] = job or commands.dropped(jobs[i].id)
         return stored
 
     def may_cache(self, service: str) -> bool:
@@ -86,15 +228,15 @@ class AsyncLedger(BatchLedger):
         known = job_id in self._places
         (service,) = await self._find([job_id])
         if not service:
-            raise not_found(job_id)
+            raise commands.not_found(job_id)
         (job,) = await self._read([(service, job_id)])
         if job is None and known:  # dropped, or even forgotten since
             del self._places[job_id]
             return await self.get(job_id, sees)
         if sees and sees != (job.owner if job else await self._was_owned_by(service, job_id)):
-            raise not_found(job_id)
+            raise commands.not_found(job_id)
         if job is None:
-            raise dropped(job_id)
+            raise commands.dropped(job_id)
         return job
 
     async def get_many(self, job_ids: Sequence[str]) -> list[Job | None]:
@@ -108,14 +250,8 @@ class AsyncLedger(BatchLedger):
     async def cancel(self, job_id: str, sees: str = "") -> Job:
         """Cancel a queued or running job and give it. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
         job = await self.get(job_id, sees)
-        before = await self._call(job.service, [*head("cancel", self._settings), job_id])
-        if before is None or Status(before.decode()) in TERMINAL:
-            raise JobFinished(f"job {job_id} has already ended as {(before or b'expired').decode()}")
+        commands.check_cancelled(job_id, await self.run(commands.cancel(job.service, job_id)))
         return await self.get(job_id)
-
-    async def cancel_in(self, service: str, job_id: str, but_running: bool = False) -> None:
-        """Cancel a job of this service; nothing happens to one that has ended or, with ``but_running``, begun."""
-        await self._call(service, [*head("cancel", self._settings), job_id, int(but_running)])
 
     async def retry(
         self,
@@ -135,15 +271,8 @@ class AsyncLedger(BatchLedger):
         job = await self.get(job_id, sees)
         if before and job.status in RETRYABLE:
             await before(job)
-        arguments = [*head("retry", self._settings), job_id, await self._room(sees, job.service, most_open)]
-        check_retried(job_id, job.service, await self._call(job.service, arguments))
+        await self.run(commands.retry(job.service, job_id, await self._room(sees, job.service, most_open)))
         return await self.get(job_id)
-
-    async def sweep(self, services: Sequence[str]) -> list[str]:
-        """End what is late, queue what was delayed, recover dead workers' jobs; gives those."""
-        arguments = [*head("sweep", self._settings), round(self._settings.lease_s * 1e6)]
-        replies = await self._call_each(services, arguments)
-        return [job_id.decode() for lost in replies for job_id in lost]
 
     async def page(
         self,
@@ -160,15 +289,13 @@ class AsyncLedger(BatchLedger):
             include: which of ``LARGE_FIELDS`` are read too. With inputs or outputs, a page ends where it has
                 ``PAGE_BYTES`` of them, but not before its first job.
         """
-        bound, last_id = before or ("+inf", "")
-        arguments = [*head("list", self._settings), status or "", bound, last_id, limit, LOOK_AT, sees]
-        replies = [await self._call(service, arguments) for service in services]
-        keys = [(s, i.decode()) for s, (_, _, ids) in zip(services, replies, strict=True) for i in ids]
+        listed = [await self.run(commands.list_jobs(service, status, limit, before, sees)) for service in services]
+        keys = [(service, job_id) for service, part in zip(services, listed, strict=True) for job_id in part.ids]
         fields = (*ROW_FIELDS, LARGE_FIELDS["attempts"]) if "attempts" in include else ROW_FIELDS
         jobs = [job for job in await self._read(keys, fields=fields) if job is not None]
         jobs.sort(key=lambda job: (job.created_us, job.id), reverse=True)
         # Where a service's search stopped early, nothing older than that point may be shown yet.
-        stops = [(int(us), i.decode()) for us, i, _ in replies if us]
+        stops = [(int(part.stopped_at[0]), part.stopped_at[1]) for part in listed if part.stopped_at]
         floor = max(stops, default=(0, ""))
         page = [job for job in jobs if (job.created_us, job.id) >= floor][:limit]
         whole = len(page)
@@ -194,13 +321,9 @@ class AsyncLedger(BatchLedger):
         kept = [{name: value for name, value in zip(names, values, strict=True) if value} for values in found]
         return [job._replace(**values) for job, values in zip(fitting, kept, strict=True)]
 
-    async def overview(self, service: str) -> Overview:
-        """What the ledger knows of one service."""
-        return Overview.from_reply(await self._call(service, head("overview", self._settings)))
-
     async def overviews(self, services: Sequence[str]) -> list[Overview]:
-        """The same of several."""
-        return list(map(Overview.from_reply, await self._call_each(services, head("overview", self._settings))))
+        """The state of each of several services as a whole."""
+        return await self.run_each([commands.overview(service) for service in services])
 
     async def _read(
         self, keys: Sequence[tuple[str, str]], placed: bool = True, fields: Sequence[str] = ()
@@ -285,7 +408,9 @@ class AsyncLedger(BatchLedger):
         for job in keyed:
             for promise in [next(found) for _ in others]:
                 if promise:
-                    conflicts[job.id] = conflict(promise.decode().split()[0] if job.idempotency_key else job.id)
+                    conflicts[job.id] = commands.conflict(
+                        promise.decode().split()[0] if job.idempotency_key else job.id
+                    )
         return conflicts
 
     async def _within_limits(self, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
@@ -301,6 +426,52 @@ class AsyncLedger(BatchLedger):
             job if job.most_open is None else replace(job, most_open=job.most_open - elsewhere[job.owner])
             for job in jobs
         ]
+
+    async def seal(self, batch: NewBulk) -> str:
+        """Accept a batch whose chunks are all stored; gives the id of the batch that answers the request.
+
+        Raises the errors of ``batch_commands.seal``.
+        """
+        await self._announce(batch.service)
+        room = await self._room(batch.owner, batch.service, batch.most_open)
+        batch_id = await self.run(batch_commands.seal(self._settings, batch, room))
+        if batch_id == batch.id:
+            self._remember(f"batch:{batch.id}", batch.service)
+        return batch_id
+
+    async def get_batch(self, batch_id: str, sees: str = "") -> Bulk:
+        """One batch. Raises ``JobNotFound``, or ``JobExpired`` where it was dropped."""
+        (service,) = await self._find([f"batch:{batch_id}"])
+        if not service or (sees and sees != await self._was_owned_by(service, f"batch:{batch_id}")):
+            raise commands.not_found(batch_id, "batch")
+        return await self.fetch(batch_commands.fetch_batch(service, batch_id))
+
+    async def cancel_batch(self, batch_id: str, sees: str = "") -> Bulk:
+        """Cancel all chunks that have not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
+        batch = await self.get_batch(batch_id, sees)
+        await self.run(batch_commands.cancel_batch(batch.service, batch_id))
+        return await self.get_batch(batch_id)
+
+    async def retry_batch(
+        self,
+        batch_id: str,
+        sees: str = "",
+        most_open: int | None = None,
+        before: Callable[[Bulk], Awaitable[None]] | None = None,
+    ) -> Bulk:
+        """Run those rows of a batch again that failed or were cancelled, and give it as they are queued.
+
+        Args:
+            before: is called with a batch of which something may be run again.
+
+        Raises ``JobNotFound`` and the errors of ``batch_commands.retry_batch``.
+        """
+        batch = await self.get_batch(batch_id, sees)
+        if before and batch.ended and batch.failed + batch.cancelled:
+            await before(batch)
+        room = await self._room(sees, batch.service, most_open)
+        await self.run(batch_commands.retry_batch(self._settings, batch, room))
+        return await self.get_batch(batch_id)
 
 
 def _estimate(forecast: Forecast | None, position: int | None, not_before_us: int) -> int:

@@ -121,7 +121,7 @@ class Forecasts:
         ask: reads a service's from the ledger. Where Redis is away or late, there is none.
     """
 
-    def __init__(self, ask: Callable[[str], Awaitable[Any]]) -> None:
+    def __init__(self, ask: Callable[[str], Awaitable[Forecast]]) -> None:
         self._ask = ask
         self._known: dict[str, Forecast] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -139,7 +139,7 @@ class Forecasts:
 
     async def _read(self, service: str) -> None:
         try:
-            self._known[service] = Forecast.from_reply(await self._ask(service))
+            self._known[service] = await self._ask(service)
         except StoreUnavailable:
             self._known.pop(service, None)
         finally:

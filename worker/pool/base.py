@@ -12,7 +12,8 @@ from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from worker.broker.events import Reporter
-from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import CancelledRun
 from worker.pool.lease import Keeper
 from worker.settings import EX_USAGE, Settings, get_settings
 
@@ -22,7 +23,7 @@ log = logging.getLogger("services.worker")
 class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
     """What ``celery worker`` takes for its pool; its own threads start in ``on_start``, after ``prepare``."""
 
-    def prepare(self, cancel: Callable[[str], None] | None = None) -> None:
+    def prepare(self, cancel: Callable[[str], object] | None = None) -> None:
         """Make what both kinds have; start nothing and wait for nothing.
 
         Args:

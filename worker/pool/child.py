@@ -39,7 +39,9 @@ from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
 from worker.filestore.batch_files import Attachments
 from worker.inference.reporting import Teller, capture
 from worker.inference.runner import run_batch
-from worker.ledger.sync_ledger import Batch, Ledger
+from worker.ledger import worker_commands
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Batch
 from worker.pool.feeder import Feeder
 from worker.pool.shared_memory import Handover, SharedLease
 from worker.processes.lifetime import end_at_once, guard_forks, hold_signals, resident_mb
@@ -273,7 +275,7 @@ class Listener(threading.Thread):
         """While a batch runs: keep its lease, or end it where that is gone."""
         asked = time.monotonic()
         try:
-            held = self._ledger.extend(batch.service, batch.worker)
+            held = self._ledger.run(worker_commands.extend(batch.service, batch.worker, self._lease_s))
             if self._safe_until < math.inf:
                 self._safe_until = asked + self._lease_s - SAFETY_S
         except redis.RedisError as error:

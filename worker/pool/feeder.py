@@ -20,8 +20,10 @@ from typing import Any
 import redis
 
 from worker.broker.adopt import adopt
+from worker.ledger import worker_commands
 from worker.ledger.equal_jobs import digest_model
-from worker.ledger.sync_ledger import Batch, Claim, Ledger
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Batch, Claim
 from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
@@ -145,7 +147,7 @@ class Feeder:
         try:
             batch = self._take_ahead()
             if batch:
-                self._ledger.give_up(batch.service, batch.worker, batch.token, "handed_back")
+                self._ledger.run(worker_commands.give_up(batch.service, batch.worker, batch.token, "handed_back"))
         except redis.RedisError as error:
             log.warning("could not hand back what had not begun: %s; its worker does as it leaves", error)
 
@@ -184,11 +186,11 @@ class Feeder:
         version, knobs = self._about[name]
         worker, token = self._worker(), f"{self._process}.{self._number}"
         while not self._stopping.is_set():
-            claim = self._ledger.claim(name, worker, token, knobs, version, self._models[name])
+            claim = self._ledger.run(worker_commands.claim(name, worker, token, knobs, version, self._models[name]))
             match claim.kind:
                 case "foreign":
                     adopt(self._ledger, self._settings, name, [raw for _, raw in claim.messages])
-                    self._ledger.adopted(name, worker, [field for field, _ in claim.messages])
+                    self._ledger.run(worker_commands.adopted(name, worker, [field for field, _ in claim.messages]))
                 case "hold":
                     time.sleep(min(claim.hold_s, HOLD_STEP_S))
                 case "fenced":

@@ -15,13 +15,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import redis
 
 from worker.discovery import list_plugins
+from worker.ledger import commands, worker_commands
 from worker.ledger.data_schema import SCHEMA, SchemaTooNew, check_schema, own_version
-from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import CancelledRun
 from worker.net.redis_clients import say_refusal
 from worker.pool.shared_memory import SharedLease
 from worker.settings import Settings
@@ -113,8 +116,9 @@ class Keeper(threading.Thread):
             return
         for name in self._names:
             if self._about and self._about is not self._told:  # it ended before its first tick as a ready one
-                self._try_once(lambda name=name: self._ledger.tell(name, *self._about[name]), "tell its knobs")  # type: ignore[misc]
-            self._try_once(lambda name=name: self._ledger.leave(name, self.worker), "leave")  # type: ignore[misc]
+                command = worker_commands.tell(name, *self._about[name])
+                self._try_once(partial(self._ledger.run, command), "tell its knobs")
+            self._try_once(partial(self._ledger.run, worker_commands.leave(name, self.worker)), "leave")
 
     def _tick(self) -> None:
         about, safe_until = self._about, math.inf
@@ -123,11 +127,13 @@ class Keeper(threading.Thread):
             self._checked = True
         for name in self._names:
             if about and about is not self._told:
-                self._ledger.tell(name, *about[name])
+                self._ledger.run(worker_commands.tell(name, *about[name]))
             if not self._joined:
                 self._ledger.join(name, self.worker, self._info(name))
             asked = time.monotonic()
-            held, cancelled = self._ledger.renew(name, self.worker, self._info(name))
+            held, cancelled = self._ledger.run(
+                worker_commands.renew(name, self.worker, self._settings.lease_s, self._info(name))
+            )
             if not held:
                 self._start_anew()
                 return
@@ -145,7 +151,7 @@ class Keeper(threading.Thread):
         self._on_lost()
 
     def _sweep(self, name: str) -> None:
-        for job_id in self._ledger.sweep(name):
+        for job_id in self._ledger.run(commands.sweep(name, self._settings.lease_s)):
             log.warning("job recovered id=%s service=%s: its worker was lost", job_id, name)
 
     def _info(self, name: str) -> dict[str, Any]:

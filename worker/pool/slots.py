@@ -29,7 +29,9 @@ from celery.worker import state
 from worker.broker.priorities import make_movers
 from worker.broker.rabbitmq import Adopter
 from worker.inference.runner import backoff_s
-from worker.ledger.sync_ledger import CancelledRun, Ledger
+from worker.ledger import worker_commands
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import CancelledRun
 from worker.pool.base import LeasedPool
 from worker.pool.child import RECYCLE_SHARE
 from worker.pool.shared_memory import Handover
@@ -304,7 +306,8 @@ class Slot(threading.Thread):
         if not ahead.is_ours and not child.handover.take(ahead.number, wait=False):
             return  # its process has taken it and is about to say that it has begun
         try:
-            self._pool.impatient.give_up(ahead.service, child.worker, ahead.token, "handed_back")
+            command = worker_commands.give_up(ahead.service, child.worker, ahead.token, "handed_back")
+            self._pool.impatient.run(command)
         except redis.RedisError as error:
             log.debug("could not give back batch %s, which has not begun: %s", ahead.token, error)
             self._ahead = replace(ahead, is_ours=True, due=now + LOOK_S)
@@ -383,7 +386,8 @@ class Slot(threading.Thread):
             try:
                 for name in knobs:
                     token = run.token if run and run.service == name else ""
-                    given |= self._pool.ledger.give_up(name, child.worker, token, reason, pause_s, child.name)
+                    command = worker_commands.give_up(name, child.worker, token, reason, pause_s, child.name)
+                    given |= self._pool.ledger.run(command)
                 break
             except redis.RedisError as error:
                 log.debug("could not give up what process %s had claimed: %s", child.name, error)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import DeliveryNotFound, QueueFull
+from worker.ledger import commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import Job, NewJob, Status, rfc3339
-from worker.ledger.sync_ledger import record_key
+from worker.ledger.keys import record_key
 from worker.names import WEBHOOKS
 from worker.webhooks.events import Kind, index_key
 
@@ -98,5 +99,5 @@ async def deliver_again(ledger: AsyncLedger, kind: Kind, id: str, delivery_id: s
         raise stored
     assert isinstance(stored, Job)  # it has no idempotency key
     if not earlier.ended:
-        await ledger.cancel_in(WEBHOOKS, earlier.id)
+        await ledger.run(commands.cancel(WEBHOOKS, earlier.id))
     return LoggedDelivery(stored, 0)

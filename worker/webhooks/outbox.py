@@ -12,7 +12,8 @@ from typing import Any
 
 import redis
 
-from worker.ledger.sync_ledger import SERVICES_KEY, Ledger
+from worker.ledger.keys import SERVICES_KEY
+from worker.ledger.sync_ledger import Ledger
 from worker.names import WEBHOOKS
 from worker.webhooks.events import Event, index_key, outbox_key
 

@@ -14,7 +14,9 @@ import uuid
 
 from celery.worker import state
 
-from worker.ledger.sync_ledger import Batch, CancelledRun, Ledger
+from worker.ledger import commands
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Batch, CancelledRun
 from worker.names import WEBHOOKS
 from worker.pool.base import LeasedPool
 from worker.pool.feeder import Feeder
@@ -35,7 +37,7 @@ class WebhookPool(LeasedPool):
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis."""
-        self.prepare(lambda job_id: self.ledger.cancel_in(WEBHOOKS, job_id))
+        self.prepare(lambda job_id: self.ledger.run(commands.cancel(WEBHOOKS, job_id)))
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}

@@ -27,8 +27,11 @@ from pydantic_core import to_json
 from worker.broker.events import Reporter
 from worker.broker.sample import Sample
 from worker.errors import DeliveryFailed, InvalidInput, ServicesError
+from worker.ledger import worker_commands
 from worker.ledger.jobs import Status
-from worker.ledger.sync_ledger import Batch, Ending, Ledger, Stored, record_key
+from worker.ledger.keys import record_key
+from worker.ledger.sync_ledger import Ledger
+from worker.ledger.worker_commands import Batch, Ending, Stored
 from worker.names import WEBHOOKS
 from worker.net.addresses import Target, parse_url
 from worker.net.redis_clients import AWAY
@@ -271,13 +274,13 @@ class Sender:
         self, token: str, delivery_id: str, status: Status, told: dict[str, Any], pause_s: float = 0
     ) -> Stored:
         ending = Ending(delivery_id, status, to_json(told), b"{}", 1, pause_s=pause_s)
-        stored = await self._ask(partial(self._ledger.complete, WEBHOOKS, token, [ending]))
+        stored = await self._ask(partial(self._ledger.run, worker_commands.complete(WEBHOOKS, token, [ending])))
         return stored[0]
 
     async def _postpone(self, origin: Origin, deliveries: list[Delivery]) -> None:
         for token in {delivery.token for delivery in deliveries}:
             ids = [delivery.id for delivery in deliveries if delivery.token == token]
-            await self._ask(partial(self._ledger.postpone, WEBHOOKS, token, ids, origin.pause_s))
+            await self._ask(partial(self._ledger.run, worker_commands.postpone(WEBHOOKS, token, ids, origin.pause_s)))
 
     async def _ask(self, call: Callable[[], T]) -> T:
         """A call of the ledger, in a thread, until Redis answers; or until the worker stops, which gives all back."""
