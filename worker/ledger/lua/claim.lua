@@ -1,14 +1,35 @@
--- What a pool process does with a batch of jobs, from claim to complete. A part of ledger.lua, which names the keys.
+-- claim: a pool process takes the most urgent jobs that wait, under its worker's lease.
+--
+-- Arguments: worker, token (of this claim, see lib/tokens), most (jobs), delay_us (for how long a claim that is not full
+--   waits for further jobs), max_attempts, version, sizes (the author's preferred sizes, as "8,16"), model.
+-- Answer: {"fenced"}: the worker has no lease; {"foreign", {field, message, …}}: messages of other producers, to be adopted;
+--   {"hold", us}: not enough jobs wait yet; or {"batch", {id, attempt, input, first (of a chunk, else ""), …}, 1 where
+--   enough jobs for a further claim wait, else 0} (no id: nothing waits).
+-- A repeated call (the same token) gives the jobs that the first one took.
+--@ include "lib/allow_when_full"
+--@ include "lib/bells"
+--@ include "lib/commit"
+--@ include "lib/deadlines"
+--@ include "lib/end_turns"
+--@ include "lib/token_numbers"
+--@ include "lib/tokens"
 
--- Others' messages wait for their adoption under the names of worker and process, so that no death can lose one.
+-- A chunk that is claimed while another one runs is expected to run no longer than this.
+local AHEAD_US = 250000
+-- The service's Celery queue: kombu's lists for the priorities 0, 3, 6 and 9 (0 is the most urgent), joined by its separator.
+local QUEUES = HAS_CELERYS_KEYS
+  and {service, service .. '\6\0223', service .. '\6\0226', service .. '\6\0229'} or {service}
+
+-- Messages of other producers wait for their adoption under the names of worker and process, so that no death loses one.
 local function take_messages(worker, process, most)
   local foreign, start = {}, process .. ' '
-  if redis.call('EXISTS', S .. 'taken:' .. worker) == 1 then  -- Redis was away as it adopted these
+  if redis.call('EXISTS', S .. 'taken:' .. worker) == 1 then  -- Redis was away when the process adopted these
     local taken = redis.call('HGETALL', S .. 'taken:' .. worker)
     for i = 1, #taken, 2 do
-      if taken[i]:sub(1, #start) == start then
-        foreign[#foreign + 1] = taken[i]
-        foreign[#foreign + 1] = taken[i + 1]
+      local field, message = unpack(taken, i, i + 1)
+      if field:sub(1, #start) == start then
+        foreign[#foreign + 1] = field
+        foreign[#foreign + 1] = message
       end
     end
     if #foreign > 0 then return foreign end
@@ -17,7 +38,7 @@ local function take_messages(worker, process, most)
     local messages = redis.call('RPOP', queue, most)
     for i, message in ipairs(messages or {}) do
       if message:sub(1, #OURS) ~= OURS then
-        local field = start .. int(now) .. ':' .. queue .. ':' .. i
+        local field = start .. NOW .. ':' .. queue .. ':' .. i
         redis.call('HSET', S .. 'taken:' .. worker, field, message)
         foreign[#foreign + 1] = field
         foreign[#foreign + 1] = message
@@ -27,20 +48,19 @@ local function take_messages(worker, process, most)
   return foreign
 end
 
--- How long a batch that is not full is still held back for more; 0: not at all.
-local function hold(ids, most, delay)
+-- For how many microseconds a claim that is not full still waits for further jobs; 0: it does not.
+local function find_delay(ids, most, delay)
   if delay == 0 or #ids == 0 or #ids >= most then return 0 end
   local oldest = now
   for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'created', 'not_before')
-    oldest = math.min(oldest, math.max(tonumber(job[1] or now), tonumber(job[2] or 0)))
+    local created, not_before = unpack(redis.call('HMGET', record(id), 'created', 'not_before'))
+    oldest = math.min(oldest, math.max(tonumber(created or now), tonumber(not_before or 0)))
   end
   return math.max(0, oldest + delay - now)
 end
 
--- How many of so many waiting jobs make a batch of the largest size that the author prefers (Triton's
--- preferred_batch_size); 0 where none can be reached.
-local function preferred(waiting, sizes)
+-- The largest of the author's preferred sizes (Triton's preferred_batch_size) that this many waiting jobs fill; 0: none.
+local function choose_size(waiting, sizes)
   local best = 0
   for size in sizes:gmatch('%d+') do
     size = tonumber(size)
@@ -49,71 +69,102 @@ local function preferred(waiting, sizes)
   return best
 end
 
--- What the run of a claimed job needs, in this order; "first" is a chunk's.
-local RUN = {'attempt', 'input', 'first'}
+-- A job with this turn was the last to be claimed.
+local function pass_turn(turn)
+  if nothing_waits() then end_turns() else redis.call('HSET', ABOUT, 'turn', turn + 1) end
+end
 
-local TAKEN = {'attempt', 'input', 'first', 'watched', 'cache'}
+-- A job is claimed by a worker of this model: the jobs that equal it wait for its end.
+local function lead_equals(id, wish, model)
+  local key = split_wish(wish)
+  flush()
+  redis.call('ZREM', equals_key(key), id)
+  if key:match('[^.]*$') == model then return redis.call('SET', leader_key(key), id) end
+  -- The worker has another version, or other knobs, than those by which the job was found equal.
+  redis.call('HDEL', record(id), 'cache')
+  release_equals(key)
+end
 
 local function append(list, id, attempt, input, first)
   local n = #list
   list[n + 1], list[n + 2], list[n + 3], list[n + 4] = id, attempt, input, first
 end
 
--- Gives what claim does of each, and the rows of a chunk (else 0).
-local function take(ids, worker, token, max_attempts, version, model)
-  local batch = {}
+-- The jobs of these that may run together, {id, fields, id, fields, …}. Jobs that are past a deadline end here.
+local function choose_jobs(ids)
+  local jobs = {}
   for _, id in ipairs(ids) do
-    local job = redis.call('HMGET', record(id), 'status', 'start_by', 'finish_by', 'alone', 'group', 'rows', 'turn',
-      unpack(TAKEN))
-    if not job[1] then
+    local job = redis.call('HMGET', record(id), 'status', 'alone', 'start_by', 'finish_by', 'group', 'rows', 'turn', 'attempt',
+      'input', 'first', 'watched', 'cache')
+    local status, alone, start_by, finish_by = unpack(job)
+    if not status then
       gather('ZREM', WAITING, id)  -- its record was deleted by hand
       gather('ZREM', CHUNKS, id)
-    elseif not end_if_late(id, tonumber(job[2] or 0), tonumber(job[3] or 0), job[1]) then
-      -- A job whose batch died is run alone, so that only the culprit is charged.
-      if job[4] == '1' and #batch > 0 then break end
-      must_go(id, job[1], 'running')
-      batch[#batch + 1] = {id, job}
-      if job[4] == '1' then break end
+    elseif not end_if_late(id, tonumber(start_by or 0), tonumber(finish_by or 0), status) then
+      -- After a claim that died, each of its jobs is run alone, so that only the culprit is charged.
+      if alone == '1' and #jobs > 0 then break end
+      must_go(id, status, 'running')
+      local n = #jobs
+      jobs[n + 1], jobs[n + 2] = id, job
+      if alone == '1' then break end
     end
   end
-  local reply, size, turn, rows = {}, int(#batch), nil, 0
-  for _, taken in ipairs(batch) do
-    local id, job = taken[1], taken[2]
-    local group, attempt, input = job[5], int(job[8] + 1), job[9] or 'null'
+  return jobs
+end
+
+-- Gives the jobs as the answer has them, and the rows of a chunk (else 0).
+local function take(ids, worker, token, max_attempts, version, model)
+  local jobs, answer, last_turn, chunk_rows = choose_jobs(ids), {}, nil, 0
+  local size, running = int(#jobs / 2), S .. 'running:' .. worker
+  for i = 1, #jobs, 2 do
+    local id, job = unpack(jobs, i, i + 1)
+    local _, _, start_by, _, group, rows, turn, attempts, input, first, watched, wish = unpack(job)
+    local key, attempt, most_attempts = record(id), int(attempts + 1), max_attempts
+    input = input or 'null'
     if group then
-      count(group, 'running', job[6])
-      tell_of(group)
+      count(group, 'running', rows)
+      report_batch(group)
       gather('ZREM', CHUNKS, id)
-      rows = job[6]
+      chunk_rows = rows
+      most_attempts = int(max_attempts + 1)  -- in the last attempt, the row that ended the others is passed over
     end
     bytes_change = bytes_change - #input
     gather('ZREM', WAITING, id)
-    gather('HSET', S .. 'running:' .. worker, id, token)
-    if job[12] then cache().lead(id, job[12], model) end
-    -- A chunk gets one attempt more, in which the row that ended the others is passed over.
-    redis.call('HSET', record(id), 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
-      'max_attempts', group and int(max_attempts + 1) or max_attempts, 'version', version, 'batch_size', size)
-    if job[2] then redis.call('HSET', record(id), 'start_by', '0') end  -- it has started in time, however often it runs
-    if job[11] then told[#told + 1] = id end
-    turn = job[7] or turn
-    append(reply, id, attempt, input, job[10] or '')
+    gather('HSET', running, id, token)
+    if wish then lead_equals(id, wish, model) end
+    redis.call('HSET', key, 'status', 'running', 'worker', worker, 'token', token, 'started', NOW, 'attempt', attempt,
+      'max_attempts', most_attempts, 'version', version, 'batch_size', size)
+    if start_by then redis.call('HSET', key, 'start_by', '0') end  -- it has started in time, however often it runs
+    if watched then changed[#changed + 1] = id end
+    last_turn = turn or last_turn
+    append(answer, id, attempt, input, first or '')
   end
   flush()
-  if turn then pass_turn(turn) end
-  return reply, rows
+  if last_turn then pass_turn(last_turn) end
+  return answer, chunk_rows
 end
 
--- Whether a process has a batch in hand, among the tokens of its worker's.
-local function is_at_work(tokens, process)
-  for token in pairs(tokens) do
-    if process_of(token) == process then return true end
+-- The jobs that this token has claimed already, as the answer has them, and whether the process has claimed any.
+local function find_claimed(worker, token)
+  local running, process = redis.call('HGETALL', S .. 'running:' .. worker), process_of(token)
+  local answer, is_at_work, tokens = {}, false, {}
+  for i = 1, #running, 2 do
+    local id, other = unpack(running, i, i + 1)
+    if other == token then
+      local attempt, input, first = unpack(redis.call('HMGET', record(id), 'attempt', 'input', 'first'))
+      append(answer, id, attempt, input or 'null', first or '')
+    end
+    if not tokens[other] then
+      tokens[other] = true
+      is_at_work = is_at_work or process_of(other) == process
+    end
   end
-  return false
+  return answer, is_at_work
 end
 
--- 1 where a whole batch waits, which feeder.py then claims ahead, else 0: as many jobs as one takes, or a chunk, which is one
--- by itself. Not a chunk that runs for long: little would be gained, and another's job would wait for it too.
-local function whole_waits(most)
+-- 1 where a further claim, which feeder.py then makes ahead, would be full: this many jobs wait, or a chunk, which is a claim
+-- by itself. 0 for a chunk that runs long: little would be gained, and jobs of other API keys would wait for it too.
+local function next_is_full(most)
   local left = redis.call('ZCARD', WAITING)
   if left > 0 and redis.call('ZCARD', CHUNKS) > 0 then
     local id = redis.call('ZRANGE', WAITING, 0, 0)[1]
@@ -125,250 +176,42 @@ local function whole_waits(most)
   return left >= most and 1 or 0
 end
 
--- worker, token, most, delay_us, max_attempts, version, preferred sizes ("8,16"), model. Gives {"fenced"},
--- {"foreign", {field, message, ...}}, {"hold", us} or {"batch", {id, attempt, input, first (of a chunk, else ""), ...}, 1
--- where a whole further one waits} (no id: nothing waits). Sent twice with one token, it gives the same batch.
-function operations.claim()
-  local worker, token, most = ARGV[4], ARGV[5], tonumber(ARGV[6])
-  if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
-  local mine = redis.call('HGETALL', S .. 'running:' .. worker)
-  local again, tokens = {}, {}
-  for i = 1, #mine, 2 do
-    tokens[mine[i + 1]] = true
-    if mine[i + 1] == token then
-      local job = redis.call('HMGET', record(mine[i]), unpack(RUN))
-      append(again, mine[i], job[1], job[2] or 'null', job[3] or '')
-    end
+-- Writes what the process runs from now on, see S:busy:<worker>. is_ahead: it runs another claim at the moment.
+local function note_busy(worker, token, is_ahead, has_jobs, rows, more)
+  local key, process = busy_key(worker), process_of(token)
+  if not is_ahead and has_jobs then
+    redis.call('HSET', key, process, NOW .. ' ' .. int(rows) .. ' 0')
+  elseif not is_ahead then
+    redis.call('HDEL', key, process)
+  elseif has_jobs and more == 0 then  -- feeder.py will not look ahead again
+    local run = (redis.call('HGET', key, process) or ''):match('^%S+ %S+')
+    if run then redis.call('HSET', key, process, run .. ' ' .. number_of(token)) end
   end
-  if #again > 0 then return {'batch', again, whole_waits(most)} end
-  local process, batch, rows = process_of(token), {}, 0
+end
+
+local function claim(worker, token, most, delay, max_attempts, version, sizes, model)
+  most, delay = tonumber(most), tonumber(delay)
+  if not redis.call('ZSCORE', WORKERS, worker) then return {'fenced'} end
+  local claimed, is_ahead = find_claimed(worker, token)
+  if #claimed > 0 then return {'batch', claimed, next_is_full(most)} end
+  local process, jobs, rows = process_of(token), {}, 0
   local foreign = take_messages(worker, process, most)
   if #foreign > 0 then return {'foreign', foreign} end
-  local is_ahead = is_at_work(tokens, process)
-  while #batch == 0 do
+  while #jobs == 0 do
     local ids = redis.call('ZRANGE', WAITING, 0, most - 1)
     if #ids == 0 then break end
-    local size = preferred(#ids, ARGV[10])
-    local wait = size == 0 and hold(ids, most, tonumber(ARGV[7])) or 0
+    local size = choose_size(#ids, sizes)
+    local wait = size == 0 and find_delay(ids, most, delay) or 0
     if wait > 0 then
-      if not is_ahead then redis.call('HDEL', busy(worker), process) end
+      if not is_ahead then redis.call('HDEL', busy_key(worker), process) end
       return {'hold', wait}
     end
     if size > 0 then ids = redis.call('ZRANGE', WAITING, 0, size - 1) end
-    batch, rows = take(ids, worker, token, ARGV[8], ARGV[9], ARGV[11])
+    jobs, rows = take(ids, worker, token, max_attempts, version, model)
   end
-  local more = whole_waits(most)
-  if not is_ahead and #batch > 0 then
-    redis.call('HSET', busy(worker), process, NOW .. ' ' .. int(rows) .. ' 0')
-  elseif not is_ahead then
-    redis.call('HDEL', busy(worker), process)
-  elseif #batch > 0 and more == 0 then  -- feeder.py will not look ahead again
-    local run = (redis.call('HGET', busy(worker), process) or ''):match('^%S+ %S+')
-    if run then redis.call('HSET', busy(worker), process, run .. ' ' .. number_of(token)) end
-  end
-  return {'batch', batch, more}
+  local more = next_is_full(most)
+  note_busy(worker, token, is_ahead, #jobs > 0, rows, more)
+  return {'batch', jobs, more}
 end
 
--- worker, fields of S:taken:<worker> whose messages are jobs of the ledger now
-function operations.adopted()
-  redis.call('HDEL', S .. 'taken:' .. ARGV[4], unpack(ARGV, 5))
-end
-
--- The parts of this field ("so_far" or "merged"; "": none) stand before a chunk's output now; all others are dropped.
-local function settle_parts(key, field)
-  local found = redis.call('HMGET', key, 'so_far', 'merged', 'out')
-  if not (found[1] or found[2] or found[3]) then return end
-  local kept = field == 'so_far' and found[1] or field == 'merged' and found[2]
-  if kept then redis.call('HDEL', key, field) end
-  for _, name in ipairs({'so_far', 'merged', 'out'}) do drop_parts(key, name) end
-  if kept then redis.call('HSET', key, 'out', kept) end
-end
-
--- The rest of a chunk's results so far, after so many parts. Without any, those of a run that was handed back are dropped.
-local function keep_partial(key, lines, parts)
-  if parts == '0' then drop_parts(key, 'so_far') end
-  redis.call('HSET', key, 'partial', lines)
-end
-
--- token, id, "so_far" or "merged", number, lines. The next part of a chunk's results, with the lines of "partial" in it: 1,
--- or 0 where it is no longer this token's.
-function operations.part()
-  local key, field, number = record(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-  local job = redis.call('HMGET', key, 'token', 'status', 'out')
-  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
-  if number == 1 then drop_parts(key, field) end
-  local series = (job[3] or '0'):match('^%d+') + (field == 'so_far' and 1 or 2)
-  redis.call('HSET', key, int(series) .. '.' .. int(number), ARGV[8], field, int(series) .. ' ' .. int(number))
-  if field == 'so_far' then redis.call('HDEL', key, 'partial') end
-  return 1
-end
-
--- token, how many of the batch's jobs earlier calls have told (-1: further calls will tell the rest), of a chunk: which of
--- its parts stand before its output ("so_far", "merged"; else empty), then per job: id, status, output or error, timings,
--- batch_size, pause_us (0: this end is final; else a failed job is run again after the pause, as long as it has attempts
--- left), rows of a chunk that failed (see keep_failed). Gives for each 1 where it stands as told, 2 where it will be run
--- again, 0 where it is no longer this batch's (cancelled, or run elsewhere since): the fence against a late worker.
-local ENDING = {'token', 'attempt', 'base', 'max_attempts', unpack(JOB)}
-
-function operations.complete()
-  local token, reply, earlier, inputs, last = ARGV[4], {}, tonumber(ARGV[5]), 0, nil
-  for i = 7, #ARGV, 7 do
-    local id, status = ARGV[i], ARGV[i + 1]
-    local job = redis.call('HMGET', record(id), unpack(ENDING))
-    local mine, told = job[1] == token, 1
-    if mine and job[5] == 'running' then
-      if not (job[10] and job[3]) then inputs, last = inputs + (job[10] or 1), job end  -- not of what is left of a chunk
-      local pause = tonumber(ARGV[i + 5])
-      if pause > 0 and job[2] - (job[3] or 0) < tonumber(job[4]) then
-        put_back(id, 'failed', true, false, pause, ARGV[i + 2])
-        told = 2
-      else
-        if job[9] and status == 'succeeded' then settle_parts(record(id), ARGV[6]) end
-        finish_job(id, {select(5, unpack(job, 1, #ENDING))}, status, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 6])
-      end
-    end
-    reply[#reply + 1] = (mine and (job[5] == 'running' or job[5] == status)) and told or 0
-  end
-  if last and earlier >= 0 then measure(last[6], token, inputs + earlier, tonumber(last[10] or 0), last[15]) end
-  return reply
-end
-
--- token, pause_us, ids of the token's jobs that have not begun: they wait so long, and it costs them no attempt
-function operations.postpone()
-  for i = 6, #ARGV do
-    local job = redis.call('HMGET', record(ARGV[i]), 'token', 'status')
-    if job[1] == ARGV[4] and job[2] == 'running' then put_back(ARGV[i], nil, false, false, tonumber(ARGV[5])) end
-  end
-end
-
--- token, id, results so far (lines, after so many parts). A chunk that is run row by row has come so far: 1, or 0 where it
--- is no longer this token's. What was lost before is no longer held against it.
-function operations.progress()
-  local key = record(ARGV[5])
-  local job = redis.call('HMGET', key, 'token', 'status', 'attempt')
-  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 0 end
-  keep_partial(key, ARGV[6], ARGV[7])
-  redis.call('HSET', key, 'base', job[3] - 1)
-  return 1
-end
-
--- token, id, results so far (lines, after so many parts), how many of these came of this run. A chunk whose rows turn out
--- to take long makes room for what is to be run before its rest, and waits with its results: 1, also where it is no longer
--- this token's; 0 where there is nothing, and it is to go on. Where there are turns, its rest has one of its own, as if it
--- had come now.
-function operations.pause()
-  local id, done = ARGV[5], tonumber(ARGV[8])
-  local key = record(id)
-  local job = redis.call('HMGET', key, 'token', 'status', 'attempt', 'score', 'turn', 'created', 'worker', 'started')
-  if job[1] ~= ARGV[4] or job[2] ~= 'running' then return 1 end
-  local last, score = tonumber(redis.call('HGET', ABOUT, 'turn')), tonumber(job[4])
-  local turn = last and tonumber(job[5] or job[6])
-  local rest = turn and math.max(turn + done * STEP_US, last)
-  if rest then score = score + rest - turn end
-  local first = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
-  if not first[1] or tonumber(first[2]) >= score then return 0 end
-  keep_partial(key, ARGV[6], ARGV[7])
-  redis.call('HSET', key, 'base', job[3], 'retried', job[3], 'score', int(score))
-  put_back(id, 'paused', true, false, 0)
-  if rest then redis.call('HSET', key, 'turn', int(rest)) end
-  measure(job[7], job[1], done, done, tonumber(job[8]))
-  return 1
-end
-
--- token, most "progress" and "log" events to keep, then per job: id, how many events, and for each its number within this
--- run of the job (from 1), its name, its data (JSON) and the progress that it tells (or empty). What is here already is
--- passed over, and so is all of a job that is no longer this token's or has ended.
-function operations.say()
-  local token, most, i = ARGV[4], ARGV[5], 6
-  while i <= #ARGV do
-    local id, past = ARGV[i], i + 2 + 4 * ARGV[i + 1]
-    local key = record(id)
-    local job = redis.call('HMGET', key, 'token', 'status', 'started', 'attempt', 'events', 'said_by', 'said')
-    if job[1] == token and job[2] == 'running' then
-      local number, heard = tonumber(job[5] or 0), job[6] == token and tonumber(job[7]) or 0
-      for event = i + 2, past - 1, 4 do
-        if tonumber(ARGV[event]) > heard then
-          number, heard = number + 1, tonumber(ARGV[event])
-          local name, data, progress = ARGV[event + 1], ARGV[event + 2], ARGV[event + 3]
-          local entry = {int(number), 'name', name, 'run', job[3], 'attempt', job[4], 'data', data}
-          if name == 'output' then
-            redis.call('XADD', partial(id), unpack(entry))
-          elseif most ~= '0' then
-            redis.call('XADD', said(id), 'MAXLEN', most, unpack(entry))
-          end
-          if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
-        end
-      end
-      redis.call('HSET', key, 'events', int(number), 'said_by', token, 'said', int(heard))
-      told[#told + 1] = id
-    end
-    i = past
-  end
-end
-
-local REASONS = {
-  lost = 'the process that ran the job died',
-  memory = "the process that ran the job grew over the service's memory_limit_mb",
-  timed_out = "the run took longer than the service's time_limit_s",
-}
-
--- One running job whose run came to nothing. Its batch mates are not charged and run alone next, as it does. Gives why it
--- has failed, where it does not run again.
-local function run_again(id, reason, pause)
-  local job = redis.call('HMGET', record(id), 'batch_size', 'attempt', 'base', 'max_attempts', 'group')
-  local alone = tonumber(job[1] or 1) <= 1
-  local attempts = job[2] - (job[3] or 0)
-  local last = attempts >= tonumber(job[4])
-  local code = reason == 'timed_out' and 'timed_out' or 'worker_lost'
-  if reason == 'handed_back' then
-    put_back(id, reason, false, false, 0)
-  elseif not alone then
-    put_back(id, reason, false, true, 0)
-  elseif last or (reason == 'timed_out' and pause == 0 and not job[5]) then
-    local each = attempts > 1 and ', in each of ' .. int(attempts) .. ' attempts' or ''
-    finish(id, 'failed', error_json(code, REASONS[reason] .. each, true))
-    return code .. ': ' .. REASONS[reason] .. each
-  else
-    put_back(id, reason, true, true, math.min(MAX_PAUSE_US, pause * 2 ^ (attempts - 1)), error_json(code, REASONS[reason], true))
-  end
-end
-
--- A batch that was claimed ahead has gone back: its process will run it no more before it claims again.
-local function runs_no_more_ahead(worker, token)
-  local run, ahead = (redis.call('HGET', busy(worker), process_of(token)) or ''):match('^(%S+ %S+) (%S+)$')
-  if run and tonumber(ahead) == number_of(token) then redis.call('HSET', busy(worker), process_of(token), run .. ' 0') end
-end
-
--- A process is gone: the messages that it took and had not adopted wait again.
-local function give_back_messages(worker, process)
-  local taken, start = redis.call('HGETALL', S .. 'taken:' .. worker), process .. ' '
-  for i = 1, #taken, 2 do
-    if taken[i]:sub(1, #start) == start then
-      redis.call('RPUSH', service, taken[i + 1])
-      redis.call('HDEL', S .. 'taken:' .. worker, taken[i])
-    end
-  end
-end
-
--- worker, process (its tokens begin with this and a dot; empty: only the batch's), token of the batch that came to nothing
--- (or empty), why ("lost", "memory", "timed_out", "handed_back"), pause_us before a further attempt (0: a lost job is run
--- again at once, one that timed out not at all). What else the process had claimed had not begun: it is handed back. Gives
--- {id, why it has failed (empty: it runs again), ...}.
-function operations.give_up()
-  local worker, process, token, reason, pause = ARGV[4], ARGV[5] .. '.', ARGV[6], ARGV[7], tonumber(ARGV[8])
-  local mine, given = redis.call('HGETALL', S .. 'running:' .. worker), {}
-  if ARGV[5] ~= '' then
-    redis.call('HDEL', busy(worker), ARGV[5])
-    give_back_messages(worker, ARGV[5])
-  elseif reason == 'handed_back' then
-    runs_no_more_ahead(worker, token)
-  end
-  for i = 1, #mine, 2 do
-    local is_its = mine[i + 1] == token
-    if is_its or (process ~= '.' and mine[i + 1]:sub(1, #process) == process) then
-      given[#given + 1] = mine[i]
-      given[#given + 1] = run_again(mine[i], is_its and reason or 'handed_back', pause) or ''
-    end
-  end
-  return given
-end
+return commit(claim(unpack(ARGV, FIRST)))

@@ -1,199 +1,176 @@
--- What clients do with jobs: create, cancel, retry. A part of ledger.lua, which names the keys.
+-- create: stores new jobs, or finds those that were stored before.
+--
+-- Arguments, for each job: id, version, priority, offset_us (of the priority), start_within_us, finish_within_us, keep_us,
+--   metadata, input, message (empty: the job came as another producer's message and needs no further one), error (JSON of a
+--   job that failed at once, else empty), promise (sha256 of its Idempotency-Key; empty: none), body (sha256 of the request;
+--   without a promise: the id is the client's own and as good as a key), webhook (JSON; empty: none), owner (the API key's
+--   id; empty: none), most_open (unfinished jobs that the key may have; empty: any number), awaited (1 where the client
+--   waits for the end, else empty), asked (the cache that it asks for: "<fingerprint> <us>", us empty for the service's own
+--   time; empty: none), not_before_us (0: none; a time in the past is as good as none).
+-- Answer, for each job: state, created, position. The state is
+--   "queued"; "cached": it has ended already, with the output of another job;
+--   "full" or "limited": created is the number of seconds after which to try again;
+--   "same" or "conflict": created is the id of the job that has this key or id, with the same body or a different one;
+--   "gone": a job that had this id was dropped;
+--   and, for a job that came as a message, "other": the job that has this id has a different input; "revoked": it has ended.
+--   Last comes the time for which the service keeps results for other jobs (microseconds, or empty).
+-- A repeated call finds the records that the first one wrote, and changes nothing.
+--@ include "lib/commit"
+--@ include "lib/equal_jobs/join"
+--@ include "lib/equal_jobs/results"
+--@ include "lib/finish"
+--@ include "lib/limits"
+--@ include "lib/next_deadline"
+--@ include "lib/turns"
 
--- Per job: id, version, priority, offset_us, start_within_us, finish_within_us, keep_us, metadata, input, message
--- (empty: the job came as another producer's message and needs no other), error (empty, or why it failed at once),
--- sha256 of its idempotency key (empty: none), sha256 of its body (with no key: the id is the client's own, which is then
--- as good as a key), webhook (JSON; empty: none), API key that it belongs to (empty: none), most jobs that the key may have
--- open (empty: any number), 1 where its client waits for its end (else empty), what it asks of the cache (see cache().wish),
--- not_before_us (0: none; a time that is over is as good as none).
--- Gives per job: state, created, position; the state is "queued", "cached" (it has ended already, with another's output),
--- "full" or "limited" (created: seconds after which to try again), "same" or "conflict" (created: the id of the job that
--- has this key or id, with the same body or another), or "gone" (a job that had this id was dropped); of one that came as
--- another producer's message also "other" (the job with its id has another input) or "revoked" (it has ended so). Last,
--- for how long the service keeps results for others (or nothing).
-function operations.create()
-  local limits = redis.call('HMGET', ABOUT, 'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked', 'version',
-    'model', 'cache_for')
-  local waiting_bytes = tonumber(limits[3] or 0)
-  local waiting = redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) + (limits[4] or 0)
-  local reply, fair, parked = {}, turns(), {}
-  for i = FIRST, #ARGV, 19 do
-    local id, message, promise, owner = ARGV[i], ARGV[i + 9], ARGV[i + 11], ARGV[i + 14]
-    local key, not_before = record(id), tonumber(ARGV[i + 18])
-    local later = not_before > now
-    local known = redis.call('HGET', key, 'created')
-    local state, created = 'queued', known or (now + #reply)
-    local earlier, body = (promise ~= '' and redis.call('GET', promised(promise)) or ''):match('^(%S+) (%S+)$')
-    if earlier and earlier ~= id then
-      state, created = body == ARGV[i + 12] and 'same' or 'conflict', earlier
-      known = true
-    end
-    local own = promise == '' and ARGV[i + 12] or ''
-    if own ~= '' and known then
-      state, created = redis.call('HGET', key, 'body') == own and 'same' or 'conflict', id
-    elseif own ~= '' and redis.call('EXISTS', seen(id)) == 1 then
-      state, created, known = 'gone', id, true
-    end
-    if known and message == '' and redis.call('HGET', key, 'input') ~= ARGV[i + 8] then state = 'other' end
-    local wish = not known and ARGV[i + 17] ~= ''
-      and cache().wish(ARGV[i + 17], ARGV[i + 1], limits[5], limits[6], limits[7])
-    local found = wish and not later and cache().find(wish)
-    local again = not known and not found and message ~= ''
-      and full(later and 0 or waiting, waiting_bytes + bytes_change, #ARGV[i + 8], limits)
-    if again then
-      state, created = 'full', again
-    elseif not known and not found and limited(owner, 1, ARGV[i + 15]) then
-      state, created = 'limited', soon()
-    elseif not known then
-      local start_within, finish_within = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
-      local start_by = start_within > 0 and math.max(now, not_before) + start_within or 0
-      local finish_by = finish_within > 0 and math.max(now, not_before) + finish_within or 0
-      local turn, offset = nil, ARGV[i + 3]
-      if not found and not later then
-        local inputs = wish and cache().has_equals(wish) and 0 or 1
-        turn, offset = take_turn(fair, owner, ARGV[i + 2], inputs, offset)
-      end
-      local score = int((turn or later and not_before or created) + offset)
-      created = int(created)
-      redis.call('HSET', key, 'service', service, 'version', ARGV[i + 1], 'status', 'queued', 'priority', ARGV[i + 2],
-        'attempt', '0', 'created', created, 'score', score, 'keep', ARGV[i + 6], 'input', ARGV[i + 8])
-      if HAS_CELERYS_KEYS and (message == '' or KEEPS_ALL) then redis.call('HSET', key, 'celery', 1) end
-      if ARGV[i + 7] ~= '{}' then redis.call('HSET', key, 'metadata', ARGV[i + 7]) end
-      if promise ~= '' then
-        redis.call('SET', promised(promise), id .. ' ' .. ARGV[i + 12])
-        redis.call('HSET', key, 'idempotency', promise)
-      end
-      if ARGV[i + 13] ~= '' then redis.call('HSET', key, 'webhook', ARGV[i + 13]) end
-      if own ~= '' then redis.call('HSET', key, 'body', own) end
-      if not_before > 0 then redis.call('HSET', key, 'not_before', ARGV[i + 18]) end
-      if ARGV[i + 16] ~= '' then redis.call('HSET', key, 'awaited', 1) end
-      if turn then redis.call('HSET', key, 'turn', int(turn)) end
-      if owner ~= '' then
-        redis.call('HSET', key, 'owner', owner)
-        gather('ZADD', owned(owner), created, id)
-        open(owner, 1)
-      end
-      if start_by + finish_by > 0 then
-        redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within, 'start_by', int(start_by),
-          'finish_by', int(finish_by))
-      end
-      bytes_change = bytes_change + #ARGV[i + 8]
-      gather('ZADD', INDEX, created, id)
-      local deadline = next_deadline(start_by, finish_by)
-      if deadline > 0 then gather('ZADD', DEADLINES, deadline, id) end
-      if wish then redis.call('HSET', key, 'cache', wish) end
-      if found and not found[2] then
-        cache().take_later(id, found[1])
-        waiting = waiting + 1
-      elseif found then
-        state = 'cached'
-        flush()
-        cache().take_over(id, found[1], found[2])
-      elseif later then
-        gather('ZADD', SCHEDULED, ARGV[i + 18], id)
-      else
-        if not wish then gather('ZADD', WAITING, score, id) elseif not cache().join(id, wish, score) then parked[id] = wish end
-        if message ~= '' and not parked[id] then gather('LPUSH', service, message) end
-        waiting = waiting + 1
-      end
-      if message == '' and redis.call('EXISTS', revoked(id)) == 1 then
-        state = 'revoked'
-        flush()
-        finish(id, 'cancelled')
-      elseif ARGV[i + 10] ~= '' then
-        flush()
-        finish(id, 'failed', ARGV[i + 10])
-      end
-    end
-    reply[#reply + 1] = state
-    reply[#reply + 1] = type(created) == 'number' and int(created) or created
-    reply[#reply + 1] = id
-  end
-  flush()
-  for i = 3, #reply, 3 do
-    local wish = parked[reply[i]]
-    reply[i] = redis.call('ZRANK', WAITING, reply[i]) or (wish and cache().place(wish)) or -1
-  end
-  reply[#reply + 1] = limits[7] or ''
-  return reply
-end
+local ARGUMENTS = 19  -- of a job
+local KEEPS_ALL = ARGV[3]:sub(1, 4) == 'all '
+local INDEX = S .. 'index'
 
--- id, 1 to leave it alone where it runs. Gives the status that it had, or nothing for an unknown id.
-function operations.cancel()
-  local id = ARGV[4]
-  local job = redis.call('HMGET', record(id), 'status', 'worker')
-  if job[1] == 'queued' or job[1] == 'running' and ARGV[5] ~= '1' then
-    if job[1] == 'running' then stop_run(id, job[2]) end
-    finish(id, 'cancelled')
-  end
-  return job[1]
-end
+local most, most_bytes, waiting_bytes, parked_jobs, service_version, model, cache_us = unpack(redis.call('HMGET', ABOUT,
+  'max_queue_size', 'max_queue_bytes', 'waiting_bytes', 'parked', 'version', 'model', 'cache_for'))
+local waiting = count_waiting(parked_jobs)
+local fair = read_turns()
+local parked = {}  -- ids of new jobs that wait for an equal one -> their wishes
+waiting_bytes = tonumber(waiting_bytes or 0)
 
--- 1 to end those that run too (else 0), ids. Celery's revoke: it holds for a message that no worker has adopted yet, too.
--- Gives the status that each had; empty for an unknown id.
-function operations.revoke()
-  local reply = {}
-  for i = 5, #ARGV do
-    local id = ARGV[i]
-    local job = redis.call('HMGET', record(id), 'status', 'worker')
-    if job[1] == 'queued' or job[1] == 'running' and ARGV[4] == '1' then
-      if job[1] == 'running' then stop_run(id, job[2]) end
-      finish(id, 'cancelled')
-    elseif not job[1] and redis.call('EXISTS', seen(id)) == 0 then
-      redis.call('SET', revoked(id), '1', 'PX', int(remember / 1000))
-    end
-    reply[#reply + 1] = job[1] or ''
-  end
-  return reply
-end
-
--- id, most jobs that its API key may have open (empty: any number). Gives the status that it had (nothing for an unknown
--- id), or {"full" or "limited", seconds} where there is no room.
-function operations.retry()
-  local id = ARGV[4]
+-- Whether the job was there before: the state and the id (or, of a job that came as a message, its time of creation) to
+-- answer with; nothing for a new job.
+local function find_earlier(id, promise, body, message, input)
   local key = record(id)
-  local job = redis.call('HMGET', key, 'status', 'score', 'created', 'finished', 'start_within', 'finish_within',
-    'stopping', 'idempotency', 'events', 'watched', 'owner', 'priority', 'turn', 'cache', 'not_before')
-  if not (TRANSITIONS[job[1]] and job[1] ~= 'running' and TRANSITIONS[job[1]].queued) then return job[1] end
-  local not_before = tonumber(job[15] or 0)
-  local later = not_before > now
-  local from = later and not_before or now
-  local again = has_no_room(redis.call('HSTRLEN', key, 'input'), later)
-  if again then return {'full', again} end
-  if job[11] and limited(job[11], 1, ARGV[5]) then return {'limited', soon()} end
-  local start_by, finish_by = tonumber(job[5] or 0), tonumber(job[6] or 0)
-  if start_by > 0 then start_by = from + start_by end
-  if finish_by > 0 then finish_by = from + finish_by end
-  local turn = not later and take_turn(turns(), job[11] or '', job[12], 1, 0)
-  local score = (turn or from) + job[2] - (job[13] or math.max(job[3], not_before))
-  if turn then redis.call('HSET', key, 'turn', turn) else redis.call('HDEL', key, 'turn') end
-  if job[11] then
-    open(job[11], 1)
-    redis.call('ZREM', OWNED_EXPIRES, job[11] .. ':' .. id)
+  local created = redis.call('HGET', key, 'created')
+  local state, detail = created and 'queued', created
+  local earlier, earlier_body = (promise ~= '' and redis.call('GET', promise_of(promise)) or ''):match('^(%S+) (%S+)$')
+  if earlier and earlier ~= id then state, detail = body == earlier_body and 'same' or 'conflict', earlier end
+  if promise == '' and body ~= '' then
+    if state then
+      state, detail = redis.call('HGET', key, 'body') == body and 'same' or 'conflict', id
+    elseif redis.call('EXISTS', seen(id)) == 1 then
+      state, detail = 'gone', id
+    end
   end
-  redis.call('HSET', key, 'status', 'queued', 'score', score, 'base', redis.call('HGET', key, 'attempt'), 'alone', 0,
-    'start_by', start_by, 'finish_by', finish_by)
-  redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
-    'progress', 'takes')
-  redis.call('PERSIST', key)
-  if job[9] then
-    redis.call('PERSIST', said(id))
-    redis.call('PERSIST', partial(id))
-  end
-  if job[10] then told[#told + 1] = id end
-  redis.call('DEL', seen(id))
-  if job[8] then redis.call('PERSIST', promised(job[8])) end
-  if HAS_CELERYS_KEYS then redis.call('DEL', 'celery-task-meta-' .. id) end
-  redis.call('ZREM', EXPIRES, id)
-  local deadline = next_deadline(start_by, finish_by)
-  if deadline > 0 then redis.call('ZADD', DEADLINES, deadline, id) end
-  weigh(id, 1)
-  if later then
-    redis.call('ZADD', SCHEDULED, not_before, id)
-  elseif job[7] and job[4] + RUN_ENDS_US > now then
-    redis.call('ZADD', DELAYED, job[4] + RUN_ENDS_US, id)
-  else
-    enqueue(id, score, job[14])
-  end
-  return job[1]
+  if state and message == '' and redis.call('HGET', key, 'input') ~= input then state = 'other' end
+  return state, detail
 end
+
+-- The wish of a new job, see lib/equal_jobs/keys; nothing where it uses no cache, or where the worker's version is not the
+-- version by which the API has read the input.
+local function make_wish(asked, version)
+  local fingerprint, us = asked:match('^(%S+) (%S*)$')
+  if us == '' then us = cache_us end
+  if not (fingerprint and us and tonumber(us) > 0 and model) or version ~= service_version then return nil end
+  return fingerprint .. '.' .. model .. ' ' .. us
+end
+
+-- Stores the fields that only some jobs have.
+local function write_options(key, id, metadata, promise, body, webhook, owner, awaited, not_before, turn, wish)
+  if metadata ~= '{}' then redis.call('HSET', key, 'metadata', metadata) end
+  if promise ~= '' then
+    redis.call('SET', promise_of(promise), id .. ' ' .. body)
+    redis.call('HSET', key, 'idempotency', promise)
+  elseif body ~= '' then
+    redis.call('HSET', key, 'body', body)
+  end
+  if webhook ~= '' then redis.call('HSET', key, 'webhook', webhook) end
+  if not_before > 0 then redis.call('HSET', key, 'not_before', int(not_before)) end
+  if awaited ~= '' then redis.call('HSET', key, 'awaited', 1) end
+  if turn then redis.call('HSET', key, 'turn', int(turn)) end
+  if wish then redis.call('HSET', key, 'cache', wish) end
+  if owner ~= '' then
+    redis.call('HSET', key, 'owner', owner)
+    add_open(owner, 1)
+  end
+end
+
+-- The deadlines of a job that counts from this time on.
+local function write_deadlines(key, id, from, start_within, finish_within)
+  local start_by = start_within > 0 and from + start_within or 0
+  local finish_by = finish_within > 0 and from + finish_within or 0
+  redis.call('HSET', key, 'start_within', start_within, 'finish_within', finish_within, 'start_by', int(start_by),
+    'finish_by', int(finish_by))
+  gather('ZADD', DEADLINES, next_deadline(start_by, finish_by), id)
+end
+
+-- A new job takes its place: it ends with the result of an equal one, waits for its time, for an equal job or in the queue.
+-- Gives its state.
+local function place_job(id, score, message, not_before, wish, equal, output)
+  if output then
+    flush()
+    take_over(id, equal, output)
+    return 'cached'
+  elseif equal then
+    take_later(id, equal)
+    waiting = waiting + 1
+  elseif not_before > now then
+    gather('ZADD', SCHEDULED, int(not_before), id)
+  else
+    if not wish then gather('ZADD', WAITING, score, id) elseif not join_equals(id, wish, score) then parked[id] = wish end
+    if message ~= '' and not parked[id] then gather('LPUSH', service, message) end
+    waiting = waiting + 1
+  end
+  return 'queued'
+end
+
+-- The job of the arguments from i on; shift: microseconds that keep the order of the jobs of a call. Gives its state and
+-- "created".
+local function create_job(i, shift)
+  local id, version, priority, offset, start_within, finish_within, keep, metadata, input, message, problem, promise, body,
+    webhook, owner, most_open, awaited, asked, not_before = unpack(ARGV, i, i + ARGUMENTS - 1)
+  local state, detail = find_earlier(id, promise, body, message, input)
+  if state then return state, detail end
+  not_before = tonumber(not_before)
+  local is_later = not_before > now
+  local wish = asked ~= '' and make_wish(asked, version)
+  local equal, output
+  if wish and not is_later then equal, output = find_result(wish) end
+  if not equal then
+    local again = message ~= '' and full(is_later and 0 or waiting, waiting_bytes + bytes_change, #input, most, most_bytes)
+    if again then return 'full', int(again) end
+    if limited(owner, 1, most_open) then return 'limited', int(next_end_s()) end
+  end
+  local turn
+  if not equal and not is_later then
+    turn, offset = take_turn(fair, owner, priority, wish and has_equals(wish) and 0 or 1, offset)
+  end
+  local key, created = record(id), now + shift
+  local score = int((turn or is_later and not_before or created) + offset)
+  created = int(created)
+  redis.call('HSET', key, 'service', service, 'version', version, 'status', 'queued', 'priority', priority,
+    'attempt', '0', 'created', created, 'score', score, 'keep', keep, 'input', input)
+  if HAS_CELERYS_KEYS and (message == '' or KEEPS_ALL) then redis.call('HSET', key, 'celery', 1) end
+  write_options(key, id, metadata, promise, body, webhook, owner, awaited, not_before, turn, wish)
+  start_within, finish_within = tonumber(start_within), tonumber(finish_within)
+  if start_within + finish_within > 0 then
+    write_deadlines(key, id, math.max(now, not_before), start_within, finish_within)
+  end
+  bytes_change = bytes_change + #input
+  gather('ZADD', INDEX, created, id)
+  if owner ~= '' then gather('ZADD', S .. 'owned:' .. owner, created, id) end
+  state = place_job(id, score, message, not_before, wish, equal, output)
+  if message == '' and redis.call('EXISTS', S .. 'revoked:' .. id) == 1 then
+    state = 'revoked'
+    flush()
+    finish(id, 'cancelled')
+  elseif problem ~= '' then
+    flush()
+    finish(id, 'failed', problem)
+  end
+  return state, created
+end
+
+local answer = {}
+for i = FIRST, #ARGV, ARGUMENTS do
+  local n = #answer
+  local state, created = create_job(i, n)
+  answer[n + 1], answer[n + 2], answer[n + 3] = state, created, ARGV[i]
+end
+flush()
+-- The position of a job: the number of jobs before it or, where it is parked, before the first of its equals.
+for i = 3, #answer, 3 do
+  local id = answer[i]
+  local wish = parked[id]
+  answer[i] = redis.call('ZRANK', WAITING, id)
+    or wish and (redis.call('ZRANK', WAITING, first_of(split_wish(wish)) or '') or 0) or -1
+end
+answer[#answer + 1] = cache_us or ''
+return commit(answer)
