@@ -1,7 +1,9 @@
 """The scripts of the ledger: each operation is a file of ``ledger/lua``, with the files that it includes before it.
 
 Redis runs a script from its first line at every call and makes each function in it anew. So a file includes no more than
-it uses. Measured: 28 us of Redis a call with every function of the ledger; 5 (``extend``) to 20 (``claim``) like this.
+it uses, and the files of ``base``, which many functions use, are an outer function around the others: Lua looks for a
+captured local one by one in its own function, and takes it by index from an outer one. Measured: a claim of one job takes
+Redis 37 us like this, 54 us as one function.
 """
 
 from __future__ import annotations
@@ -35,10 +37,17 @@ def read_script(name: str, texts: dict[str, str] | None = None, chain: tuple[str
     return texts
 
 
+def combine(texts: dict[str, str]) -> str:
+    """One script of these files, without comments."""
+    base = "".join(text for name, text in texts.items() if name.startswith("base/"))
+    rest = "".join(text for name, text in texts.items() if not name.startswith("base/"))
+    return COMMENT.sub("", f"{base}return (function()\n{rest}end)()\n")
+
+
 @cache
 def script_of(operation: str) -> str:
-    """The script of one operation, without comments."""
-    return COMMENT.sub("", "".join(read_script(operation).values()))
+    """The script of one operation."""
+    return combine(read_script(operation))
 
 
 class Scripts:

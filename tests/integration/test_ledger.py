@@ -27,7 +27,7 @@ from worker.errors import (
 from worker.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
 from worker.ledger import Ending, Ledger, Stored
 from worker.ledger_async import AsyncLedger, Repeated
-from worker.scripts import read_source
+from worker.scripts import read_script
 from worker.settings import Settings
 
 from tests.support import RedisServer, poll  # isort: skip
@@ -102,7 +102,7 @@ def bench(redis_server: RedisServer) -> Iterator[Bench]:
 
 
 def test_the_one_table_of_transitions_is_the_luas_too() -> None:
-    block = re.search(r"local TRANSITIONS = \{\n(.*?)\n\}", read_source(), re.S)
+    block = re.search(r"local TRANSITIONS = \{\n(.*?)\n\}", read_script("lib/transitions")["lib/transitions"], re.S)
     assert block
     rows = re.findall(r"(\w+) = \{([^}]*)\}", block[1])
     lua = {Status(state): {Status(name) for name in re.findall(r"(\w+) = true", edges)} for state, edges in rows}

@@ -4,8 +4,8 @@
 -- Answer: 1, or 0 where the lease has expired and the worker's jobs belong to other workers.
 -- A repeated call does no harm: a lease only grows.
 --@ include "lib/allow_when_full"
---@ include "lib/keys_of_workers"
---@ include "lib/now"
+--@ include "base/keys_of_workers"
+--@ include "base/now"
 
 local worker, lease_us = unpack(ARGV, FIRST)
 if not redis.call('ZSCORE', WORKERS, worker) then return 0 end

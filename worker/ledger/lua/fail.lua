@@ -3,6 +3,6 @@
 -- Arguments: failure (JSON).
 -- A repeated call writes the same field again.
 --@ include "lib/allow_when_full"
---@ include "lib/keys"
+--@ include "base/keys"
 
 redis.call('HSET', ABOUT, 'failure', ARGV[FIRST])

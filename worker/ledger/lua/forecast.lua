@@ -4,9 +4,9 @@
 --   processes, …}, {number of a chunk among all queued chunks (from 0), its place in the queue, its rows, …}}: the first
 --   chunk, the last, and some between.
 -- It only reads.
---@ include "lib/keys_of_queue"
---@ include "lib/keys_of_workers"
---@ include "lib/numbers"
+--@ include "base/keys_of_queue"
+--@ include "base/keys_of_workers"
+--@ include "base/numbers"
 --@ include "lib/tokens"
 
 -- Chunks whose places it looks up.

@@ -5,8 +5,8 @@
 --   or nothing for an unknown job. State and events are read in one step, so no event appears after the job's end.
 -- A repeated call sets the same mark again.
 --@ include "lib/allow_when_full"
---@ include "lib/keys_of_jobs"
---@ include "lib/numbers"
+--@ include "base/keys_of_jobs"
+--@ include "base/numbers"
 
 -- Bytes of partial outputs that one call reads, about.
 local MAX_READ = 4194304

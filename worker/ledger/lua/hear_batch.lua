@@ -4,7 +4,7 @@
 -- Answer: its record, or nothing for an unknown batch.
 -- A repeated call sets the same mark again.
 --@ include "lib/allow_when_full"
---@ include "lib/keys"
+--@ include "base/keys"
 
 local batch_key = S .. 'batch:' .. ARGV[FIRST]
 local created, watched = unpack(redis.call('HMGET', batch_key, 'created', 'watched'))

@@ -3,8 +3,8 @@
 -- Arguments: worker, lease_us, info (JSON).
 -- A repeated call renews the lease.
 --@ include "lib/allow_when_full"
---@ include "lib/keys_of_workers"
---@ include "lib/now"
+--@ include "base/keys_of_workers"
+--@ include "base/now"
 
 local worker, lease_us, info = unpack(ARGV, FIRST)
 redis.call('ZADD', WORKERS, now + lease_us, worker)

@@ -4,7 +4,7 @@
 --   so a page may be short), owner (API key; "": any).
 -- Answer: {time of creation and id of the last job that it looked at, or "" where there are no more, {id, …}}.
 -- It only reads.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local PAGE = 100
 local status, before_us, before_id, most, look, owner = unpack(ARGV, FIRST)

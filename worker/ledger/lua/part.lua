@@ -4,7 +4,7 @@
 -- Answer: 1, or 0 where the chunk is no longer this token's.
 -- A repeated call writes the same part again; the first part begins a series anew.
 --@ include "lib/allow_when_full"
---@ include "lib/numbers"
+--@ include "base/numbers"
 --@ include "lib/parts"
 
 local token, id, field, number, lines = unpack(ARGV, FIRST)

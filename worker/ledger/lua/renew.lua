@@ -4,8 +4,8 @@
 -- Answer: {1, {"<token> <job>" of a cancelled run, …}}, or {0, {}} where the lease has expired.
 -- A cancel is fetched once; where the answer is lost, the run of the cancelled job goes on and its result is fenced off.
 --@ include "lib/allow_when_full"
---@ include "lib/keys_of_workers"
---@ include "lib/now"
+--@ include "base/keys_of_workers"
+--@ include "base/now"
 
 local worker, lease_us, info = unpack(ARGV, FIRST)
 if not redis.call('ZSCORE', WORKERS, worker) then return {0, {}} end

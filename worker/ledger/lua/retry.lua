@@ -4,9 +4,9 @@
 -- Answer: the state that the job had (nothing for an unknown id), or {"full" or "limited", seconds} where there is no room.
 -- A repeated call changes nothing: the job is queued, or has gone on.
 --@ include "lib/allow_when_full"
---@ include "lib/celery"
+--@ include "base/celery"
 --@ include "lib/commit"
---@ include "lib/keys_of_jobs"
+--@ include "base/keys_of_jobs"
 --@ include "lib/next_deadline"
 --@ include "lib/queue"
 --@ include "lib/room"

@@ -6,8 +6,8 @@
 -- no longer this token's or has ended.
 --@ include "lib/allow_when_full"
 --@ include "lib/commit"
---@ include "lib/keys_of_jobs"
---@ include "lib/numbers"
+--@ include "base/keys_of_jobs"
+--@ include "base/numbers"
 
 local ARGUMENTS = 4  -- of an event
 local token, most = unpack(ARGV, FIRST, FIRST + 1)

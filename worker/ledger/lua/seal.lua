@@ -8,8 +8,8 @@
 --@ include "lib/allow_when_full"
 --@ include "lib/batches"
 --@ include "lib/commit"
---@ include "lib/keys_of_jobs"
---@ include "lib/numbers"
+--@ include "base/keys_of_jobs"
+--@ include "base/numbers"
 --@ include "lib/room"
 --@ include "lib/turns"
 

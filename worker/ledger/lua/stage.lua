@@ -4,7 +4,7 @@
 --   life_us (for how long the chunk waits for the rest of the batch).
 -- A repeated call writes the same fields again.
 --@ include "lib/allow_when_full"
---@ include "lib/keys"
+--@ include "base/keys"
 
 local id, group, first, rows, lines, life_us = unpack(ARGV, FIRST)
 redis.call('HSET', record(id), 'group', group, 'first', first, 'rows', rows, 'input', lines)

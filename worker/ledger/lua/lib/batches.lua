@@ -1,5 +1,5 @@
 -- The counts of batches.
---@ include "lib/changes"
+--@ include "base/changes"
 
 local function batch_of(group) return S .. 'batch:' .. group end
 

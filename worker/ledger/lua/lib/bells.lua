@@ -1,5 +1,5 @@
 -- Our messages in the service's Celery queue. A message announces that a job waits; it carries no data.
---@ include "lib/keys"
+--@ include "base/keys"
 
 -- Our messages begin with this text (dispatch.py); another producer's message cannot begin with it, whatever it carries.
 local OURS = '{"libs_service"'

@@ -1,6 +1,6 @@
 -- The end of a chunk, and of its batch.
 --@ include "lib/batches"
---@ include "lib/keys_of_jobs"
+--@ include "base/keys_of_jobs"
 --@ include "lib/lifetimes"
 --@ include "lib/parts"
 --@ include "lib/webhooks"

@@ -1,5 +1,5 @@
 -- The end of an operation that changes jobs: the collected commands, the counters and the two channels.
---@ include "lib/changes"
+--@ include "base/changes"
 
 -- Gives the operation's answer.
 local function commit(answer)

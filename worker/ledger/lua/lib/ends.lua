@@ -1,9 +1,9 @@
 -- Writes the terminal state of a job. lib/finish calls it, and then settles the jobs that equal the ended one.
---@ include "lib/celery"
+--@ include "base/celery"
 --@ include "lib/chunk_end"
 --@ include "lib/history"
---@ include "lib/keys_of_queue"
---@ include "lib/owners"
+--@ include "base/keys_of_queue"
+--@ include "base/owners"
 --@ include "lib/transitions"
 
 -- A longer output (or error) is left out of the message on jobs:ended.

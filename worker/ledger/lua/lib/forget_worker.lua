@@ -1,5 +1,5 @@
 -- Takes a worker out of the ledger.
---@ include "lib/keys_of_workers"
+--@ include "base/keys_of_workers"
 --@ include "lib/run_again"
 --@ include "lib/tokens"
 

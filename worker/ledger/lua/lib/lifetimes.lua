@@ -1,5 +1,5 @@
 -- For how long the keys of an ended job are kept.
---@ include "lib/numbers"
+--@ include "base/numbers"
 
 local remember_us = tonumber(ARGV[2])
 local lifetimes = {}  -- by keep_us: the jobs of a call mostly share one

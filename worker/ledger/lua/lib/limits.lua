@@ -1,6 +1,6 @@
 -- Whether there is room for further jobs.
---@ include "lib/keys_of_queue"
---@ include "lib/owners"
+--@ include "base/keys_of_queue"
+--@ include "base/owners"
 --@ include "lib/rate"
 
 -- Bytes of inputs that may wait while no worker has reported the service's own max_queue_bytes yet.

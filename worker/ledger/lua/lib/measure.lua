@@ -1,5 +1,5 @@
 -- Measures the time that runs take: the basis of turns and forecasts.
---@ include "lib/numbers"
+--@ include "base/numbers"
 --@ include "lib/token_numbers"
 --@ include "lib/tokens"
 

@@ -1,6 +1,6 @@
 -- The rate at which jobs end, averaged over RATE_S seconds.
---@ include "lib/now"
---@ include "lib/keys"
+--@ include "base/now"
+--@ include "base/keys"
 
 local RATE_S = 10
 

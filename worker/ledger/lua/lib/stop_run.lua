@@ -1,5 +1,5 @@
 -- Ends the run of a job that ended, or is to end, by another cause than its run.
---@ include "lib/keys"
+--@ include "base/keys"
 
 -- A worker ends the run within this time; a retry must not begin before.
 local RUN_ENDS_US = 4000000

@@ -1,5 +1,5 @@
 -- The token of a claim is "<pool process>.<number>": the number counts the claims of the process, from 0.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local function process_of(token) return token:match('^(.*)%.%d+$') or token end
 

@@ -1,6 +1,6 @@
 -- Events for webhooks. The end of a job or a batch goes to the outbox in the step that writes it, with the record as it
 -- stands, so the event describes that end whatever becomes of the record later.
---@ include "lib/keys"
+--@ include "base/keys"
 
 -- Bytes of a field; a longer one is left out of the event.
 local MAX_EVENT_VALUE = 262144

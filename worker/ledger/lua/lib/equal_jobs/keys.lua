@@ -13,7 +13,7 @@
 --
 -- A job that pauses before a retry is not among its equals. Where the leader's run fails, the jobs that waited for it wait
 -- no longer: each runs by itself, so that sharing costs a job no more than the time of that one run.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local function equals_key(key) return S .. 'equals:' .. key end
 local function leader_key(key) return S .. 'leader:' .. key end

@@ -1,9 +1,9 @@
 -- Parked jobs take a place in the queue.
 --@ include "lib/bells"
---@ include "lib/changes"
+--@ include "base/changes"
 --@ include "lib/equal_jobs/keys"
---@ include "lib/keys_of_queue"
---@ include "lib/numbers"
+--@ include "base/keys_of_queue"
+--@ include "base/numbers"
 --@ include "lib/turns"
 
 -- The score of a job that was parked. fair: by read_turns, where the job takes a turn of its own now, as every job that runs

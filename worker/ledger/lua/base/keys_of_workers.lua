@@ -1,4 +1,4 @@
 -- Keys of workers.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local WORKERS, INFO = S .. 'workers', S .. 'workers:info'

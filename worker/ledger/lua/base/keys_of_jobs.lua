@@ -1,5 +1,5 @@
 -- Keys that belong to single jobs, and the lists of all jobs.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local EXPIRES, OWNED_EXPIRES, DEADLINES = S .. 'expires', S .. 'owned:expires', S .. 'deadlines'
 

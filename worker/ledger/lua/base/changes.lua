@@ -1,6 +1,6 @@
 -- Changes that a call makes, collected until lib/commit sends them.
---@ include "lib/gather"
---@ include "lib/keys"
+--@ include "base/gather"
+--@ include "base/keys"
 
 local ended = {}  -- entries for the channel jobs:ended
 local changed = {}  -- entries for the channel jobs:told

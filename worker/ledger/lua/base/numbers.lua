@@ -1,5 +1,5 @@
 -- Numbers as texts. Redis would write a Lua number with 17 digits, at the cost of a command.
---@ include "lib/now"
+--@ include "base/now"
 
 local function int(number) return string.format('%.0f', number) end
 

@@ -4,7 +4,7 @@
 --   KEYS[1]  the service's name, which is also its Celery queue (a list of messages);
 --   ARGV[1]  the operation's name;
 --   ARGV[2]  remember_us: for how long after its record was dropped a job answers 410 instead of 404 (lib/lifetimes);
---   ARGV[3]  the date (RFC 3339) for Celery's results, see lib/celery;
+--   ARGV[3]  the date (RFC 3339) for Celery's results, see base/celery;
 --   ARGV[4]… the arguments that the operation's file lists, from FIRST on.
 -- A number in a name or a comment that ends in _us is in microseconds. Every time is a time of Redis's own clock, so no
 -- host's clock matters.
@@ -50,7 +50,7 @@
 --   S:outbox             stream ends of jobs and batches with a webhook, each with the record as it ended (webhooks.py)
 --   S:swept              string the time of the last sweep
 --   S:cached:<key>, S:equals:<key>, S:leader:<key>: see lib/equal_jobs/keys
---   celery-task-meta-<id> string a job's result as stock Celery writes it (lib/celery); lives as long as the record
+--   celery-task-meta-<id> string a job's result as stock Celery writes it (base/celery); lives as long as the record
 --   services:schema      hash   "number" and "version": the schema of all these keys, and who wrote it (schema.py)
 --   services             set    every service that ever had a job or a worker; written by Python, since no slot of a Redis
 --                               Cluster belongs to all services

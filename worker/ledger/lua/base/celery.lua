@@ -3,7 +3,7 @@
 -- ARGV[3] is the date of this call; after "all " where every job has such a result (SERVICES_CELERY_RESULTS=all), not only
 -- a job that came as a Celery message. It is empty in a Redis Cluster, where Celery's keys lie on other nodes and are left
 -- alone.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local date = ARGV[3]:match('%S*$')
 local HAS_CELERYS_KEYS = date ~= ''

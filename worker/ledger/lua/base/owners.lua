@@ -1,5 +1,5 @@
 -- API keys and the number of their jobs that have not ended.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local OPEN = S .. 'open'
 

@@ -1,4 +1,4 @@
 -- Keys of the jobs that are queued.
---@ include "lib/keys"
+--@ include "base/keys"
 
 local WAITING, DELAYED, SCHEDULED, CHUNKS = S .. 'waiting', S .. 'delayed', S .. 'scheduled', S .. 'chunks'
