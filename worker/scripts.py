@@ -1,9 +1,9 @@
 """The scripts of the ledger: each operation is a file of ``ledger/lua``, with the files that it includes before it.
 
-Redis runs a script from its first line at every call and makes each function in it anew. So a file includes no more than
-it uses, and the files of ``base``, which many functions use, are an outer function around the others: Lua looks for a
-captured local one by one in its own function, and takes it by index from an outer one. Measured: a claim of one job takes
-Redis 37 us like this, 54 us as one function.
+Redis runs a script from its first line at every call and makes each function in it anew, so a file includes no more
+than it uses. The files of ``base``, whose locals many functions use, are an outer function around the others: Lua
+searches a function's own locals for a captured one, and takes it from an outer function by index. Measured: Redis takes
+37 us for a claim of one job, and 54 us without that.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ def read_script(name: str, texts: dict[str, str] | None = None, chain: tuple[str
     return texts
 
 
+def arrange(texts: dict[str, str]) -> list[tuple[str, str]]:
+    """The files of a script in their order, with the beginning and the end of the inner function."""
+    base = [(name, text) for name, text in texts.items() if name.startswith("base/")]
+    rest = [(name, text) for name, text in texts.items() if not name.startswith("base/")]
+    return [*base, ("", "return (function()\n"), *rest, ("", "end)()\n")]
+
+
 def combine(texts: dict[str, str]) -> str:
     """One script of these files, without comments."""
-    base = "".join(text for name, text in texts.items() if name.startswith("base/"))
-    rest = "".join(text for name, text in texts.items() if not name.startswith("base/"))
-    return COMMENT.sub("", f"{base}return (function()\n{rest}end)()\n")
+    return COMMENT.sub("", "".join(text for _, text in arrange(texts)))
 
 
 @cache

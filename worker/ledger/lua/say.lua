@@ -26,7 +26,8 @@ local function store_events(id, i, last)
       if name == 'output' then
         redis.call('XADD', partial(id), int(number), 'name', name, 'run', started, 'attempt', attempt, 'data', data)
       elseif most ~= '0' then
-        redis.call('XADD', said(id), 'MAXLEN', most, int(number), 'name', name, 'run', started, 'attempt', attempt, 'data', data)
+        redis.call('XADD', said(id), 'MAXLEN', most, int(number), 'name', name, 'run', started, 'attempt', attempt,
+          'data', data)
       end
       if progress ~= '' then redis.call('HSET', key, 'progress', progress) end
     end
