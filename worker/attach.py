@@ -21,6 +21,7 @@ from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServicesErro
 from worker.fetch import fetch
 from worker.files import UNKNOWN_TYPE, File, Where, find_files, name_in_url, suffix_of
 from worker.ledger import Ledger, record_key
+from worker.record import ATTACHED_JOB_FIELDS, OWNER_FIELDS
 from worker.settings import Settings
 from worker.storage import (
     AT_ONCE,
@@ -305,7 +306,7 @@ class BatchFiles:
 
     def _about_job(self, item: Item) -> tuple[str, int]:
         """Whose an output's files are, and how long they are kept (microseconds)."""
-        found: Any = self._all.ledger.redis.hmget(record_key(self._service, self._id_of(item)), "owner", "keep")
+        found: Any = self._all.ledger.redis.hmget(record_key(self._service, self._id_of(item)), *ATTACHED_JOB_FIELDS)
         owner, keep = found
         return (owner or b"").decode(), int(float(keep or 0)) + MARGIN_US
 
@@ -315,7 +316,7 @@ class BatchFiles:
         if ids:
             pipe = self._all.ledger.redis.pipeline(transaction=False)
             for job_id in ids:
-                pipe.hmget(record_key(self._service, job_id), "status", "owner")
+                pipe.hmget(record_key(self._service, job_id), *OWNER_FIELDS)
             for job_id, (status, owner) in zip(ids, pipe.execute(), strict=True):
                 self._owners[job_id] = (owner or b"").decode() if status else NOBODY
 

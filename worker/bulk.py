@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from worker.errors import Cancelled, ServicesError
 from worker.jobs import Priority, Status, rfc3339
+from worker.record import CHUNK_FIELDS
 
 #: Bytes of one chunk, about; a single row may be larger.
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -92,8 +93,8 @@ class StoredChunk:
         return self.error or Cancelled("the batch was cancelled before this input was run")
 
 
-#: What ``StoredChunk`` reads.
-FIELDS = ("status", "output", "error", "first", "rows", "numbers", "out")
+#: The fields of a chunk's record that ``StoredChunk`` reads.
+FIELDS = CHUNK_FIELDS
 
 
 @dataclass(frozen=True, slots=True)

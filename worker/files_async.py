@@ -29,6 +29,7 @@ from worker.files import ID, File, Where, named_ids
 from worker.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger import record_key
 from worker.ledger_async import AsyncLedger
+from worker.record import HOLDER_FIELDS
 from worker.settings import Settings
 from worker.storage import (
     AT_ONCE,
@@ -314,7 +315,7 @@ class AsyncFiles:
         """
         async with self._ledger.guard(), self._ledger.redis.pipeline(transaction=False) as pipe:
             for holder, _, _ in holders:
-                pipe.hmget(record_key(*holder.split("/", 1)), "status", "finished", "group")
+                pipe.hmget(record_key(*holder.split("/", 1)), *HOLDER_FIELDS)
             records = await pipe.execute()
         ended = []
         for (holder, since, is_young), (status, finished, group) in zip(holders, records, strict=True):

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
+from worker.record import fields_of
+
 
 class Status(StrEnum):
     """The states of a job."""
@@ -108,12 +110,8 @@ class End(NamedTuple):
 #: Fields of a job's record that may be large, by which ``include=`` asks for each.
 LARGE_FIELDS = {"input": "input", "output": "output", "attempts": "history"}
 
-#: The others that ``Job.from_record``, and the search for the place of a queued job, read.
-ROW_FIELDS = (
-    *("service", "status", "version", "priority", "attempt", "batch_size", "created", "started", "finished", "expires"),
-    *("error", "timings", "metadata", "worker", "token", "progress", "owner", "webhook", "cached_from", "cache"),
-    "not_before",
-)
+#: The others that ``Job.from_record`` reads, and "cache", by which the place of a queued job is found.
+ROW_FIELDS = (*(name for name in fields_of("Job") if name not in LARGE_FIELDS.values()), "cache")
 
 
 class Job(NamedTuple):

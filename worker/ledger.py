@@ -25,6 +25,7 @@ from worker.cache import digest_model
 from worker.dispatch import WEBHOOKS, build_bell, build_message
 from worker.errors import JobExpired, JobNotFound, JobNotRetryable, QueueFull, RateLimited
 from worker.jobs import LARGE_FIELDS, RETRYABLE, ROW_FIELDS, Job, NewJob, Priority, Status
+from worker.record import RERUN_FIELDS
 from worker.scripts import Scripts
 from worker.settings import Settings
 from worker.store import make_client
@@ -257,8 +258,7 @@ class Ledger:
 
     def rerun(self, service: str, job_id: str) -> Rerun:
         """What is known of a chunk that has been run before."""
-        fields = ("partial", "why", "numbers", "output", "so_far", "out", "attempt", "base", "max_attempts", "retried")
-        found: Any = self.redis.hmget(record_key(service, job_id), *fields)
+        found: Any = self.redis.hmget(record_key(service, job_id), *RERUN_FIELDS)
         partial, why, rows, output, so_far, out, *numbers = found
         attempt, base, most, retried = (int(float(number or 0)) for number in numbers)
         return Rerun(

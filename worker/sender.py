@@ -31,6 +31,7 @@ from worker.events import Reporter
 from worker.feeder import Batch
 from worker.jobs import Status
 from worker.ledger import Ending, Ledger, Stored, record_key
+from worker.record import DELIVERY_FIELDS
 from worker.runner import AWAY
 from worker.sample import Sample
 from worker.settings import Settings
@@ -63,7 +64,7 @@ GONE = 410
 #: Bytes of an answer that are read, so that its connection can be used again.
 MAX_ANSWER = 16 * 1024
 #: The fields of a record that say how to send it; its input is read when it is sent.
-FIELDS = ("metadata", "attempt", "base", "started", "score")
+FIELDS = DELIVERY_FIELDS
 
 T = TypeVar("T")
 

@@ -178,14 +178,14 @@ end
 
 -- Writes what the process runs from now on, see S:busy:<worker>. is_ahead: it runs another claim at the moment.
 local function note_busy(worker, token, is_ahead, has_jobs, rows, more)
-  local key, process = busy_key(worker), process_of(token)
+  local busy, process = busy_key(worker), process_of(token)
   if not is_ahead and has_jobs then
-    redis.call('HSET', key, process, NOW .. ' ' .. int(rows) .. ' 0')
+    redis.call('HSET', busy, process, NOW .. ' ' .. int(rows) .. ' 0')
   elseif not is_ahead then
-    redis.call('HDEL', key, process)
+    redis.call('HDEL', busy, process)
   elseif has_jobs and more == 0 then  -- feeder.py will not look ahead again
-    local run = (redis.call('HGET', key, process) or ''):match('^%S+ %S+')
-    if run then redis.call('HSET', key, process, run .. ' ' .. number_of(token)) end
+    local run = (redis.call('HGET', busy, process) or ''):match('^%S+ %S+')
+    if run then redis.call('HSET', busy, process, run .. ' ' .. number_of(token)) end
   end
 end
 

@@ -14,20 +14,20 @@
 
 -- A claim that was made ahead is handed back: its process will not run it before it claims again.
 local function clear_ahead(worker, token)
-  local key, process = busy_key(worker), process_of(token)
-  local run, ahead = (redis.call('HGET', key, process) or ''):match('^(%S+ %S+) (%S+)$')
-  if run and tonumber(ahead) == number_of(token) then redis.call('HSET', key, process, run .. ' 0') end
+  local busy, process = busy_key(worker), process_of(token)
+  local run, ahead = (redis.call('HGET', busy, process) or ''):match('^(%S+ %S+) (%S+)$')
+  if run and tonumber(ahead) == number_of(token) then redis.call('HSET', busy, process, run .. ' 0') end
 end
 
 -- Messages that the process took and had not adopted wait again.
 local function return_messages(worker, process)
-  local key, start = S .. 'taken:' .. worker, process .. ' '
-  local taken = redis.call('HGETALL', key)
+  local taken_key, start = S .. 'taken:' .. worker, process .. ' '
+  local taken = redis.call('HGETALL', taken_key)
   for i = 1, #taken, 2 do
     local field, message = unpack(taken, i, i + 1)
     if field:sub(1, #start) == start then
       redis.call('RPUSH', service, message)
-      redis.call('HDEL', key, field)
+      redis.call('HDEL', taken_key, field)
     end
   end
 end

@@ -28,12 +28,12 @@ end
 
 -- The last chunk of a batch has ended.
 local function end_batch(group)
-  local key = batch_of(group)
-  local keep, chunks, promise, webhook = unpack(redis.call('HMGET', key, 'keep', 'chunks', 'idempotency', 'webhook'))
+  local batch_key = batch_of(group)
+  local keep, chunks, promise, webhook = unpack(redis.call('HMGET', batch_key, 'keep', 'chunks', 'idempotency', 'webhook'))
   local expires, keep_ms, seen_ms = lifetime(keep)
-  redis.call('HSET', key, 'finished', NOW, 'expires', expires)
-  if webhook then announce('batch', group, key, webhook, 'batch.finished') end
-  redis.call('PEXPIRE', key, keep_ms)
+  redis.call('HSET', batch_key, 'finished', NOW, 'expires', expires)
+  if webhook then announce('batch', group, batch_key, webhook, 'batch.finished') end
+  redis.call('PEXPIRE', batch_key, keep_ms)
   redis.call('PEXPIRE', seen('batch:' .. group), seen_ms)
   if promise then redis.call('PEXPIRE', promise_of(promise), keep_ms) end
   for i = 0, chunks - 1 do redis.call('PEXPIRE', record(group .. '.' .. i), keep_ms) end
