@@ -15,7 +15,8 @@ from importlib.resources import files
 from typing import Any
 
 FOLDER = files("worker").joinpath("ledger", "lua")
-INCLUDE = re.compile(r'^--@ include "([\w/]+)"$', re.M)
+#: ``--@ include "lib/ends" "lib/queue"``: the files that a file includes.
+INCLUDE = re.compile(r"^--@ include (.+)$", re.M)
 COMMENT = re.compile(r"^ *--.*\n|  +-- .*$", re.M)
 
 
@@ -30,7 +31,7 @@ def read_script(name: str, texts: dict[str, str] | None = None, chain: tuple[str
         reason = "includes itself" if name in chain else "is missing"
         raise LookupError(f"the Lua file {name!r} {reason}: {' -> '.join((*chain, name))}")
     text = path.read_text()
-    for other in INCLUDE.findall(text):
+    for other in re.findall(r'"(.+?)"', " ".join(INCLUDE.findall(text))):
         if other not in texts:
             read_script(other, texts, (*chain, name))
     texts[name] = text

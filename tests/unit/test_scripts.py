@@ -33,7 +33,8 @@ def test_each_file_comes_once_and_after_the_files_that_it_includes(operation: st
     texts = read_script(operation)
     names = list(texts)
     for name, text in texts.items():
-        assert all(names.index(other) < names.index(name) for other in scripts.INCLUDE.findall(text))
+        included = re.findall(r'"(.+?)"', " ".join(scripts.INCLUDE.findall(text)))
+        assert all(names.index(other) < names.index(name) for other in included)
     assert names[-1] == operation
     assert all(name.startswith("base/") for file in names if file.startswith("base/") for name in read_script(file))
 

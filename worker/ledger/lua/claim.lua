@@ -6,12 +6,7 @@
 --   {"hold", us}: not enough jobs wait yet; or {"batch", {id, attempt, input, first (of a chunk, else ""), …}, 1 where
 --   enough jobs for a further claim wait, else 0} (no id: nothing waits).
 -- A repeated call (the same token) gives the jobs that the first one took.
---@ include "lib/allow_when_full"
---@ include "lib/bells"
---@ include "lib/commit"
---@ include "lib/deadlines"
---@ include "lib/end_turns"
---@ include "lib/token_numbers"
+--@ include "lib/allow_when_full" "lib/bells" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/token_numbers"
 --@ include "lib/tokens"
 
 -- A chunk that is claimed while another one runs is expected to run no longer than this.

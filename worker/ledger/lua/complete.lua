@@ -7,12 +7,7 @@
 -- Answer, for each job: 1 where it ended so, 2 where it will be run again, 0 where it is no longer this token's (cancelled,
 --   or claimed again since): the fence against a late worker.
 -- A repeated call finds the jobs ended by this token, and answers as the first one did.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/finish"
---@ include "lib/measure"
---@ include "lib/put_back"
---@ include "lib/rate"
+--@ include "lib/allow_when_full" "lib/commit" "lib/finish" "lib/measure" "lib/put_back" "lib/rate"
 
 local ARGUMENTS = 7  -- of a job
 local FIELDS = {unpack(END_FIELDS)}

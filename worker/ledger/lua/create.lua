@@ -15,12 +15,7 @@
 --   and, for a job that came as a message, "other": the job that has this id has a different input; "revoked": it has ended.
 --   Last comes the time for which the service keeps results for other jobs (microseconds, or empty).
 -- A repeated call finds the records that the first one wrote, and changes nothing.
---@ include "lib/commit"
---@ include "lib/equal_jobs/join"
---@ include "lib/equal_jobs/results"
---@ include "lib/finish"
---@ include "lib/limits"
---@ include "lib/next_deadline"
+--@ include "lib/commit" "lib/equal_jobs/join" "lib/equal_jobs/results" "lib/finish" "lib/limits" "lib/next_deadline"
 --@ include "lib/turns"
 
 local ARGUMENTS = 19  -- of a job

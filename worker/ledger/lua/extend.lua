@@ -3,9 +3,7 @@
 -- Arguments: worker, lease_us.
 -- Answer: 1, or 0 where the lease has expired and the worker's jobs belong to other workers.
 -- A repeated call does no harm: a lease only grows.
---@ include "lib/allow_when_full"
---@ include "base/keys_of_workers"
---@ include "base/now"
+--@ include "lib/allow_when_full" "base/keys_of_workers" "base/now"
 
 local worker, lease_us = unpack(ARGV, FIRST)
 if not redis.call('ZSCORE', WORKERS, worker) then return 0 end

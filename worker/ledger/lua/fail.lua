@@ -2,7 +2,6 @@
 --
 -- Arguments: failure (JSON).
 -- A repeated call writes the same field again.
---@ include "lib/allow_when_full"
---@ include "base/keys"
+--@ include "lib/allow_when_full" "base/keys"
 
 redis.call('HSET', ABOUT, 'failure', ARGV[FIRST])

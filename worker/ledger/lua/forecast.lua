@@ -4,10 +4,7 @@
 --   processes, …}, {number of a chunk among all queued chunks (from 0), its place in the queue, its rows, …}}: the first
 --   chunk, the last, and some between.
 -- It only reads.
---@ include "base/keys_of_queue"
---@ include "base/keys_of_workers"
---@ include "base/numbers"
---@ include "lib/tokens"
+--@ include "base/keys_of_queue" "base/keys_of_workers" "base/numbers" "lib/tokens"
 
 -- Chunks whose places it looks up.
 local SAMPLES = 16

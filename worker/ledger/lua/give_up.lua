@@ -6,11 +6,7 @@
 -- Further claims of the process had not begun, so their jobs are handed back without a charge.
 -- Answer: {id, why it has failed (empty: it runs again), …}.
 -- A repeated call finds none of the jobs at this worker, and changes nothing.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/run_again"
---@ include "lib/token_numbers"
---@ include "lib/tokens"
+--@ include "lib/allow_when_full" "lib/commit" "lib/run_again" "lib/token_numbers" "lib/tokens"
 
 -- A claim that was made ahead is handed back: its process will not run it before it claims again.
 local function clear_ahead(worker, token)

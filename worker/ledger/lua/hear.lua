@@ -4,9 +4,7 @@
 -- Answer: {status, started, finished, attempt, {number, name, run, attempt, data, …}, 1 where more events follow, else 0},
 --   or nothing for an unknown job. State and events are read in one step, so no event appears after the job's end.
 -- A repeated call sets the same mark again.
---@ include "lib/allow_when_full"
---@ include "base/keys_of_jobs"
---@ include "base/numbers"
+--@ include "lib/allow_when_full" "base/keys_of_jobs" "base/numbers"
 
 -- Bytes of partial outputs that one call reads, about.
 local MAX_READ = 4194304

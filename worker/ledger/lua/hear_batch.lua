@@ -3,8 +3,7 @@
 -- Arguments: group (the batch's id).
 -- Answer: its record, or nothing for an unknown batch.
 -- A repeated call sets the same mark again.
---@ include "lib/allow_when_full"
---@ include "base/keys"
+--@ include "lib/allow_when_full" "base/keys"
 
 local batch_key = S .. 'batch:' .. ARGV[FIRST]
 local created, watched = unpack(redis.call('HMGET', batch_key, 'created', 'watched'))

@@ -2,9 +2,7 @@
 --
 -- Arguments: worker, lease_us, info (JSON).
 -- A repeated call renews the lease.
---@ include "lib/allow_when_full"
---@ include "base/keys_of_workers"
---@ include "base/now"
+--@ include "lib/allow_when_full" "base/keys_of_workers" "base/now"
 
 local worker, lease_us, info = unpack(ARGV, FIRST)
 redis.call('ZADD', WORKERS, now + lease_us, worker)

@@ -3,8 +3,6 @@
 -- Arguments: worker.
 -- Answer: the ids of these jobs.
 -- A repeated call finds no such worker, and changes nothing.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/forget_worker"
+--@ include "lib/allow_when_full" "lib/commit" "lib/forget_worker"
 
 return commit(forget_worker(ARGV[FIRST], 'handed_back'))

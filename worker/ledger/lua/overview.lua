@@ -3,9 +3,7 @@
 -- Answer: {queued jobs, time since which the oldest of the ten most urgent of them waits (0: none waits), now, {info of a live
 --   worker, …}, S:about, running jobs (and chunks of batches), queued jobs whose time has not come}.
 -- It only reads.
---@ include "base/keys_of_queue"
---@ include "base/keys_of_workers"
---@ include "base/numbers"
+--@ include "base/keys_of_queue" "base/keys_of_workers" "base/numbers"
 
 local oldest = 0
 for _, id in ipairs(redis.call('ZRANGE', WAITING, 0, 9)) do

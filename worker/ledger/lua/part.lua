@@ -3,9 +3,7 @@
 -- Arguments: token, id, series ("so_far" or "merged"), number (of the part, from 1), lines (with the lines of "partial").
 -- Answer: 1, or 0 where the chunk is no longer this token's.
 -- A repeated call writes the same part again; the first part begins a series anew.
---@ include "lib/allow_when_full"
---@ include "base/numbers"
---@ include "lib/parts"
+--@ include "lib/allow_when_full" "base/numbers" "lib/parts"
 
 local token, id, field, number, lines = unpack(ARGV, FIRST)
 local key = record(id)

@@ -5,11 +5,7 @@
 -- Answer: 1 where the chunk waits, or is no longer this token's; 0 where nothing is more urgent: the run goes on.
 -- Where there are turns, the rest of the chunk takes a turn of its own, as if it had come now.
 -- A repeated call finds the chunk queued, and answers 1.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/measure"
---@ include "lib/partial_results"
---@ include "lib/put_back"
+--@ include "lib/allow_when_full" "lib/commit" "lib/measure" "lib/partial_results" "lib/put_back"
 
 local function pause(token, id, lines, parts, done)
   local key = record(id)

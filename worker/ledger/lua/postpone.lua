@@ -2,9 +2,7 @@
 --
 -- Arguments: token, pause_us (for how long they wait), then the ids.
 -- A repeated call finds the jobs queued, and changes nothing.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/put_back"
+--@ include "lib/allow_when_full" "lib/commit" "lib/put_back"
 
 local token, pause = unpack(ARGV, FIRST, FIRST + 1)
 for i = FIRST + 2, #ARGV do

@@ -4,8 +4,7 @@
 -- Arguments: token, id, lines (the results so far that follow the parts), parts (their number).
 -- Answer: 1, or 0 where the chunk is no longer this token's.
 -- A repeated call writes the same fields again.
---@ include "lib/allow_when_full"
---@ include "lib/partial_results"
+--@ include "lib/allow_when_full" "lib/partial_results"
 
 local token, id, lines, parts = unpack(ARGV, FIRST)
 local key = record(id)

@@ -3,9 +3,7 @@
 -- Arguments: worker, lease_us, info (JSON).
 -- Answer: {1, {"<token> <job>" of a cancelled run, …}}, or {0, {}} where the lease has expired.
 -- A cancel is fetched once; where the answer is lost, the run of the cancelled job goes on and its result is fenced off.
---@ include "lib/allow_when_full"
---@ include "base/keys_of_workers"
---@ include "base/now"
+--@ include "lib/allow_when_full" "base/keys_of_workers" "base/now"
 
 local worker, lease_us, info = unpack(ARGV, FIRST)
 if not redis.call('ZSCORE', WORKERS, worker) then return {0, {}} end

@@ -3,16 +3,8 @@
 -- Arguments: id, most_open (unfinished jobs that its API key may have; empty: any number).
 -- Answer: the state that the job had (nothing for an unknown id), or {"full" or "limited", seconds} where there is no room.
 -- A repeated call changes nothing: the job is queued, or has gone on.
---@ include "lib/allow_when_full"
---@ include "base/celery"
---@ include "lib/commit"
---@ include "base/keys_of_jobs"
---@ include "lib/next_deadline"
---@ include "lib/queue"
---@ include "lib/room"
---@ include "lib/stop_run"
---@ include "lib/transitions"
---@ include "lib/turns"
+--@ include "lib/allow_when_full" "base/celery" "lib/commit" "base/keys_of_jobs" "lib/next_deadline" "lib/queue"
+--@ include "lib/room" "lib/stop_run" "lib/transitions" "lib/turns"
 
 -- Removes the traces of the job's end.
 local function clear_end(id, key, owner, events, promise)

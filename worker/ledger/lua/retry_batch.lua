@@ -6,14 +6,8 @@
 -- Answer: {state, detail}: "queued"; "full" or "limited" with the seconds after which to try again; "open": the batch has
 --   not ended; "none": every row succeeded. Nothing for an unknown batch.
 -- A repeated call has the same request id, and changes nothing.
---@ include "lib/allow_when_full"
---@ include "lib/batches"
---@ include "lib/commit"
---@ include "base/keys_of_jobs"
---@ include "base/numbers"
---@ include "lib/room"
---@ include "lib/stop_run"
---@ include "lib/turns"
+--@ include "lib/allow_when_full" "lib/batches" "lib/commit" "base/keys_of_jobs" "base/numbers" "lib/room"
+--@ include "lib/stop_run" "lib/turns"
 
 -- The chunks that have rows to be run again, {id, rows, the time before which it does not run or nothing}, and the bytes of
 -- their inputs.

@@ -3,21 +3,14 @@
 -- Arguments: terminate (1: running jobs are ended too, else 0), then the ids.
 -- Answer, for each id: the state that the job had; empty for an unknown id.
 -- A repeated call changes nothing: the jobs have ended, the marks are set.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/finish"
---@ include "lib/lifetimes"
---@ include "lib/stop_run"
+--@ include "lib/allow_when_full" "lib/cancel_job" "lib/commit" "lib/lifetimes"
 
 local terminate = ARGV[FIRST]
 local states = {}
 for i = FIRST + 1, #ARGV do
   local id = ARGV[i]
-  local status, worker = unpack(redis.call('HMGET', record(id), 'status', 'worker'))
-  if status == 'queued' or status == 'running' and terminate == '1' then
-    if status == 'running' then stop_run(id, worker) end
-    finish(id, 'cancelled')
-  elseif not status and redis.call('EXISTS', seen(id)) == 0 then
+  local status = cancel_job(id, terminate == '1')
+  if not status and redis.call('EXISTS', seen(id)) == 0 then
     redis.call('SET', S .. 'revoked:' .. id, '1', 'PX', int(remember_us / 1000))
   end
   states[#states + 1] = status or ''

@@ -4,10 +4,7 @@
 --   events, and for each event: number (within this run of the job, from 1), name, data (JSON), progress (or empty).
 -- Events that are stored already are passed over, so a repeated call changes nothing; and so are all events of a job that is
 -- no longer this token's or has ended.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "base/keys_of_jobs"
---@ include "base/numbers"
+--@ include "lib/allow_when_full" "lib/commit" "base/keys_of_jobs" "base/numbers"
 
 local ARGUMENTS = 4  -- of an event
 local token, most = unpack(ARGV, FIRST, FIRST + 1)

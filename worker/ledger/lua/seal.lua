@@ -5,13 +5,7 @@
 --   owner (the API key's id; empty: none), most_open (unfinished jobs that the key may have; empty: any number).
 -- Answer: {state, detail} as create's; or {"gone", ""} where a chunk is no longer there: the batch was too long on its way.
 -- A repeated call finds the batch's record and changes nothing.
---@ include "lib/allow_when_full"
---@ include "lib/batches"
---@ include "lib/commit"
---@ include "base/keys_of_jobs"
---@ include "base/numbers"
---@ include "lib/room"
---@ include "lib/turns"
+--@ include "lib/allow_when_full" "lib/batches" "lib/commit" "base/keys_of_jobs" "base/numbers" "lib/room" "lib/turns"
 
 -- Gives the answer for a batch that is not accepted now, or nothing.
 local function find_obstacle(group, rows, chunks, bytes, promise, body, owner, most_open)

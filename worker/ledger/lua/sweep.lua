@@ -4,11 +4,7 @@
 -- Arguments: lease_us.
 -- Answer: the ids of the jobs of dead workers.
 -- A repeated call finds what is left to do.
---@ include "lib/allow_when_full"
---@ include "lib/commit"
---@ include "lib/deadlines"
---@ include "lib/end_turns"
---@ include "lib/equal_jobs/results"
+--@ include "lib/allow_when_full" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/equal_jobs/results"
 --@ include "lib/forget_worker"
 
 -- Two searches for dead workers are at least this far apart, however many workers there are.

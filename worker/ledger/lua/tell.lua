@@ -2,8 +2,7 @@
 --
 -- Arguments: version, knobs (JSON), max_queue_size, max_queue_bytes, cache_for_us, model (the hash of version and knobs).
 -- A repeated call writes the same fields again.
---@ include "lib/allow_when_full"
---@ include "base/keys"
+--@ include "lib/allow_when_full" "base/keys"
 
 local version, knobs, max_queue_size, max_queue_bytes, cache_for, model = unpack(ARGV, FIRST)
 if redis.call('HGET', ABOUT, 'model') ~= model then redis.call('HDEL', ABOUT, 'batch_time', 'row_time') end

@@ -1,6 +1,5 @@
 -- Changes that a call makes, collected until lib/commit sends them.
---@ include "base/gather"
---@ include "base/keys"
+--@ include "base/gather" "base/keys"
 
 local ended = {}  -- entries for the channel jobs:ended
 local changed = {}  -- entries for the channel jobs:told

@@ -1,9 +1,5 @@
 -- The end of a chunk, and of its batch.
---@ include "lib/batches"
---@ include "base/keys_of_jobs"
---@ include "lib/lifetimes"
---@ include "lib/parts"
---@ include "lib/webhooks"
+--@ include "lib/batches" "base/keys_of_jobs" "lib/lifetimes" "lib/parts" "lib/webhooks"
 
 -- Keeps the rows that retry_batch would run again. For a chunk that succeeded these are the rows that failed: ``failed`` is
 -- "<number>,<number>…" followed by a line for each row, or empty. For any other chunk they are all rows that it was to run.

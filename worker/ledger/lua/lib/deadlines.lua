@@ -1,8 +1,5 @@
 -- Ends jobs that are past a deadline.
---@ include "lib/equal_jobs/begun"
---@ include "lib/errors"
---@ include "lib/finish"
---@ include "lib/stop_run"
+--@ include "lib/equal_jobs/begun" "lib/errors" "lib/finish" "lib/stop_run"
 
 -- start_by, finish_by: times; 0: none. Gives whether a deadline has ended the job.
 local function end_if_late(id, start_by, finish_by, status)

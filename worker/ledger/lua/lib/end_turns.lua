@@ -1,6 +1,5 @@
 -- The end of all turns: no job of an API key waits.
---@ include "base/keys_of_queue"
---@ include "lib/turns"
+--@ include "base/keys_of_queue" "lib/turns"
 
 local function nothing_waits() return redis.call('ZCARD', WAITING) + redis.call('ZCARD', DELAYED) == 0 end
 

@@ -1,10 +1,5 @@
 -- Writes the terminal state of a job. lib/finish calls it, and then settles the jobs that equal the ended one.
---@ include "base/celery"
---@ include "lib/chunk_end"
---@ include "lib/history"
---@ include "base/keys_of_queue"
---@ include "base/owners"
---@ include "lib/transitions"
+--@ include "base/celery" "lib/chunk_end" "lib/history" "base/keys_of_queue" "base/owners" "lib/transitions"
 
 -- A longer output (or error) is left out of the message on jobs:ended.
 local MAX_PUBLISHED = 16384

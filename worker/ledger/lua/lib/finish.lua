@@ -1,6 +1,5 @@
 -- The end of a job, and of the jobs that equal it: the only way into a terminal state.
---@ include "lib/ends"
---@ include "lib/equal_jobs/settle"
+--@ include "lib/ends" "lib/equal_jobs/settle"
 
 -- For the arguments see write_end.
 local function finish_job(id, job, status, value, timings, batch_size, failed)

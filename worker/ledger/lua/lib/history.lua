@@ -1,6 +1,5 @@
 -- The attempts of a job that did not succeed: the answer to GET /jobs/<id>?include=attempts.
---@ include "base/numbers"
---@ include "base/keys"
+--@ include "base/numbers" "base/keys"
 
 -- Bytes of a job's history; the oldest attempts are forgotten first.
 local MAX_HISTORY = 32768

@@ -1,7 +1,5 @@
 -- Whether there is room for further jobs.
---@ include "base/keys_of_queue"
---@ include "base/owners"
---@ include "lib/rate"
+--@ include "base/keys_of_queue" "base/owners" "lib/rate"
 
 -- Bytes of inputs that may wait while no worker has reported the service's own max_queue_bytes yet.
 local DEFAULT_MAX_BYTES = 1073741824

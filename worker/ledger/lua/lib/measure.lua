@@ -1,7 +1,5 @@
 -- Measures the time that runs take: the basis of turns and forecasts.
---@ include "base/numbers"
---@ include "lib/token_numbers"
---@ include "lib/tokens"
+--@ include "base/numbers" "lib/token_numbers" "lib/tokens"
 
 -- The pace is averaged over about this many inputs.
 local PACE_INPUTS = 256

@@ -1,10 +1,5 @@
 -- A running job is queued again.
---@ include "lib/batches"
---@ include "lib/equal_jobs/stop"
---@ include "lib/history"
---@ include "lib/queue"
---@ include "lib/transitions"
---@ include "lib/turns"
+--@ include "lib/batches" "lib/equal_jobs/stop" "lib/history" "lib/queue" "lib/transitions" "lib/turns"
 
 -- The job takes the place that its age gives it, after pause microseconds (0: at once).
 -- outcome: why the attempt ended, or nil where it had not begun; charged: whether the attempt counts against max_attempts;

@@ -1,7 +1,5 @@
 -- The queue of jobs that may run.
---@ include "lib/bells"
---@ include "lib/equal_jobs/join"
---@ include "base/keys_of_queue"
+--@ include "lib/bells" "lib/equal_jobs/join" "base/keys_of_queue"
 
 -- wish: the record's "cache", or nothing; group: the batch of a chunk, or nothing.
 local function enqueue(id, score, wish, group)

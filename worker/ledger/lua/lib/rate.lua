@@ -1,6 +1,5 @@
 -- The rate at which jobs end, averaged over RATE_S seconds.
---@ include "base/now"
---@ include "base/keys"
+--@ include "base/now" "base/keys"
 
 local RATE_S = 10
 

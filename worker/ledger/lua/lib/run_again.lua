@@ -1,7 +1,5 @@
 -- A run that came to nothing.
---@ include "lib/errors"
---@ include "lib/finish"
---@ include "lib/put_back"
+--@ include "lib/errors" "lib/finish" "lib/put_back"
 
 -- The longest pause before a further attempt, in microseconds.
 local MAX_PAUSE_US = 300000000

@@ -7,8 +7,7 @@
 -- service needs for an input (its pace). A priority's offset is stretched by that speed, so that a job still moves up as it
 -- ages. (With n keys that all have a backlog, virtual time passes n times slower.) The jobs without an API key share turns,
 -- as if they belonged to one more key. While no job of an API key waits, there are no turns.
---@ include "base/keys_of_workers"
---@ include "base/now"
+--@ include "base/keys_of_workers" "base/now"
 
 -- The virtual time of an input.
 local STEP_US = 1000

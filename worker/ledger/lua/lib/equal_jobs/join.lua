@@ -1,7 +1,5 @@
 -- A queued job takes its place among its equals.
---@ include "base/changes"
---@ include "lib/equal_jobs/keys"
---@ include "base/keys_of_queue"
+--@ include "base/changes" "lib/equal_jobs/keys" "base/keys_of_queue"
 
 -- The end of a leader settles at most this many equal jobs; further ones run by themselves.
 local MAX_EQUALS = 1000

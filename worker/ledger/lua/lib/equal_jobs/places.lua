@@ -1,10 +1,5 @@
 -- Parked jobs take a place in the queue.
---@ include "lib/bells"
---@ include "base/changes"
---@ include "lib/equal_jobs/keys"
---@ include "base/keys_of_queue"
---@ include "base/numbers"
---@ include "lib/turns"
+--@ include "lib/bells" "base/changes" "lib/equal_jobs/keys" "base/keys_of_queue" "base/numbers" "lib/turns"
 
 -- The score of a job that was parked. fair: by read_turns, where the job takes a turn of its own now, as every job that runs
 -- by itself.

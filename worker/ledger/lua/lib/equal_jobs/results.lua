@@ -1,6 +1,5 @@
 -- A new job finds the result of an equal one.
---@ include "lib/equal_jobs/copies"
---@ include "lib/equal_jobs/keys"
+--@ include "lib/equal_jobs/copies" "lib/equal_jobs/keys"
 
 local function has_output(id) return redis.call('HSTRLEN', record(id), 'output') > 0 end
 

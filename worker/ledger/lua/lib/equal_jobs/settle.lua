@@ -1,6 +1,5 @@
 -- The end of a job, for its equals.
---@ include "lib/equal_jobs/copies"
---@ include "lib/equal_jobs/places"
+--@ include "lib/equal_jobs/copies" "lib/equal_jobs/places"
 
 -- An output with a file lives as long as the job that made it, so no other job takes it over.
 local FILE = '"url":"/files/'
