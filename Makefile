@@ -49,11 +49,12 @@ bench: python ## measure this system beside a naive FastAPI + Celery stack, into
 	@$(SETUP) bench
 	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 
-check: tools ## lint, formatting, types, import rules
+check: tools ## lint, formatting, types, import rules, Lua
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.check_lua
 
 format: tools ## mend formatting and what the linter can
 	$(BIN)/ruff check --fix .

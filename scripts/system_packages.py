@@ -1,4 +1,4 @@
-"""The programs that only tests need and that no Python package brings, and the Debian package of each.
+"""The programs that only tests and `make check` need and that no Python package brings, and the Debian package of each.
 
 ``python3 -m scripts.system_packages`` installs what is missing, where it may (apt, as root), and else says what will be
 skipped. It runs before anything is installed, so it imports the standard library alone.
@@ -24,6 +24,7 @@ TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mount": (("mount", "umount"), ("mount",)),  # a small disk, to be filled
     "curl": (("curl",), ("curl",)),
     "npm": (("npm", "node"), ("npm",)),
+    "luacheck": (("luacheck",), ("lua-check",)),  # for `make check`
 }
 
 

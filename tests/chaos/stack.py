@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,8 @@ from tests.support import ROOT, Process, RedisServer, environment_without_ours, 
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
 
-#: Changes to copies of our files, by their paths: what a guarantee rests on is taken out, to see the audit fail.
-Sabotage = dict[str, list[tuple[str, str]]]
+#: Marks the statements that a guarantee rests on, in Python and in Lua: ``# pillar: fencing, lease``.
+PILLAR = re.compile(r"(?:#|--) pillar: ([a-z, ]+)$")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Kind:
     workers: list[list[str]]  #: the first three run ``chaos``, those that faults strike; the others long jobs
     ready: str  #: what a worker prints when it can take jobs
     settings: dict[str, str] = field(default_factory=dict)
-    sabotage: Sabotage = field(default_factory=dict)
+    pillar: str = ""  #: the statements with this mark are taken out, to see the audit fail
 
     @property
     def is_ours(self) -> bool:
@@ -45,13 +46,13 @@ class Kind:
         return self.name == "libs-service"
 
 
-def ours(sabotage: Sabotage | None = None) -> Kind:
-    """The system under test; under sabotage without the workers of long jobs, and without heavy ones."""
+def ours(pillar: str = "") -> Kind:
+    """The system under test; without a pillar it has neither workers of long jobs nor heavy ones."""
     queues = ["chaos", "chaos", "chaos,poison"]
-    if not sabotage:
+    if not pillar:
         queues = ["chaos", "chaos,heavy", "chaos,poison,heavy", "long", "long"]
     workers = [["-A", "worker", "worker", "-Q", names] for names in queues]
-    return Kind("libs-service", ["api:app"], workers, "service ready name=", sabotage=sabotage or {})
+    return Kind("libs-service", ["api:app"], workers, "service ready name=", pillar=pillar)
 
 
 def naive(best: bool) -> Kind:
@@ -95,7 +96,8 @@ class Stack:
         self.read_back: Callable[[], None] = lambda: None  #: has the load read what has ended until now
         (folder / "trace" / "running").mkdir(parents=True)
         write_services(folder / "plugins")
-        sabotage(folder / "plugins", kind.sabotage)
+        if kind.pillar:
+            copy_without(kind.pillar, folder / "plugins")
         self._env = {
             **environment_without_ours(),
             "PYTHONPATH": os.pathsep.join([str(folder / "plugins"), str(ROOT)]),
@@ -248,17 +250,40 @@ def ask(
         return 0, None
 
 
-def sabotage(folder: Path, changes: Sabotage) -> None:
-    """Copies of our packages with changes, which go before the real ones on the path."""
-    for package in ("worker", "api", "libs_service") if changes else ():
+def copy_without(pillar: str, folder: Path) -> None:
+    """Copy our packages without the statements of a pillar to a folder that goes before the real ones on the path."""
+    removed = 0
+    for package in ("worker", "api", "libs_service"):
         shutil.copytree(ROOT / package, folder / package)
-    for name, pairs in changes.items():
-        path = folder / name
-        text = path.read_text()
-        for old, new in pairs:
-            assert old in text, f"{name} no longer holds {old!r}"
-            text = text.replace(old, new)
-        path.write_text(text)
+        for path in [*(folder / package).rglob("*.py"), *(folder / package).rglob("*.lua")]:
+            lines, count = take_out(pillar, path.read_text().splitlines(), is_lua=path.suffix == ".lua")
+            if count:
+                path.write_text("\n".join(lines) + "\n")
+            removed += count
+    assert removed, f"no statement has the mark of {pillar}"
+
+
+def take_out(pillar: str, lines: list[str], is_lua: bool) -> tuple[list[str], int]:
+    """The lines without the statements that have the pillar's mark, each with its block; and how many these are."""
+    kept: list[str] = []
+    removed, i = 0, 0
+    while i < len(lines):
+        line = lines[i]
+        i += 1
+        mark = PILLAR.search(line)
+        if not mark or pillar not in mark[1].split(", "):
+            kept.append(line)
+            continue
+        removed += 1
+        indent, is_block = len(line) - len(line.lstrip()), False
+        while i < len(lines) and len(lines[i]) - len(lines[i].lstrip()) > indent:
+            i, is_block = i + 1, True
+        if not is_lua:
+            kept.append(" " * indent + "pass")
+        elif is_block:
+            assert lines[i].strip() == "end"
+            i += 1
+    return kept, removed
 
 
 def write_services(folder: Path) -> None:

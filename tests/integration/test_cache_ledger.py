@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.integration.test_ledger import KNOBS, Bench
-from tests.support import ROOT, RedisServer, poll
+from tests.support import RedisServer, poll
 from worker.errors import QueueFull, RateLimited, StoreUnavailable
 from worker.ledger import commands, scripts, worker_commands
 from worker.ledger.equal_jobs import ask, digest_model
 from worker.ledger.jobs import TERMINAL, Job, NewJob, Priority, Status
-from worker.ledger.scripts import read_source
+from worker.ledger.scripts import read_script
 from worker.ledger.worker_commands import Ending, Stored
 
 MODEL = digest_model("1", KNOBS)
@@ -366,25 +367,19 @@ def test_a_retry_shares_a_run_and_takes_no_older_result(bench: CacheBench) -> No
     assert bench.get(first).output == b'{"n":2}' and bench.get(bench.send()).output == b'{"n":2}'
 
 
-@pytest.fixture
-def forget() -> Iterator[Callable[[], None]]:
-    """Forgets all scripts, so that they are cut from the source anew."""
+def without_equal_jobs(operation: str) -> dict[str, str]:
+    """The files of an operation, in which every function of the files of equal jobs fails."""
+    texts = read_script(operation)
+    for file, text in texts.items():
+        if file.startswith("lib/equal_jobs/"):
+            names = re.findall(r"^local function (\w+)", text, re.M)
+            texts[file] = "".join(f"local function {name}() error('of equal jobs') end\n" for name in names)
+            texts[file] += "\n".join(re.findall(r"^local \w+ = \d+", text, re.M)) + "\n"
+    return texts
 
-    def forget() -> None:
-        scripts.script_of.cache_clear()
-        scripts._cut.cache_clear()
 
-    yield forget
-    forget()
-
-
-def test_jobs_that_use_no_cache_have_nothing_to_do_with_it(
-    bench: CacheBench, monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]
-) -> None:
-    source = (ROOT / "worker" / "cache.lua").read_text()
-    without = read_source().replace(source, "local function cache() error('of the cache') end\n")
-    monkeypatch.setattr("worker.ledger.scripts.read_source", lambda: without)
-    forget()
+def test_jobs_that_use_no_cache_have_nothing_to_do_with_it(bench: CacheBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts, "script_of", lambda operation: scripts.combine(without_equal_jobs(operation)))
     bench.ledger._script = scripts.Scripts(bench.redis)
     with pytest.raises(StoreUnavailable, match="ResponseError"):
         bench.send()

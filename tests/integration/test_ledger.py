@@ -28,7 +28,7 @@ from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.batches import Chunk, NewBulk
 from worker.ledger.commands import Repeated
 from worker.ledger.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
-from worker.ledger.scripts import read_source
+from worker.ledger.scripts import read_script
 from worker.ledger.sync_ledger import Ledger
 from worker.ledger.worker_commands import Ending, Stored
 from worker.settings import Settings
@@ -107,7 +107,7 @@ def bench(redis_server: RedisServer) -> Iterator[Bench]:
 
 
 def test_the_one_table_of_transitions_is_the_luas_too() -> None:
-    block = re.search(r"local TRANSITIONS = \{\n(.*?)\n\}", read_source(), re.S)
+    block = re.search(r"local TRANSITIONS = \{\n(.*?)\n\}", read_script("lib/transitions")["lib/transitions"], re.S)
     assert block
     rows = re.findall(r"(\w+) = \{([^}]*)\}", block[1])
     lua = {Status(state): {Status(name) for name in re.findall(r"(\w+) = true", edges)} for state, edges in rows}

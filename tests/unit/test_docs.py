@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from api.problems import STATUS
@@ -82,6 +83,36 @@ def test_no_function_is_long_and_no_file_large() -> None:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, (path.name, node.name)
+
+
+#: What opens or closes a block in Lua; "for" and "while" open theirs by "do", comments and texts are passed over.
+LUA_TOKEN = re.compile(r"--.*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|\b(?:function|if|do|repeat|end|until)\b")
+
+
+def functions_of(lua: str) -> Iterator[tuple[int, int]]:
+    """The first and the last line of each function."""
+    opened: list[tuple[str, int]] = []
+    for number, line in enumerate(lua.splitlines(), 1):
+        for token in LUA_TOKEN.findall(line):
+            if token in ("end", "until"):
+                word, begun = opened.pop()
+                if word == "function":
+                    yield begun, number
+            elif token[0] not in "-'\"":
+                opened.append((token, number))
+    assert not opened
+
+
+def test_no_function_of_lua_is_long() -> None:
+    for path in (ROOT / "worker").rglob("*.lua"):
+        source = path.read_text()
+        functions = [*functions_of(source)]
+        assert all(last - first < 60 for first, last in functions), path
+        lines = {number for first, last in functions for number in range(first, last + 1)}
+        own = [
+            n for n, line in enumerate(source.splitlines(), 1) if n not in lines and line.strip() and line[:2] != "--"
+        ]
+        assert len(own) <= 60, f"{path}: the code outside functions"
 
 
 def test_the_readmes_python_and_toml_blocks_are_a_plugin_that_works(tmp_path: Path) -> None:

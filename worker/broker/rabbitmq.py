@@ -1,6 +1,6 @@
 """Another broker's messages become jobs of the ledger (``BROKER_URL``, RabbitMQ).
 
-Where Redis is the broker, a claim finds other producers' messages itself, in the same call (``runs.lua``). Another
+Where Redis is the broker, a claim finds other producers' messages itself, in the same call (``lua/claim.lua``). Another
 broker is read here, by a thread of the worker: a message is acknowledged once its job is in the ledger, so one that is
 delivered twice is the same job, and the ledger's guarantees begin with the acknowledgement. The API's jobs never pass
 through the broker.

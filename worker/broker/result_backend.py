@@ -1,6 +1,6 @@
 """Celery's result backend over the ledger, so that ``AsyncResult(id)`` and ``GET /jobs/<id>`` always agree.
 
-It only reads, and what it reads is the job's record, wherever the job came from. ``ledger.lua`` writes a result once
+It only reads, and what it reads is the job's record, wherever the job came from. the ledger writes a result once
 more as stock Celery does (``tell_celery``) for programs that have no more than Celery and a ``redis://`` backend;
 nothing here depends on that copy.
 """
@@ -145,7 +145,7 @@ class SentinelLedgerBackend(LedgerBackend, SentinelBackend):  # type: ignore[mis
 
 
 def describe(job: Job) -> bytes:
-    """A job as Celery's result, in JSON: as ``tell_celery`` in ``ledger.lua`` writes the end of one."""
+    """A job as Celery's result, in JSON: as ``tell_celery`` in ``lua/lib/ends.lua`` writes the end of one."""
     about = {"status": CELERY_STATES[job.status], "traceback": None, "children": [], "task_id": job.id}
     about["date_done"] = rfc3339(job.finished_us)
     return b'{"result":%b,%b' % (_result(job), json.dumps(about).encode()[1:])

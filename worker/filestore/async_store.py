@@ -46,6 +46,7 @@ from worker.filestore.storage import (
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import TERMINAL, Job, NewJob, Status
 from worker.ledger.keys import record_key
+from worker.ledger.record import HOLDER_FIELDS
 from worker.settings import Settings
 
 log = logging.getLogger("services.api")
@@ -314,7 +315,7 @@ class AsyncFiles:
         """
         async with self._ledger.guard(), self._ledger.redis.pipeline(transaction=False) as pipe:
             for holder, _, _ in holders:
-                pipe.hmget(record_key(*holder.split("/", 1)), "status", "finished", "group")
+                pipe.hmget(record_key(*holder.split("/", 1)), *HOLDER_FIELDS)
             records = await pipe.execute()
         ended = []
         for (holder, since, is_young), (status, finished, group) in zip(holders, records, strict=True):

@@ -39,6 +39,7 @@ from worker.inference.results import Persist
 from worker.inference.runner import Tell
 from worker.inference.stages import Item
 from worker.ledger.keys import record_key
+from worker.ledger.record import ATTACHED_JOB_FIELDS, OWNER_FIELDS
 from worker.ledger.sync_ledger import Ledger
 from worker.settings import Settings
 
@@ -303,7 +304,7 @@ class BatchFiles:
 
     def _about_job(self, item: Item) -> tuple[str, int]:
         """Whose an output's files are, and how long they are kept (microseconds)."""
-        found: Any = self._all.ledger.redis.hmget(record_key(self._service, self._id_of(item)), "owner", "keep")
+        found: Any = self._all.ledger.redis.hmget(record_key(self._service, self._id_of(item)), *ATTACHED_JOB_FIELDS)
         owner, keep = found
         return (owner or b"").decode(), int(float(keep or 0)) + MARGIN_US
 
@@ -313,7 +314,7 @@ class BatchFiles:
         if ids:
             pipe = self._all.ledger.redis.pipeline(transaction=False)
             for job_id in ids:
-                pipe.hmget(record_key(self._service, job_id), "status", "owner")
+                pipe.hmget(record_key(self._service, job_id), *OWNER_FIELDS)
             for job_id, (status, owner) in zip(ids, pipe.execute(), strict=True):
                 self._owners[job_id] = (owner or b"").decode() if status else NOBODY
 

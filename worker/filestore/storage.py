@@ -25,7 +25,7 @@ from worker.filestore.copying import copy_content
 from worker.ledger.jobs import rfc3339
 from worker.settings import Settings
 
-LUA = files("worker").joinpath("files.lua").read_text()
+LUA = files("worker.filestore").joinpath("files.lua").read_text()
 #: ``KEYS[1]`` of that script.
 EXPIRES_KEY = "{.files}:expires"
 BLOBS_KEY = "{.files}:blobs"

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from worker.errors import Cancelled, ServicesError
 from worker.ledger.jobs import Priority, Status, rfc3339
+from worker.ledger.record import CHUNK_FIELDS
 
 #: Bytes of one chunk, about; a single row may be larger.
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -92,8 +93,8 @@ class StoredChunk:
         return self.error or Cancelled("the batch was cancelled before this input was run")
 
 
-#: What ``StoredChunk`` reads.
-FIELDS = ("status", "output", "error", "first", "rows", "numbers", "out")
+#: The fields of a chunk's record that ``StoredChunk`` reads.
+FIELDS = CHUNK_FIELDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +243,12 @@ class Bulk:
 
 
 def read_numbers(text: bytes) -> list[int]:
-    """The rows' numbers, as ``ledger.lua`` keeps them."""
+    """The rows' numbers, as the ledger stores them."""
     return [int(number) for number in text.split(b",")] if text else []
 
 
 def read_parts(text: bytes | None) -> tuple[str, ...]:
-    """The fields of a chunk's record that hold parts of its results, as ``ledger.lua`` counts them; b"" for none."""
+    """The fields of a chunk's record that hold parts of its results, as the ledger counts them; b"" for none."""
     series, _, parts = (text or b"").decode().partition(" ")
     return tuple(f"{series}.{i + 1}" for i in range(int(parts or 0)))
 
@@ -273,7 +274,7 @@ def find_failed(results: Sequence[bytes]) -> list[int]:
 
 
 def dump_failed(failed: Sequence[int], numbers: Sequence[int], rows: Sequence[bytes]) -> bytes:
-    """Of a chunk's rows those that failed, as ``ledger.lua`` keeps them to be run again; b"" where none did."""
+    """Of a chunk's rows those that failed, as the ledger stores them to be run again; b"" where none did."""
     if not failed:
         return b""
     return b"\n".join([",".join(str(numbers[i]) for i in failed).encode(), *(rows[i] for i in failed)])

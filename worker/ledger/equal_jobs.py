@@ -1,4 +1,4 @@
-"""What makes two jobs equal, so that one may end with the other's output; ``cache.lua`` says how they do."""
+"""What makes two jobs equal, so that one may end with the other's output; ``lua/lib/equal_jobs`` says how."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def canonical(value: Any) -> bytes:
 
 
 def ask(fingerprint: str, cache_for_s: float | None) -> str:
-    """What a job asks of the cache, as ``create`` in ``jobs.lua`` takes it; None: for as long as its service says."""
+    """What a job asks of the cache, as ``lua/create.lua`` takes it; None: for as long as its service says."""
     return f"{fingerprint} {'' if cache_for_s is None else round(cache_for_s * 1e6)}"

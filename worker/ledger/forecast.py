@@ -1,6 +1,6 @@
 """When a queued job will start: an estimate from how its service's queue is worked off.
 
-``ledger.lua`` measures, where a batch is claimed and completed, how long runs take and since when each pool process
+The ledger measures (``lua/lib/measure.lua``), where a batch is claimed and completed, how long runs take and since when each pool process
 runs what it runs. ``Forecast`` reads that as it stands at one moment; its arithmetic is that all processes go on so,
 and that nobody overtakes. How good that is was measured: docs/http.md.
 """
@@ -50,7 +50,7 @@ class Forecast:
 
     @classmethod
     def from_reply(cls, reply: Any) -> Forecast:
-        """Read what ``forecast`` in ``reads.lua`` answers."""
+        """Read what ``lua/forecast.lua`` answers."""
         now_us, knobs, batch_time, row_time, infos, runs, found = reply
         workers = [json.loads(info) for info in infos]
         processes = sum(worker.get("processes", 1) for worker in workers if worker.get("state") == "ready")
@@ -147,7 +147,7 @@ class Forecasts:
 
 
 def _jobs_of_a_claim(knobs: dict[str, Any]) -> int:
-    """What a worker takes at once where more waits: as ``claim`` in ``runs.lua`` does."""
+    """What a worker takes at once where more waits: as ``lua/claim.lua`` does."""
     most = int(knobs["max_batch_size"])
     return max((size for size in knobs["preferred_batch_sizes"] if size <= most), default=most)
 

@@ -1,6 +1,6 @@
 """What a job is, its states, and the one table of their transitions.
 
-A job is an immutable record: only the ledger's Lua (``ledger.lua``) changes what is stored, by this table, and
+A job is an immutable record: only the ledger's Lua (``ledger/lua``) changes what is stored, by this table, and
 ``Job.from_record`` reads what stands there.
 """
 
@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
+from worker.ledger.record import fields_of
+
 
 class Status(StrEnum):
     """The states of a job."""
@@ -33,7 +35,7 @@ class Status(StrEnum):
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 RETRYABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
-#: The one table of transitions. ``ledger.lua`` keeps it and a test tries every edge that is not here.
+#: The one table of transitions. ``lib/transitions.lua`` has the same, and a test tries every edge that is not here.
 #: ``RUNNING -> QUEUED`` happens only when a worker was lost, handed back, is run again alone or is retried; a terminal
 #: status is left by ``POST /jobs/<id>/retry`` alone.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
@@ -97,7 +99,7 @@ class End(NamedTuple):
 
     @classmethod
     def from_told(cls, told: Sequence[str]) -> End:
-        """Read what ``finish_job`` in ``ledger.lua`` tells, after the id."""
+        """Read an entry of the channel ``jobs:ended``, as ``write_end`` in ``lib/ends.lua`` makes it, after the id."""
         version, attempt, started, finished, expires, name, text, timings, size = told
         status, value = Status(name), text.encode()
         times = (int(started), int(finished), int(expires))
@@ -108,12 +110,8 @@ class End(NamedTuple):
 #: Fields of a job's record that may be large, by which ``include=`` asks for each.
 LARGE_FIELDS = {"input": "input", "output": "output", "attempts": "history"}
 
-#: The others that ``Job.from_record``, and the search for the place of a queued job, read.
-ROW_FIELDS = (
-    *("service", "status", "version", "priority", "attempt", "batch_size", "created", "started", "finished", "expires"),
-    *("error", "timings", "metadata", "worker", "token", "progress", "owner", "webhook", "cached_from", "cache"),
-    "not_before",
-)
+#: The others that ``Job.from_record`` reads, and "cache", by which the place of a queued job is found.
+ROW_FIELDS = (*(name for name in fields_of("Job") if name not in LARGE_FIELDS.values()), "cache")
 
 
 class Job(NamedTuple):
@@ -138,7 +136,7 @@ class Job(NamedTuple):
     timings: bytes | None  #: JSON text: the stages' milliseconds, by name
     metadata: bytes  #: JSON text
     input: bytes = b"null"  #: JSON text
-    history: tuple[bytes, ...] = ()  #: attempts that did not succeed, oldest first: JSON texts by ``ledger.lua``
+    history: tuple[bytes, ...] = ()  #: attempts that did not succeed, oldest first: JSON texts by ``lib/history.lua``
     worker: str = ""  #: id of the worker that runs or ran it last
     batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
     progress: float | None = None  #: from 0 to 1, as the plugin told it last

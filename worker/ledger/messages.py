@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from worker.names import task_name
 
-#: First key of our messages, by which ``ledger.lua`` tells them from other producers'. Celery and kombu ignore it.
+#: First key of our messages, by which the Lua tells them from other producers'. Celery and kombu ignore it.
 OURS = '{"libs_service"'
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-#: The rate of ended jobs is averaged over this time, as in ``ledger.lua``.
+#: The rate of ended jobs is averaged over this time, as in ``lua/lib/rate.lua``.
 RATE_S = 10
 #: Fields of the ledger's hash that only grow begin with one of these.
 COUNTED = (b"ended:", b"inputs:", b"requeued:", b"reused")
@@ -27,11 +27,11 @@ class Overview:
     rate: float  #: jobs ended a second, averaged over the last seconds
     pace_s: float  #: time that a pool process takes for an input, averaged; 0 before any was measured
     scheduled: int  #: queued jobs whose not_before has not come; not in ``depth``
-    counts: dict[str, int]  #: what ``ledger.lua`` counts: waiting_bytes, "ended:<status>", "requeued:<why>", ...
+    counts: dict[str, int]  #: counters of the ledger: waiting_bytes, "ended:<status>", "requeued:<why>", ...
 
     @classmethod
     def from_reply(cls, reply: Any) -> Overview:
-        """Read what ``overview`` in ``reads.lua`` answers."""
+        """Read what ``lua/overview.lua`` answers."""
         depth, oldest, now, infos, about, running, scheduled = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]
@@ -57,7 +57,7 @@ class Overview:
 
 
 def _rate_now(rate: bytes | None, rate_at_us: bytes | None, now_us: int) -> float:
-    """Jobs ended a second as of now: the same as ``rate`` in ``ledger.lua``."""
+    """Jobs ended a second as of now: the same as ``lua/lib/rate.lua``."""
     if rate is None or rate_at_us is None:
         return 0
     return float(rate) * math.exp(-max(0, now_us - float(rate_at_us)) / (RATE_S * 1e6))

@@ -13,6 +13,7 @@ from worker.ledger.commands import Command, Fetch, nothing, read_texts
 from worker.ledger.equal_jobs import digest_model
 from worker.ledger.jobs import Status
 from worker.ledger.keys import record_key
+from worker.ledger.record import RERUN_FIELDS
 from worker.progress import Said
 
 
@@ -229,7 +230,6 @@ def fail(service: str, failure: Mapping[str, Any]) -> Command[None]:
 
 def fetch_rerun(service: str, job_id: str) -> Fetch[Rerun]:
     """The results of a chunk's earlier runs."""
-    fields = ("partial", "why", "numbers", "output", "so_far", "out", "attempt", "base", "max_attempts", "retried")
 
     def read(replies: list[Any]) -> Rerun:
         partial, why, rows, output, so_far, out, *numbers = replies[0]
@@ -245,7 +245,7 @@ def fetch_rerun(service: str, job_id: str) -> Fetch[Rerun]:
             settled_parts=read_parts(out),
         )
 
-    return Fetch(lambda pipe: pipe.hmget(record_key(service, job_id), *fields), read)
+    return Fetch(lambda pipe: pipe.hmget(record_key(service, job_id), *RERUN_FIELDS), read)
 
 
 def fetch_part(service: str, job_id: str, part: str) -> Fetch[list[bytes]]:

@@ -281,7 +281,7 @@ class Listener(threading.Thread):
         except redis.RedisError as error:
             log.debug("could not extend the lease: %s", error)
             return
-        if not held and self._running is batch:
+        if not held and self._running is batch:  # pillar: fencing, lease
             log.error("the lease of batch %s has lapsed, others run it now: ending it", batch.token)
             self._leave("handed_back", EX_GONE)
 
@@ -296,7 +296,7 @@ class Listener(threading.Thread):
             if now > self._deadline:
                 log.error("a batch is over its time_limit_s and its worker does not end it: ending it")
                 self._leave("timed_out", EX_TIMED_OUT)
-            if now > self._safe_until and now > self._lease.safe_until:
+            if now > self._safe_until and now > self._lease.safe_until:  # pillar: fencing
                 log.error("the lease could not be renewed in time: ending the batch, to be run again")
                 self._leave("handed_back", EX_GONE)
 

@@ -148,7 +148,7 @@ class Keeper(threading.Thread):
         log.error("the lease of worker %s had lapsed: ending what it runs, which others run now", self.worker)
         self.worker = _new_worker_id()
         self._joined = False
-        self._on_lost()
+        self._on_lost()  # pillar: fencing, lease
 
     def _sweep(self, name: str) -> None:
         for job_id in self._ledger.run(commands.sweep(name, self._settings.lease_s)):

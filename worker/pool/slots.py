@@ -323,7 +323,7 @@ class Slot(threading.Thread):
             return "timed_out"
         if now > run.kill_at:
             return "handed_back"
-        if not run.computed and now > self._pool.keeper.safe_until:
+        if not run.computed and now > self._pool.keeper.safe_until:  # pillar: fencing
             log.warning("the lease could not be renewed in time: ending batch %s, to be run again", run.token)
             return "handed_back"
         if knobs["memory_limit_mb"] and child.rss_mb > knobs["memory_limit_mb"]:

@@ -1,11 +1,11 @@
 """Webhooks: what is told of a job's end, to whom, and with which secrets.
 
-The end of a job and its *event* are written in one step of ``ledger.lua``, into the service's outbox. The worker of the
+The end of a job and its *event* are written in one step of the ledger, into the service's outbox. The worker of the
 queue ``webhooks`` makes of each event a *delivery*: a job of a service of its own, ``webhooks``, with the event as its
 input, so that what holds for jobs (leases, recovery, pauses before a retry, the history of attempts) holds for it.
 
 Keys of this module, beside those of the ledger (W is "{webhooks}"):
-  S:outbox             stream events that are no deliveries yet; written by ``ledger.lua``, emptied by ``outbox.py``
+  S:outbox             stream events that are no deliveries yet; written by ``lua/lib/webhooks.lua``, emptied by ``outbox.py``
   W:of:<kind>:<id>     zset   the deliveries of one job or batch by the time of their making
   W:secret             list   secrets that were made here, newest first: two at most
 """
@@ -94,7 +94,7 @@ def outbox_key(service: str) -> str:
 
 
 def dump_webhook(url: str, events: Sequence[str]) -> bytes:
-    """What ``ledger.lua`` keeps of a webhook. No event: all."""
+    """The fields that the ledger keeps of a webhook. No event: all."""
     return to_json({"url": url, "events": list(events)} if events else {"url": url})
 
 

@@ -30,6 +30,7 @@ from worker.errors import DeliveryFailed, InvalidInput, ServicesError
 from worker.ledger import worker_commands
 from worker.ledger.jobs import Status
 from worker.ledger.keys import record_key
+from worker.ledger.record import DELIVERY_FIELDS
 from worker.ledger.sync_ledger import Ledger
 from worker.ledger.worker_commands import Batch, Ending, Stored
 from worker.names import WEBHOOKS
@@ -65,7 +66,7 @@ GONE = 410
 #: Bytes of an answer that are read, so that its connection can be used again.
 MAX_ANSWER = 16 * 1024
 #: The fields of a record that say how to send it; its input is read when it is sent.
-FIELDS = ("metadata", "attempt", "base", "started", "score")
+FIELDS = DELIVERY_FIELDS
 
 T = TypeVar("T")
 
