@@ -103,7 +103,7 @@ def test_python_reads_no_field_that_is_not_in_the_table() -> None:
 
 def test_a_job_and_a_batch_are_made_of_the_fields_that_the_table_says() -> None:
     for name, table in (("Job", JOB_FIELDS), ("Bulk", BATCH_FIELDS)):
-        module = "jobs" if name == "Job" else "bulk"
+        module = "jobs" if name == "Job" else "batches"
         (source,) = (ROOT / "worker").rglob(f"{module}.py")
         text = source.read_text()
         fields = set(re.findall(r'(?:record\[|record\.get\(|number\()b"(\w+)"', text))

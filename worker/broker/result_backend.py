@@ -145,7 +145,7 @@ class SentinelLedgerBackend(LedgerBackend, SentinelBackend):  # type: ignore[mis
 
 
 def describe(job: Job) -> bytes:
-    """A job as Celery's result, in JSON: as ``tell_celery`` in ``lua/lib/ends.lua`` writes the end of one."""
+    """A job as Celery's result, in JSON: as ``lua/base/celery.lua`` writes the end of one."""
     about = {"status": CELERY_STATES[job.status], "traceback": None, "children": [], "task_id": job.id}
     about["date_done"] = rfc3339(job.finished_us)
     return b'{"result":%b,%b' % (_result(job), json.dumps(about).encode()[1:])

@@ -1,8 +1,8 @@
-"""When a queued job will start: an estimate from how its service's queue is worked off.
+"""The time at which a queued job will start: an estimate from the measured runs of its service.
 
-The ledger measures (``lua/lib/measure.lua``), where a batch is claimed and completed, how long runs take and since when each pool process
-runs what it runs. ``Forecast`` reads that as it stands at one moment; its arithmetic is that all processes go on so,
-and that nobody overtakes. How good that is was measured: docs/http.md.
+The ledger measures how long runs take and since when each pool process is busy (``lua/lib/measure.lua``). ``Forecast``
+is that state at one moment. It assumes that all processes keep their speed and that no job overtakes. docs/http.md has
+measurements of its accuracy.
 """
 
 from __future__ import annotations

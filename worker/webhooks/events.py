@@ -5,7 +5,7 @@ queue ``webhooks`` makes of each event a *delivery*: a job of a service of its o
 input, so that what holds for jobs (leases, recovery, pauses before a retry, the history of attempts) holds for it.
 
 Keys of this module, beside those of the ledger (W is "{webhooks}"):
-  S:outbox             stream events that are no deliveries yet; written by ``lua/lib/webhooks.lua``, emptied by ``outbox.py``
+  S:outbox             stream events that are no deliveries yet, from ``lua/lib/webhooks.lua`` to ``outbox.py``
   W:of:<kind>:<id>     zset   the deliveries of one job or batch by the time of their making
   W:secret             list   secrets that were made here, newest first: two at most
 """
