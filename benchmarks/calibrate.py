@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measures import folder
 from benchmarks.stacks import BATCH, Ours, Stack, cpu_s, example_of
-from tests.support import RedisServer
+from tests.kit.system import RedisServer
 from worker.ledger import commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import NewJob, Status

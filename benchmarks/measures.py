@@ -17,7 +17,7 @@ from redis import Redis
 from benchmarks.models import BULK, MODELS, bulk_inputs
 from benchmarks.peer_stacks import PEER_MODELS, Peer, Peers
 from benchmarks.stacks import BATCH, Naive, Ours, Stack, cpu_s, example_of, idle_cpu, own_memory
-from tests.support import poll
+from tests.kit.system import poll
 from worker.discovery import list_plugins
 
 Figures = dict[str, list[float]]

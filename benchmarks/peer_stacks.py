@@ -23,7 +23,7 @@ from typing import Any, Self
 from benchmarks.client import make_call
 from benchmarks.models import MODELS
 from benchmarks.stacks import BATCH, Stack, example_of
-from tests.support import ROOT, free_port
+from tests.kit.system import ROOT, free_port
 from worker.cli.load import connect
 
 HERE = Path(__file__).parent / "peers"

@@ -15,8 +15,8 @@ import httpx
 
 from benchmarks.measures import Figures, folder, say
 from benchmarks.stacks import Ours, cpu_s
-from tests.receiver import Receiver
-from tests.support import free_port
+from tests.kit.receiver import Receiver
+from tests.kit.system import free_port
 
 #: Seconds between two jobs with a webhook.
 EVERY_S = 0.05

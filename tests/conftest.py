@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.rabbit import RabbitServer
-from tests.services import write_services
-from tests.support import RedisServer, System, running_system
-from tests.tools import need, report_skipped
+from tests.kit.rabbit import RabbitServer
+from tests.kit.services import write_services
+from tests.kit.system import RedisServer, System, running_system
+from tests.kit.tools import need, report_skipped
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,8 +12,8 @@ from typing import Self
 
 import pytest
 
-from tests.support import ROOT, Process, RedisServer, environment_without_ours, free_port, make_http, poll
-from tests.wild import new_mark, programs, write_wild
+from tests.kit.system import ROOT, Process, RedisServer, environment_without_ours, free_port, make_http, poll
+from tests.kit.wild import new_mark, programs, write_wild
 
 pytestmark = pytest.mark.timeout(400)
 

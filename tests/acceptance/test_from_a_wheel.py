@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from antifraud.service import Antifraud
 
-from tests.acceptance.conftest import clean_environment, run
-from tests.support import Process, RedisServer, finished, free_port, make_http, poll, status_of
+from tests.kit.commands import run
+from tests.kit.elsewhere import Elsewhere
+from tests.kit.system import RedisServer, finished
 from worker.testing import run_inline
 
 pytestmark = pytest.mark.timeout(600)  # the first one installs all
@@ -43,40 +42,6 @@ def event(number: int) -> dict[str, Any]:
         "imp": {"tagid": str(number)},
         "activity": {"events_1h": number % 97, "events_24h": 97 + number % 389},
     }
-
-
-class Elsewhere:
-    """Processes of the installed wheels, in a folder of their own."""
-
-    def __init__(self, bin_folder: Path, folder: Path, redis_server: RedisServer) -> None:
-        self.bin, self.folder, self.port = bin_folder, folder, free_port()
-        self.env = {**clean_environment(), "REDIS_URL": redis_server.url}
-        self.processes: list[Process] = []
-
-    def start(self, command: str, *arguments: str) -> Process:
-        log = self.folder / f"{command}-{len(self.processes)}.log"
-        self.processes.append(Process([str(self.bin / command), *arguments], self.env, log, self.folder))
-        return self.processes[-1]
-
-    def start_api(self) -> httpx.Client:
-        options = ("--log-level", "warning", "--timeout-keep-alive", "75")
-        self.start("uvicorn", "api:app", "--port", str(self.port), *options)
-        url = f"http://127.0.0.1:{self.port}"
-        poll(lambda: status_of(f"{url}/readyz") == 200, 60, "the API is ready")
-        return make_http(url, 90)
-
-    def start_worker(self) -> Process:
-        worker = self.start("celery", "-A", "worker", "worker", "-Q", "antifraud")
-        poll(lambda: "service ready" in worker.output or worker.exit_code is not None, 60, "antifraud is ready")
-        assert worker.exit_code is None, worker.output
-        return worker
-
-    def python(self, code: str) -> str:
-        return run(self.bin / "python", "-c", code, cwd=self.folder, REDIS_URL=self.env["REDIS_URL"])
-
-    def stop(self) -> None:
-        codes = [process.stop() for process in reversed(self.processes)]
-        assert set(codes) <= {0, -signal.SIGTERM}, codes  # uvicorn ends by the signal that it was sent
 
 
 @pytest.fixture

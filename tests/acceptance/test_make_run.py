@@ -17,8 +17,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.acceptance.conftest import clean_environment, run
-from tests.support import ROOT, Process, free_port, poll, status_of
+from tests.kit.commands import clean_environment, run
+from tests.kit.system import ROOT, Process, free_port, poll, status_of
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.conftest import clean_environment, run
-from tests.acceptance.test_from_a_wheel import Elsewhere
-from tests.support import Process, RedisServer, free_port, poll, status_of
+from tests.kit.commands import clean_environment, run
+from tests.kit.elsewhere import Elsewhere
+from tests.kit.system import Process, RedisServer, free_port, poll, status_of
 
 pytestmark = pytest.mark.timeout(300)
 

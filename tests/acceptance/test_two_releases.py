@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import run
-from tests.services import SCHEMA
-from tests.support import ROOT, System, finished, poll, running_system, write_plugin
+from tests.kit.commands import run
+from tests.kit.services import SCHEMA
+from tests.kit.system import ROOT, System, finished, poll, running_system, write_plugin
 
 PLUGIN = """
 from worker.service import Service

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.acceptance.conftest import clean_environment
-from tests.support import ROOT
+from tests.kit.commands import clean_environment
+from tests.kit.system import ROOT
 
 #: A build backend that needs no package: each project has a copy.
 BACKEND = """

@@ -15,8 +15,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from tests.services import write_echo
-from tests.support import System, finished, free_port, poll, running_system, status_of
+from tests.kit.services import write_echo
+from tests.kit.system import System, finished, free_port, poll, running_system, status_of
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.needs("chromium")]
 

@@ -14,7 +14,7 @@ from tests.chaos.audit import WORKER_KILLS, Report, audit, read_trace
 from tests.chaos.faults import FAULTS, Fault, NothingToBreak, kill_long_worker
 from tests.chaos.load import SLEEPS, Load
 from tests.chaos.stack import Kind, Stack
-from tests.support import poll
+from tests.kit.system import poll
 
 #: After this share of the kills of workers (and each of the long job's), nothing else happens until what it cut off
 #: has begun again, at most for so long.

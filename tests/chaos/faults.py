@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from tests.chaos.stack import Stack
-from tests.support import Process, poll
+from tests.kit.system import Process, poll
 
 Fault = Callable[[Stack, random.Random], None]
 

@@ -19,8 +19,17 @@ from typing import Any
 
 from tests.chaos.proxy import Proxy
 from tests.chaos.service import HEAVY, HEAVY_SCHEMA, SCHEMA, SOURCE
-from tests.rabbit import RabbitServer
-from tests.support import ROOT, Process, RedisServer, environment_without_ours, free_port, poll, status_of, write_plugin
+from tests.kit.rabbit import RabbitServer
+from tests.kit.system import (
+    ROOT,
+    Process,
+    RedisServer,
+    environment_without_ours,
+    free_port,
+    poll,
+    status_of,
+    write_plugin,
+)
 
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.chaos.audit import read_trace
 from tests.chaos.stack import write_services
-from tests.support import ROOT, Process, RedisServer, System, finished, poll, redis_binary, status_of
-from tests.tools import need
+from tests.kit.system import ROOT, Process, RedisServer, System, finished, poll, redis_binary, status_of
+from tests.kit.tools import need
 
 HOSTS = {"redis": 2, "api": 3, "w1": 4, "w2": 5}
 

@@ -16,45 +16,11 @@ import httpx
 import pytest
 
 from api.client import Client, NotFound, Unauthorized
-from tests.integration.test_api import assert_problem, body
-from tests.support import Process, System, finished, poll, running_system, services, status_of
+from tests.kit.guarded import NDJSON, Guarded
+from tests.kit.http import assert_problem, body
+from tests.kit.system import System, finished, poll, running_system, services, status_of
 from worker.cli.main import main
-from worker.ledger.api_keys import Key, Keys, Scope
-from worker.settings import Settings
-
-NDJSON = {"Content-Type": "application/x-ndjson"}
-
-
-class Guarded:
-    """An installation with API keys."""
-
-    def __init__(self, system: System, api: Process) -> None:
-        self.system = system
-        self.api = api
-        self.ids: dict[str, str] = {}
-        self._clients: list[httpx.Client] = []
-
-    def make(self, name: str, **fields: Any) -> str:
-        """A new key, as ``services keys create`` makes it."""
-        keys = Keys(Settings(redis_url=self.system.redis.url))
-        text, key = keys.create(Key(id="", name=name, **fields))
-        keys.redis.close()
-        self.ids[name] = key.id
-        return text
-
-    def client(self, key: str) -> httpx.Client:
-        client = self.system.client()
-        client.headers["Authorization"] = f"Bearer {key}"
-        self._clients.append(client)
-        return client
-
-    def new(self, name: str, **fields: Any) -> httpx.Client:
-        """A client with a key of its own."""
-        return self.client(self.make(name, **fields))
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
+from worker.ledger.api_keys import Scope
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +229,7 @@ def test_a_files_link_lets_in_by_itself_and_nothing_else_does(guarded: Guarded, 
 
 def test_jobs_of_celery_belong_to_nobody(guarded: Guarded, alice: httpx.Client, admin: httpx.Client) -> None:
     code = "from worker.celery import app\nprint(app.send_task('echo.predict', args=[{'n': 1}], queue='echo').id)"
-    sent = guarded.system.start("tests.run_code", code)
+    sent = guarded.system.start("tests.kit.run_code", code)
     assert sent.wait(30) == 0, sent.output
     assert finished(admin, sent.output.strip())["status"] == "succeeded"
     assert_problem(alice.get(f"/jobs/{sent.output.strip()}"), 404, "job_not_found")
@@ -341,7 +307,7 @@ def test_open_on_loopback_alone_unless_told_so(system: System) -> None:
 
     # behind what hides its command line, each request is looked at
     code = f"import uvicorn; uvicorn.run('api:app', host='0.0.0.0', port={system.port}, log_level='warning')"
-    hidden = system.start("tests.run_code", code)
+    hidden = system.start("tests.kit.run_code", code)
     with system.client() as near, httpx.Client(base_url=f"http://{elsewhere}:{system.port}", trust_env=False) as far:
         poll(lambda: _status(near, "/healthz") == 200, what="it is up")
         assert near.post("/jobs", content=body()).status_code == 202

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import signal
 import socket
 import time
@@ -15,28 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, finished, poll
+from tests.kit.http import assert_problem, body
+from tests.kit.system import System, finished, poll
 
 JOB_FIELDS = {
     "id", "service", "version", "status", "output", "error", "attempt", "progress", "position",
     "estimated_start_at", "not_before", "created_at", "started_at", "finished_at", "expires_at", "timings",
     "batch_size", "priority", "metadata", "links",
 }  # fmt: skip
-
-
-def body(**changes: Any) -> bytes:
-    return json.dumps({"service": "echo", "input": {"n": 1}} | changes).encode()
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str, loc: list[Any] | None = None) -> Any:
-    assert answer.status_code == status, answer.text[:500]
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
-    assert problem["code"] == code and problem["status"] == status and problem["title"] and problem["detail"]
-    if loc is not None:
-        assert loc in [error["loc"] for error in problem["errors"]], problem
-        assert all(set(error) == {"loc", "msg", "type"} for error in problem["errors"])
-    return problem
 
 
 def test_a_job_is_accepted_stored_and_read_back(serving: System) -> None:

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.services import TALKING, TALKING_SCHEMA, write_echo
-from tests.support import ROOT, System, finished, listen_to, poll, running_system, write_plugin
+from tests.kit.services import TALKING, TALKING_SCHEMA, write_echo
+from tests.kit.system import ROOT, System, finished, listen_to, poll, running_system, write_plugin
 from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
@@ -125,7 +125,12 @@ def run_schemathesis(system: System, streams: dict[str, list[Asked]], *options: 
     command += [*options, "--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
     checks = "no_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command += ["--checks", checks, "--suppress-health-check", "all", "--request-timeout", "30"]
-    env = {**os.environ, "NO_COLOR": "1", "SCHEMATHESIS_HOOKS": "tests.hooks_of_schemathesis", "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "NO_COLOR": "1",
+        "SCHEMATHESIS_HOOKS": "tests.kit.hooks_of_schemathesis",
+        "PYTHONPATH": str(ROOT),
+    }
     env["SCHEMATHESIS_STREAMS"] = json.dumps(streams)
     done = subprocess.run(command, capture_output=True, text=True, cwd=system.folder, env=env, check=False)
     report = done.stdout + done.stderr

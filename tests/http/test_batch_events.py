@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_batches import read, send
-from tests.support import System, free_port, listen_to, make_http, poll, status_of
+from tests.kit.batches import read, send
+from tests.kit.system import System, free_port, listen_to, make_http, poll, status_of
 
 Event = tuple[str, Any, str]
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_batches import read, results
-from tests.support import System, poll, running_system, write_plugin
+from tests.kit.batches import read, results
+from tests.kit.system import System, poll, running_system, write_plugin
 from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 

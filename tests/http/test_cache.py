@@ -15,9 +15,9 @@ import pytest
 from celery import Celery
 
 from api.client import Client
-from tests.integration.test_api import assert_problem
-from tests.receiver import Receiver
-from tests.support import Process, System, finished, poll, running_system, status_of, write_plugin
+from tests.kit.http import assert_problem
+from tests.kit.receiver import Receiver
+from tests.kit.system import Process, System, finished, poll, running_system, status_of, write_plugin
 from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 

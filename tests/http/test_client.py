@@ -37,7 +37,7 @@ from api.client import (
     Unavailable,
     UnexpectedAnswer,
 )
-from tests.support import ROOT, System, free_port, poll
+from tests.kit.system import ROOT, System, free_port, poll
 
 
 class Input(BaseModel):
@@ -378,7 +378,7 @@ def test_the_documents_code_runs(serving: System) -> None:
     assert len(blocks) == 7
     code = "\n".join((in_readme, *blocks)).replace("http://127.0.0.1:8000", serving.url)
     code += "\nassert receive({}, b'{}') == 401\n"
-    done = serving.start("tests.run_code", code, name="documents")
+    done = serving.start("tests.kit.run_code", code, name="documents")
     assert done.wait(100) == 0, done.output
     assert "invalid_input" in done.output and "'verdict'" in done.output
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
+from tests.kit.system import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
 from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
 from worker.progress import Said

@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_api import assert_problem
-from tests.integration.test_file_owners import send
-from tests.services import write_turning, write_untold
-from tests.support import System, finished, poll, running_system
+from tests.kit.files import send
+from tests.kit.http import assert_problem
+from tests.kit.services import write_turning, write_untold
+from tests.kit.system import System, finished, poll, running_system
 
 SERVICES = ("turning", "untold")
 

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_access import NDJSON, Guarded
-from tests.integration.test_api import assert_problem
-from tests.services import write_turning, write_untold
-from tests.support import System, finished, poll, running_system, status_of
+from tests.kit.files import send
+from tests.kit.guarded import NDJSON, Guarded
+from tests.kit.http import assert_problem
+from tests.kit.services import write_turning, write_untold
+from tests.kit.system import System, finished, poll, running_system, status_of
 from worker.errors import InvalidInput
 from worker.files import File
 from worker.filestore.batch_files import Attachments
@@ -257,11 +258,3 @@ def test_a_job_whose_record_is_gone_may_use_nothing(guarded: Guarded, alice: htt
     files.clear()
     ledger.redis.close()
     assert isinstance(item.error, InvalidInput) and "no file has this id" in item.error.message
-
-
-def send(system: System, input: dict[str, Any]) -> str:
-    """Have a job sent by a program that has Celery alone; its id."""
-    send = f"app.send_task('turning.predict', args=[{input!r}], queue='turning')"
-    sent = system.start("tests.run_code", f"from worker.celery import app\nprint({send}.id)")
-    assert sent.wait(30) == 0, sent.output
-    return sent.output.strip()

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.services import write_turning
-from tests.support import System, finished, poll, running_system
+from tests.kit.services import write_turning
+from tests.kit.system import System, finished, poll, running_system
 
 MAX_BYTES = 40_000_000
 PNG = base64.b64decode(

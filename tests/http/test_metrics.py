@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support import ROOT, System, finished, poll
+from tests.kit.system import ROOT, System, finished, poll
 
 Samples = dict[tuple[str, ...], float]
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, running_system, write_plugin
+from tests.kit.system import System, running_system, write_plugin
 
 HEAD = """
 import datetime, decimal, enum, math

@@ -19,10 +19,10 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.data_folder import data_folder
-from tests.recorded_clients import KSERVE, MLSERVER, Recorded
-from tests.services import write_services
-from tests.support import System, finished, poll, running_system, write_plugin
+from tests.kit.data_folder import data_folder
+from tests.kit.recorded_clients import KSERVE, MLSERVER, Recorded
+from tests.kit.services import write_services
+from tests.kit.system import System, finished, poll, running_system, write_plugin
 
 #: What MLServer's sum-model does: it adds up each row of its one input.
 SUM_SCHEMA = """

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_api import assert_problem
-from tests.services import SCHEMA as FIELDS
-from tests.support import System, poll, running_system, services, status_of, write_plugin
+from tests.kit.http import assert_problem
+from tests.kit.services import SCHEMA as FIELDS
+from tests.kit.system import System, poll, running_system, services, status_of, write_plugin
 from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY, own_version
 
 PLUGIN = """

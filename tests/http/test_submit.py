@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Process, System, free_port, poll, services
+from tests.kit.system import Process, System, free_port, poll, services
 from worker.ledger.api_keys import Key, Keys
 from worker.local.up import Guide
 from worker.settings import Settings

@@ -1,6 +1,6 @@
 """The data of 0.1.0 under this release; releases side by side; the schema number; the workers' versions.
 
-``tests/data/store-0.1.0`` is what cfb42b4 left behind when all of it was killed (``tests/recorded_store.py``).
+``tests/data/store-0.1.0`` is what cfb42b4 left behind when all of it was killed (``tests/kit/recorded_store.py``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_api import assert_problem
-from tests.recorded_store import DOCUMENT, ROWS, WAITING_ROW, write_recorded
-from tests.support import ROOT, RedisServer, System, finished, poll, services
+from tests.kit.http import assert_problem
+from tests.kit.recorded_store import DOCUMENT, ROWS, WAITING_ROW, write_recorded
+from tests.kit.system import ROOT, RedisServer, System, finished, poll, services
 from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY
 
 STORE = ROOT / "tests" / "data" / "store-0.1.0"

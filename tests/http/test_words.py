@@ -12,7 +12,7 @@ import httpx_sse
 import pytest
 import tritonclient.http as triton
 
-from tests.support import System, finished, free_port, poll, running_system, services, status_of, write_plugin
+from tests.kit.system import System, finished, free_port, poll, running_system, services, status_of, write_plugin
 
 SHAPES_SCHEMA = """
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.kit.system import ROOT
 
 
 def data_folder() -> Path:

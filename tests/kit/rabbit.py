@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kombu.connection import Connection
 
-from tests.support import free_port, poll
+from tests.kit.system import free_port, poll
 
 #: Debian's own scripts, which do not change users as those in ``/usr/sbin`` do.
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.support import free_port, poll
+from tests.kit.system import free_port, poll
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A store as an earlier release left it, killed in the middle of its work: how ``tests/data/store-*`` was made.
 
     git archive cfb42b4 | tar x -C /tmp/old
-    python -m tests.recorded_store /tmp/old tests/data/store-0.1.0
+    python -m tests.kit.recorded_store /tmp/old tests/data/store-0.1.0
 
 Whatever the release, the API, the worker and the command ``services`` are its own.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from celery import Celery
 
-from tests.support import RedisServer, System, finished, poll, services, write_plugin
+from tests.kit.system import RedisServer, System, finished, poll, services, write_plugin
 
 SCHEMA = """
 from pydantic import BaseModel, ConfigDict

@@ -1,4 +1,4 @@
-"""``python -m tests.send SERVICE INPUT…``: sends jobs by Celery and waits for each."""
+"""``python -m tests.kit.send SERVICE INPUT…``: sends jobs by Celery and waits for each."""
 
 from __future__ import annotations
 

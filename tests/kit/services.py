@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support import write_plugin
+from tests.kit.system import write_plugin
 
 SCHEMA = """
 from pydantic import BaseModel, ConfigDict

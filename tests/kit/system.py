@@ -23,7 +23,7 @@ import redis
 
 from worker.local.redis_server import find_binary
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 T = TypeVar("T")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from tests.support import command_of, write_plugin
+from tests.kit.system import command_of, write_plugin
 
 SCHEMA = """
 from typing import Any

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_ledger import KNOBS, Bench
-from tests.support import RedisServer
+from tests.kit.bench import KNOBS, Bench
+from tests.kit.system import RedisServer
 from worker.broker.adopt import adopt
 from worker.ledger import commands, worker_commands
 from worker.ledger.jobs import Status

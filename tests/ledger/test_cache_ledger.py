@@ -9,79 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_ledger import KNOBS, Bench
-from tests.support import RedisServer, poll
+from tests.kit.bench import DONE, KNOBS, MODEL, CacheBench
+from tests.kit.system import RedisServer, poll
 from worker.errors import QueueFull, RateLimited, StoreUnavailable
 from worker.ledger import commands, scripts, worker_commands
 from worker.ledger.equal_jobs import ask, digest_model
-from worker.ledger.jobs import TERMINAL, Job, NewJob, Priority, Status
+from worker.ledger.jobs import TERMINAL, NewJob, Priority, Status
 from worker.ledger.scripts import read_script
-from worker.ledger.worker_commands import Ending, Stored
-
-MODEL = digest_model("1", KNOBS)
-DONE = b'{"n":1}'
-
-
-class CacheBench(Bench):
-    """A bench whose service keeps results for a minute."""
-
-    def send(self, input: int = 1, cache_for_s: float | None = None, **fields: Any) -> str:
-        """One job; equal inputs have equal numbers."""
-        new = NewJob(service="echo", version="1", input=b'{"n":1}', cache=ask(f"f{input}", cache_for_s), **fields)
-        (job,) = self.api(lambda ledger: ledger.create([new]))
-        if isinstance(job, Exception):
-            raise job
-        assert isinstance(job, Job)
-        return job.id
-
-    def take(self, token: str, most: int = 10, model: str = MODEL, worker: str = "w1") -> list[str]:
-        claim = self.ledger.run(
-            worker_commands.claim("echo", worker, token, KNOBS | {"max_batch_size": most}, "1", model)
-        )
-        assert claim.kind == "batch"
-        return claim.ids
-
-    def end(self, token: str, job_id: str, output: bytes = DONE) -> Stored:
-        (stored,) = self.ledger.run(
-            worker_commands.complete("echo", token, [Ending(job_id, Status.SUCCEEDED, output, b"{}", 1)])
-        )
-        return stored
-
-    def fail(self, token: str, job_id: str, pause_s: float = 0) -> None:
-        error = b'{"code":"predict_failed","message":"m","retryable":false}'
-        self.ledger.run(
-            worker_commands.complete("echo", token, [Ending(job_id, Status.FAILED, error, b"{}", 1, pause_s=pause_s)])
-        )
-
-    def states(self, *ids: str) -> list[str]:
-        return [self.get(job_id).status.value for job_id in ids]
-
-    def waiting(self) -> list[str]:
-        return [job_id.decode() for job_id in self.redis.zrange("{echo}:waiting", 0, -1)]
-
-    def keys_of_cache(self) -> list[str]:
-        found = [key.decode() for key in self.redis.keys("{echo}:*")]
-        return sorted(key for key in found if key.split(":")[1] in ("cached", "equals", "leader"))
-
-    def parked(self) -> int:
-        return int(self.redis.hget("{echo}:about", "parked") or 0)
-
-    def check(self) -> None:
-        """What always holds of the equals: one waits for all, or none while one runs."""
-        parked = 0
-        for raw in self.redis.keys("{echo}:equals:*"):
-            ids = [job_id.decode() for job_id in self.redis.zrange(raw, 0, -1)]
-            key = raw.decode().split(":", 2)[2]
-            leads = bool(self.redis.exists(f"{{echo}}:leader:{key}"))
-            in_queue = [job_id for job_id in ids if self.redis.zscore("{echo}:waiting", job_id) is not None]
-            assert in_queue == ([] if leads else ids[:1]), (ids, in_queue, leads)
-            parked += len(ids) - len(in_queue)
-        assert self.parked() == parked
-        for raw in self.redis.keys("{echo}:leader:*"):
-            leader = self.redis.get(raw).decode()
-            assert self.redis.hget(f"{{echo}}:job:{leader}", "status") == b"running"
-        for raw in self.redis.keys("{echo}:cached:*"):
-            assert self.redis.pttl(raw) != -1, "it has a time to live"
+from worker.ledger.worker_commands import Stored
 
 
 @pytest.fixture

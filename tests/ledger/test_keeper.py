@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import redis
 
-from tests.support import RedisServer, poll
+from tests.kit.system import RedisServer, poll
 from worker.pool.lease import Keeper
 from worker.settings import Settings
 

@@ -8,12 +8,13 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 
+from tests.kit.bench import KNOBS, Bench, send_chunk
 from worker.errors import (
     IdempotencyConflict,
     JobExpired,
@@ -29,72 +30,9 @@ from worker.ledger.batches import Chunk, NewBulk
 from worker.ledger.commands import Repeated
 from worker.ledger.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
 from worker.ledger.scripts import read_script
-from worker.ledger.sync_ledger import Ledger
-from worker.ledger.worker_commands import Ending, Stored
 from worker.settings import Settings
 
-from tests.support import RedisServer, poll  # isort: skip
-
-T = TypeVar("T")
-KNOBS = {
-    "max_batch_size": 10,
-    "max_queue_delay_ms": 0,
-    "preferred_batch_sizes": [],
-    "max_queue_size": 0,
-    "max_queue_bytes": 0,
-    "max_attempts": 3,
-    "cache_for_s": 0,
-}
-
-
-class Bench:
-    """A ledger on a Redis of its own, driven as the API and as workers drive it."""
-
-    def __init__(self, url: str) -> None:
-        self.settings = Settings(redis_url=url, lease_s=2)
-        self.ledger = Ledger(self.settings)
-        self.redis: Any = self.ledger.redis
-
-    def api(self, call: Callable[[AsyncLedger], Awaitable[T]]) -> T:
-        async def run() -> T:
-            ledger = AsyncLedger(self.settings)
-            try:
-                return await call(ledger)
-            finally:
-                await ledger.close()
-
-        return asyncio.run(run())
-
-    def create(self, count: int = 1, **fields: Any) -> list[str]:
-        jobs = [NewJob(service=fields.pop("service", "echo"), input=b'{"n":1}', **fields) for _ in range(count)]
-        made = self.api(lambda ledger: ledger.create(jobs))
-        assert all(isinstance(job, Job) for job in made)
-        return [job.id for job in jobs]
-
-    def get(self, job_id: str) -> Job:
-        return self.api(lambda ledger: ledger.get(job_id))
-
-    def claim(self, token: str, worker: str = "w1", **knobs: Any) -> list[str]:
-        claim = self.ledger.run(worker_commands.claim("echo", worker, token, KNOBS | knobs))
-        assert claim.kind == "batch"
-        return claim.ids
-
-    def complete(self, token: str, *ids: str, status: Status = Status.SUCCEEDED) -> list[bool]:
-        value = b'{"n":1}' if status is Status.SUCCEEDED else b'{"code":"predict_failed","message":"m"}'
-        stored = self.ledger.run(
-            worker_commands.complete("echo", token, [Ending(i, status, value, b"{}", len(ids)) for i in ids])
-        )
-        return [became is Stored.ENDED for became in stored]
-
-    def lapse(self, worker: str) -> None:
-        """The worker's lease is over."""
-        self.redis.zadd("{echo}:workers", {worker: 1})
-        self.sweep()
-
-    def sweep(self, last_s_ago: float = 0.45) -> list[str]:
-        """As if the sweep before had been so long ago."""
-        self.redis.set("{echo}:swept", int((self.redis.time()[0] - last_s_ago) * 1e6 + self.redis.time()[1]))
-        return self.ledger.run(commands.sweep("echo", 2))
+from tests.kit.system import RedisServer, poll  # isort: skip
 
 
 @pytest.fixture
@@ -501,11 +439,6 @@ def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench
     assert not bench.ledger.run(worker_commands.claim("echo", "w1", "p4.0", KNOBS | {"max_batch_size": 5})).more
     bench.create(3)
     assert bench.ledger.run(worker_commands.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3})).more
-
-
-async def send_chunk(ledger: AsyncLedger, owner: str = "") -> None:
-    await ledger.run(batch_commands.stage("echo", Chunk("b", 0, 0, [b"0", b"1", b"2", b"3"])))
-    await ledger.seal(NewBulk("echo", "1", 4, 1, 7, Priority.NORMAL, 60, b"{}", "b", owner=owner))
 
 
 def test_a_chunk_makes_room_for_what_is_to_be_run_before_it_and_keeps_what_it_has(bench: Bench) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.test_cache_ledger import CacheBench
-from tests.integration.test_ledger import KNOBS, send_chunk
-from tests.support import RedisServer, poll
+from tests.kit.bench import KNOBS, CacheBench, send_chunk
+from tests.kit.system import RedisServer, poll
 from worker.ledger import commands, worker_commands
 from worker.ledger.jobs import Status
 from worker.ledger.worker_commands import Ending

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, environment_without_ours, write_plugin
+from tests.kit.system import ROOT, environment_without_ours, write_plugin
 from worker.cli.bench import Plan, Point, choose, propose
 from worker.cli.load import Window, is_stable, read_job
 from worker.cli.main import main

@@ -17,7 +17,7 @@ from benchmarks.calibrate import Line, measure_redis
 from benchmarks.client import STYLES, make_call
 from benchmarks.peer_stacks import KINDS, Peers
 from benchmarks.simulate import Plan, simulate
-from tests.support import ROOT, environment_without_ours
+from tests.kit.system import ROOT, environment_without_ours
 from worker.cli.load import connect
 
 

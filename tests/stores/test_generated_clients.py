@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import System
+from tests.kit.system import System
 
 #: No formatting afterwards; JSON lines and files as bytes, as docs/client.md has it.
 CONFIG = """

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.integration.test_redis_security import PRODUCER
-from tests.support import Process, RedisServer, System, free_port, poll, redis_binary, status_of
+from tests.kit.redis_access import PRODUCER
+from tests.kit.system import Process, RedisServer, System, free_port, poll, redis_binary, status_of
 
 USER, PASSWORD, ESCAPED = "us@er", "p@ss/w#x%41", "us%40er:p%40ss%2Fw%23x%2541"
 
@@ -59,7 +59,7 @@ def see_every_part_work(system: System, url: str) -> None:
     with system.client() as client:
         job = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()
         assert job["status"] == "succeeded"
-    sent = system.start("tests.run_code", PRODUCER, **env)
+    sent = system.start("tests.kit.run_code", PRODUCER, **env)
     assert (sent.wait(60), sent.output) == (0, "7 SUCCESS\n[['echo.predict']]\n")
     listed = system.start("worker.cli.main", "keys", "list", **env)
     assert listed.wait() == 0, listed.output

@@ -12,8 +12,8 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.rabbit import RabbitServer
-from tests.support import System, finished, poll, running_system
+from tests.kit.rabbit import RabbitServer
+from tests.kit.system import System, finished, poll, running_system
 
 
 @pytest.fixture

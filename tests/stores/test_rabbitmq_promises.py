@@ -15,8 +15,8 @@ from celery import Celery, chain
 from kombu.compression import encoders
 from kombu.entity import Queue
 
-from tests.rabbit import RabbitServer
-from tests.support import System, finished, poll, running_system
+from tests.kit.rabbit import RabbitServer
+from tests.kit.system import System, finished, poll, running_system
 
 
 @pytest.fixture(scope="module")

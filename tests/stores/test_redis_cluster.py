@@ -14,12 +14,12 @@ import redis
 from celery import Celery
 from redis.crc import key_slot
 
-from tests.integration.test_redis_security import use_files
-from tests.integration.test_worker import post, results
-from tests.rabbit import RabbitServer
-from tests.receiver import Receiver
-from tests.services import write_turning
-from tests.support import System, finished, free_port, poll, redis_binary, running_system
+from tests.kit.jobs import post, results
+from tests.kit.rabbit import RabbitServer
+from tests.kit.receiver import Receiver
+from tests.kit.redis_access import use_files
+from tests.kit.services import write_turning
+from tests.kit.system import System, finished, free_port, poll, redis_binary, running_system
 from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 

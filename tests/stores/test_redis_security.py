@@ -14,20 +14,13 @@ import httpx
 import pytest
 import redis
 
-from tests.services import write_echo, write_turning
-from tests.support import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
+from tests.kit.redis_access import PRODUCER, use_files
+from tests.kit.services import write_echo, write_turning
+from tests.kit.system import ROOT, Process, RedisServer, System, finished, free_port, poll, redis_binary, status_of
 from worker.ledger.api_keys import Key, Keys
 from worker.settings import Settings
 
 USERS = ("api", "worker", "flower", "webhooks")
-PRODUCER = """
-from worker.celery import app
-result = app.send_task("echo.predict", args=[{"n": 7}], queue="echo")
-print(result.get(timeout=20)["n"], result.state)
-while not (told := app.control.inspect(timeout=3).registered()):
-    pass  # its connection to the broker is a matter of seconds after a failover
-print(list(told.values()))
-"""
 
 
 class Server:
@@ -138,7 +131,7 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
         assert client.get(batch["links"]["results"]).text.count('"output"') == 1
         assert len(client.get("/jobs").json()["jobs"]) == 1
     assert webhooks.stop() == 0
-    sent = system.start("tests.run_code", PRODUCER, REDIS_URL=urls["worker"])
+    sent = system.start("tests.kit.run_code", PRODUCER, REDIS_URL=urls["worker"])
     assert sent.wait(60) == 0, sent.output
     assert sent.output == "7 SUCCESS\n[['echo.predict', 'turning.predict']]\n"
     assert status_of(f"http://127.0.0.1:{port}/broker") == 200
@@ -158,20 +151,6 @@ def test_each_part_works_with_its_least_rights_and_has_no_more(stack: tuple[Syst
                 own.execute_command(*command.split())
         own.close()
     admin.close()
-
-
-def use_files(client: httpx.Client) -> None:
-    """Every call of Redis that files and events need: by the API, by a worker, and by the sweep."""
-    stored = client.post("/files", content=b"abc").json()
-    assert client.post("/files", content=b"abc").status_code == 200
-    body = {"service": "turning", "input": {"document": {"file": stored["id"]}, "do": "same"}}
-    job = client.post("/jobs?wait=20", json=body).json()
-    assert client.get(job["links"]["events"]).text.count("event: progress") == 1
-    made = job["output"]["reversed"]
-    assert client.get(client.get(f"/files/{made['file']}").json()["links"]["download"]).content == b"cba"
-    assert client.delete(f"/files/{stored['id']}").status_code == 204
-    short = client.post("/files?keep_for_s=0.1", content=b"short").json()
-    poll(lambda: client.get(f"/files/{short['id']}").status_code == 404, what="it is swept")
 
 
 def make_certificates(folder: Path) -> None:
@@ -206,7 +185,7 @@ def test_tls_is_used_by_every_part_and_an_unknown_certificate_refused(stack: tup
     with system.client() as client:
         job = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()
         assert job["status"] == "succeeded"
-    sent = system.start("tests.run_code", PRODUCER, **trusted)
+    sent = system.start("tests.kit.run_code", PRODUCER, **trusted)
     assert (sent.wait(60), sent.output) == (0, "7 SUCCESS\n[['echo.predict']]\n")
 
     # a certificate that nobody known has signed: nothing is sent to that server
@@ -274,7 +253,7 @@ def test_after_a_failover_the_jobs_go_on_with_the_new_master(stack: tuple[System
         after = submit(20, 0)
         assert len(after) == 20
         assert {finished(client, job_id, 30)["status"] for job_id in before + after} == {"succeeded"}
-        sent = system.start("tests.run_code", PRODUCER, **url)
+        sent = system.start("tests.kit.run_code", PRODUCER, **url)
         assert (sent.wait(60), sent.output) == (0, "7 SUCCESS\n[['echo.predict']]\n")
     for open_client in (first, second, ask):
         open_client.close()

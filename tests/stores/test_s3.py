@@ -16,8 +16,8 @@ import fsspec
 import httpx
 import pytest
 
-from tests.services import write_turning
-from tests.support import Process, System, environment_without_ours, free_port, poll, running_system, status_of
+from tests.kit.services import write_turning
+from tests.kit.system import Process, System, environment_without_ours, free_port, poll, running_system, status_of
 
 ACCESS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 IDENTITY = {

@@ -12,20 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Process, System, poll, running_system, services, write_plugin
+from tests.kit.plugins import SCHEMA
+from tests.kit.system import ROOT, Process, System, poll, running_system, services, write_plugin
 from worker.local.supervisor import LAST_PAUSE_S, Worker
 from worker.local.up import Refused, find_ports
 
-SCHEMA = """
-from pydantic import BaseModel
-
-class Input(BaseModel):
-    model_config = {"json_schema_extra": {"examples": [{"n": 2}]}}
-    n: int
-
-class Output(BaseModel):
-    n: int
-"""
 SERVICE = """
 from worker.service import Service
 from twice.schema import Input, Output

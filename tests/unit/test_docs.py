@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from api.problems import STATUS
-from tests.support import ROOT
+from tests.kit.system import ROOT
 from worker.ledger.jobs import Status
 from worker.service import KNOBS, Service
 from worker.settings import Settings
@@ -70,6 +70,11 @@ def test_every_module_that_the_architecture_names_exists_and_every_room_is_in_th
         assert f"`{name}`" in overview or name in ("worker/testing",), name
 
 
+def test_no_test_module_is_imported_by_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) tests\.\w+\.(test_|conftest)", path.read_text(), re.M), path
+
+
 def test_no_function_is_long_and_no_file_large() -> None:
     for path in [
         *(ROOT / "worker").rglob("*.py"),
@@ -116,7 +121,7 @@ def test_no_function_of_lua_is_long() -> None:
 
 
 def test_the_readmes_python_and_toml_blocks_are_a_plugin_that_works(tmp_path: Path) -> None:
-    from tests.support import write_plugin
+    from tests.kit.system import write_plugin
     from worker.testing import run_inline
 
     blocks = re.findall(r"```python\n# plugins/sentiment/src/sentiment/(\w+)\.py\n(.*?)```", text("README.md"), re.S)

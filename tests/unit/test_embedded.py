@@ -9,32 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
-from tests.support import ROOT, Process, environment_without_ours, poll
+from tests.kit.checkout import Checkout, write_server
+from tests.kit.system import poll
 from worker.local import redis_server as embedded
 from worker.local.redis_server import NoRedis
 from worker.settings import Settings
-
-
-class Checkout:
-    """A folder with a private Redis of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {**environment_without_ours(), "PYTHONPATH": str(ROOT), "SERVICES_DATA_DIR": str(folder)}
-        self.settings = Settings(redis_url="", data_dir=folder)
-        self.processes: list[Process] = []
-
-    def serve(self, **env: str) -> Process:
-        command = [sys.executable, "-c", "from worker.cli.main import main; main(['redis'])"]
-        log = self.folder.parent / f"redis-{len(self.processes)}.log"
-        process = Process(command, {**self.env, "PYTHONUNBUFFERED": "1", **env}, log)
-        self.processes.append(process)
-        return process
-
-    def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.settings.url, socket_timeout=5)
 
 
 @pytest.fixture
@@ -111,12 +91,6 @@ def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(NoRedis, match="is no folder"):
         embedded.make_private(tmp_path / "link")
-
-
-def write_server(binary: Path, version: str) -> Path:
-    binary.write_text(f"#!/bin/sh\necho Redis server v={version} sha=0\n")
-    binary.chmod(0o755)
-    return binary
 
 
 def test_an_old_server_is_refused(tmp_path: Path) -> None:

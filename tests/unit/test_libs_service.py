@@ -17,7 +17,7 @@ from libs_service import names
 from libs_service_client import states
 
 import api.client
-from tests.support import ROOT
+from tests.kit.system import ROOT
 from worker.ledger import jobs
 from worker.processes import procfile
 

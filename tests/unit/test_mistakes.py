@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import System, running_system, services, write_plugin
-from tests.unit.test_cli import SCHEMA
+from tests.kit.plugins import SCHEMA
+from tests.kit.system import System, running_system, services, write_plugin
 
 HEAD = "from worker.service import Service\nfrom {name}.schema import Input, Output\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.kit.system import ROOT
 from worker.discovery import list_plugins
 
 NAME = "mood-teller"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import System, free_port, running_system, services, write_plugin
-from tests.unit.test_wheel_check import SCHEMA, SERVICE
+from tests.kit.system import System, free_port, running_system, services, write_plugin
+from tests.kit.wheels import SCHEMA, SERVICE
 
 
 @pytest.fixture(scope="module")

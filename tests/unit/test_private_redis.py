@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, poll
-from tests.tools import need
-from tests.unit.test_embedded import Checkout, write_server
+from tests.kit.checkout import Checkout, write_server
+from tests.kit.system import ROOT, poll
+from tests.kit.tools import need
 from worker.local import redis_server as embedded
 from worker.local.redis_server import NoRedis
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.kit.system import ROOT
 from worker.ledger import record, scripts
 from worker.ledger.record import ABOUT_FIELDS, BATCH_FIELDS, JOB_FIELDS, Field
 

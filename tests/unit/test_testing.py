@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import write_plugin
+from tests.kit.system import write_plugin
 from worker.discovery import Plugin
 from worker.errors import InvalidInput, PredictFailed
 from worker.testing import agree, check_plugin, examples_of, load, run_inline

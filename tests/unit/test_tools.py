@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from scripts import system_packages
-from tests.support import ROOT
-from tests.tools import NEEDS, report_skipped
+from tests.kit.system import ROOT
+from tests.kit.tools import NEEDS, report_skipped
 
 #: One file of each kind: a mark for all of a file, a fixture, a mark of one test.
 FILES = (
     "tests/browser/test_console.py",
-    "tests/integration/test_rabbitmq.py",
+    "tests/stores/test_rabbitmq.py",
     "tests/chaos/test_scenarios.py",
-    "tests/integration/test_generated_clients.py::test_a_client_by_openapi_typescript_works",
+    "tests/stores/test_generated_clients.py::test_a_client_by_openapi_typescript_works",
 )
 
 
@@ -33,7 +33,7 @@ def run_bare(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
 
 def test_what_a_bare_machine_lacks_is_skipped_counted_and_listed(tmp_path: Path) -> None:
     done = run_bare(
-        tmp_path, *FILES, "--deselect", "tests/integration/test_rabbitmq.py::test_a_broker_that_is_none_is_refused"
+        tmp_path, *FILES, "--deselect", "tests/stores/test_rabbitmq.py::test_a_broker_that_is_none_is_refused"
     )
     assert done.returncode == 0 and " passed" not in done.stdout, done.stdout
     counted = [line for line in done.stdout.splitlines() if "skipped, each for want of a program" in line]

@@ -7,39 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import write_plugin
+from tests.kit.system import write_plugin
+from tests.kit.wheels import SCHEMA, SERVICE
 from worker.discovery import Plugin
 from worker.testing import Check, check_plugin
 from worker.testing.wheel import MAX_COPIED_BYTES
 
 CHECK = "its wheel holds what load() opens"
-SCHEMA = """
-from pydantic import BaseModel
-
-class Input(BaseModel):
-    model_config = {"json_schema_extra": {"examples": [{"n": 2}]}}
-    n: int
-
-class Output(BaseModel):
-    n: float
-"""
-SERVICE = """
-import sqlite3
-from pathlib import Path
-from libs_service import Service
-from NAME.schema import Input, Output
-
-HERE = Path(__file__).parent
-
-class Plugin(Service[Input, Output]):
-    max_batch_size = 2
-
-    def load(self):
-        LOAD
-
-    def predict(self, item):
-        return {"n": item.n}
-"""
 PYPROJECT = """
 [build-system]
 requires = ["setuptools>=77"]

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 
 from api.client import Client
-from tests.support import System, finished, listen_to, poll
+from tests.kit.system import System, finished, listen_to, poll
 from worker.ledger.messages import OURS, build_message
 
 

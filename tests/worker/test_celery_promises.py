@@ -20,7 +20,7 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import TaskRevokedError
 from kombu.compression import encoders
 
-from tests.support import System, finished, free_port, poll, running_system, status_of
+from tests.kit.system import System, finished, free_port, poll, running_system, status_of
 from worker.broker.command_line import REFUSED as OPTIONS
 from worker.broker.control import REFUSED as COMMANDS
 

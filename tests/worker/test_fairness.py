@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_ledger import Bench, send_chunk
-from tests.support import RedisServer, System, finished, poll
+from tests.kit.bench import Bench, send_chunk
+from tests.kit.system import RedisServer, System, finished, poll
 from worker.ledger import commands, worker_commands
 from worker.ledger.api_keys import Key, Keys
 from worker.ledger.async_ledger import AsyncLedger

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from api.client import AsyncClient, Client, InvalidRequest
-from tests.integration.test_access import Guarded
-from tests.support import System, finished, poll, running_system, services, status_of, write_plugin
+from tests.kit.guarded import Guarded
+from tests.kit.system import System, finished, poll, running_system, services, status_of, write_plugin
 
 SCHEMA = """
 from pydantic import BaseModel, ConfigDict

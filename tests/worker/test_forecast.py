@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from api.client import Client
-from tests.integration.test_ledger import KNOBS, Bench
-from tests.support import RedisServer, System, finished, listen_to, poll
+from tests.kit.bench import KNOBS, Bench
+from tests.kit.system import RedisServer, System, finished, listen_to, poll
 from worker.errors import StoreUnavailable
 from worker.ledger import batch_commands, commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import System, finished, poll, running_system, services
+from tests.kit.system import System, finished, poll, running_system, services
 
 
 @pytest.fixture

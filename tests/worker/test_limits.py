@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import System, finished, poll
+from tests.kit.system import System, finished, poll
 
 
 def post(client: httpx.Client, service: str, **fields: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import Process, System, finished, poll, running_system
+from tests.kit.system import Process, System, finished, poll, running_system
 
 #: Seconds in which a worker that claims ahead has done so.
 AHEAD_S = 1.0

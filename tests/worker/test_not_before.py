@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from api.client import Client
-from tests.integration.test_api import assert_problem
-from tests.services import SCHEMA
-from tests.support import RedisServer, System, finished, poll, running_system, write_plugin
+from tests.kit.http import assert_problem
+from tests.kit.services import SCHEMA
+from tests.kit.system import RedisServer, System, finished, poll, running_system, write_plugin
 from worker.ledger import commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import Job, NewJob, Priority, Status

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 
 from api.client import AsyncClient, Client, ClientError
-from tests.support import System, finished, listen_to, poll, running_system, write_plugin
+from tests.kit.system import System, finished, listen_to, poll, running_system, write_plugin
 
 MB = 2**20
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import Process, System, children_of, command_of, finished, poll, running_system
-from tests.wild import new_mark, programs, write_wild
+from tests.kit.system import Process, System, children_of, command_of, finished, poll, running_system
+from tests.kit.wild import new_mark, programs, write_wild
 
 EXECUTOR = "self.pool = ProcessPoolExecutor(2, mp_context=fork); list(self.pool.map(abs, range(4)))"
 SILENT = 'logging.config.dictConfig({"version": 1}); logging.disable(logging.CRITICAL)'
@@ -215,7 +215,7 @@ def test_a_plugin_may_change_folder_environment_signals_and_streams(wild: System
     worker = wild.start_without_redis("celery", "-A", "worker", "worker", "-Q", "moved")
     poll(lambda: "service ready name=moved" in worker.output, 60, "it is ready")
 
-    sent = wild.start_without_redis("tests.send", "moved", '{"do": "nothing"}', '{"do": "break_surroundings"}')
+    sent = wild.start_without_redis("tests.kit.send", "moved", '{"do": "nothing"}', '{"do": "break_surroundings"}')
 
     assert sent.wait(60) == 0, sent.output + worker.output
     assert worker.output.count("job succeeded") == 2

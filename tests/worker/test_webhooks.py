@@ -18,8 +18,8 @@ import httpx
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from tests.receiver import Receiver
-from tests.support import ROOT, System, finished, free_port, poll, running_system
+from tests.kit.receiver import Receiver
+from tests.kit.system import ROOT, System, finished, free_port, poll, running_system
 
 ALLOWED: dict[str, Any] = {"SERVICES_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8"}
 QUICK: dict[str, Any] = {**ALLOWED, "SERVICES_WEBHOOK_BACKOFF_S": "0.2", "SERVICES_WEBHOOK_TIMEOUT_S": "2"}
@@ -261,7 +261,7 @@ while not told:
     queues = [q["name"] for tasks in (found.active_queues() or {}).values() for q in tasks]
 print(told[0], "webhooks" in queues)
 """
-    sent = hooked.start("tests.run_code", code)
+    sent = hooked.start("tests.kit.run_code", code)
     assert sent.wait(60) == 0
     assert sent.output == "webhooks.deliver True\n"
 
@@ -269,7 +269,7 @@ print(told[0], "webhooks" in queues)
 def test_the_documents_receiver_works(hooked: System, client: httpx.Client) -> None:
     (code,) = re.findall(r"```python\n(# receiver\.py.*?)```", (ROOT / "docs" / "webhooks.md").read_text(), re.S)
     port, (secret, *_) = free_port(), secrets(hooked)
-    process = hooked.start("tests.run_code", code, WEBHOOK_SECRET=secret, RECEIVER_PORT=str(port))
+    process = hooked.start("tests.kit.run_code", code, WEBHOOK_SECRET=secret, RECEIVER_PORT=str(port))
     job = submit(client, f"http://127.0.0.1:{port}/")
     poll(lambda: f"job.succeeded {job['id']}" in process.output, what="the receiver has printed it")
     told = settled(client, job)
