@@ -16,7 +16,16 @@ from typing import Any, Self
 import httpx
 
 from benchmarks.models import MODELS, SCHEMA, SERVICE
-from tests.kit.system import ROOT, Process, RedisServer, environment_without_ours, free_port, poll, status_of, write_plugin
+from tests.kit.system import (
+    ROOT,
+    Process,
+    RedisServer,
+    environment_without_ours,
+    free_port,
+    poll,
+    status_of,
+    write_plugin,
+)
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.jobs import NewJob
 from worker.settings import Settings

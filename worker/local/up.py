@@ -1,7 +1,7 @@
 """``services up``, the body of ``make run``: everything in the Procfile (else the built-in one), one real job, and then
 until Ctrl-C.
 
-The flow: check ports and names → start the Procfile's lines (``Manager``) → beside them, one thread waits until all are
+The flow: check ports and names → start the Procfile's lines (``Runner``) → beside them, one thread waits until all are
 ready, sends the sample and prints the addresses (``Guide``) → a signal stops everything.
 """
 
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import os
 import shlex
-import signal
 import socket
 import sys
 import threading
@@ -20,26 +18,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import honcho.manager
-import honcho.printer
-import honcho.process
-from honcho.environ import parse_procfile
-
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import UnknownService
-from worker.processes.lifetime import become_reaper, die_with_parent, kill_below
-from worker.processes.procfile import find_checkout, read_procfile, say_others
+from worker.local.runner import Runner
+from worker.processes.lifetime import become_reaper
+from worker.processes.procfile import find_checkout, parse_procfile, read_procfile, say_others
 from worker.settings import EX_USAGE, Settings
 
-#: A running batch may end before the rest is killed; a worker's longest is its ``time_limit_s``.
-KILL_WAIT_S = 120
-#: Seconds for the output of a line that has ended, where something that it started holds it; for the lines that were
-#: killed, to tell so.
-LAST_WORDS_S, KILLED_S = 1.0, 3.0
 #: A failure that the ledger knows may be of an earlier run: a worker that starts again has told of itself by then.
 STALE_FAILURE_S = 15.0
 #: Seconds for the sample's result, and between two words about what is still missing.
@@ -64,20 +52,23 @@ def up(settings: Settings) -> int:
     try:
         ports = find_ports(os.environ)
         names = _names(settings)
-        lines: dict[str, str] = parse_procfile(read_procfile()).processes
+        lines = parse_procfile(read_procfile())
     except Refused as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.code
     if note := say_others():
         print(note, flush=True)
-    honcho.manager.KILL_WAIT = KILL_WAIT_S
-    manager = Manager(Guide(names, ports["PORT"], ports["FLOWER_PORT"]))
-    for name, command in lines.items():
-        manager.add_process(name, command, env=_environment(ports), cwd=str(find_checkout()))
     become_reaper()
-    manager.loop()
-    kill_below()  # what a line has left behind
-    return manager.exit_code
+    runner = Runner(lines, _environment(ports), find_checkout())
+    runner.start()
+    guide = Guide(names, ports["PORT"], ports["FLOWER_PORT"])
+    guide.start()
+    ended = runner.wait()
+    guide.stop.set()
+    if ended:
+        runner.say(f"{ended} stopped by itself: stopping everything")
+    runner.stop()
+    return 1 if ended else 0
 
 
 def find_ports(environ: os._Environ[str] | dict[str, str]) -> dict[str, int]:
@@ -116,105 +107,6 @@ def serve_api(host: str, port: int) -> None:
         timeout_keep_alive=75,  # longer than clients and proxies keep a connection
         app_dir="",  # as uvicorn's own command: what lies in the current folder can be imported
     )
-
-
-class Line(honcho.process.Process):  # type: ignore[misc]  # honcho ships no types
-    """One line of the Procfile; it ends when ``services up`` is killed, however that was."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._child_ctor = partial(honcho.process.Popen, preexec_fn=_begin_line)
-
-    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        """In a process of its own, between ``services up`` and the line: passes the line's output on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # from the first moment: the terminal's Ctrl-C comes here too
-        die_with_parent()
-        self._events = events
-        self._child = self._child_ctor(self.cmd, env=self.env, cwd=self.cwd)
-        self._send_message({"pid": self._child.pid}, type="start")
-        passing_on = threading.Thread(target=self._pass_on, daemon=True)
-        passing_on.start()
-        self._child.wait()  # not for the end of its output, which what it started may hold for ever
-        passing_on.join(LAST_WORDS_S)
-        self._send_message({"returncode": self._child.returncode}, type="stop")
-
-    def _pass_on(self) -> None:
-        for line in self._child.stdout:
-            self._send_message(line)
-
-
-def _begin_line() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    die_with_parent(signal.SIGTERM)
-
-
-class Printer(honcho.printer.Printer):  # type: ignore[misc]  # honcho ships no types
-    """honcho's printer. Where nobody reads it any more (``make run | head``), everything is stopped as by a signal."""
-
-    def write(self, message: Any) -> None:
-        """Print one line."""
-        try:
-            super().write(message)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class Manager(honcho.manager.Manager):  # type: ignore[misc]  # honcho ships no types
-    """honcho's manager, which also starts the guide, and knows a wanted end from an accident."""
-
-    def __init__(self, guide: Guide) -> None:
-        super().__init__(Printer(sys.stdout))
-        self._process_ctor = Line
-        self._guide = guide
-        self._asked = self._in_a_hurry = False  # by a signal, by a second Ctrl-C
-        self._killed_at = math.inf
-        self.exit_code = 0
-
-    def terminate(self) -> None:
-        """Stop everything; called by the loop, once."""
-        self._guide.stop.set()
-        stopped = [name for name, process in self._processes.items() if "returncode" in process]
-        if stopped and not self._asked:
-            self.exit_code = 1
-            self._system_print(f"{stopped[0]} stopped by itself: stopping everything\n")
-        self._system_print(f"stopping: what runs may end, at most {KILL_WAIT_S} s; Ctrl-C again ends all at once\n")
-        super().terminate()
-
-    def kill(self) -> None:
-        """Kill everything below the lines, also what has left its session; called again and again until all have ended.
-
-        The lines' own processes (``Line``) are left to tell of it: one that was killed may hold the queue to here.
-        """
-        if self._killed_at == math.inf:
-            self._killed_at = time.monotonic()
-            left = [name for name, process in self._processes.items() if "returncode" not in process]
-            self._system_print(f"killing {', '.join(left)}\n")
-        lines = frozenset(process["process"].pid for process in self._processes.values())
-        kill_below(lines, beneath=True)
-
-    def _all_stopped(self) -> bool:
-        if self._in_a_hurry and self._all_started():
-            self.kill()
-        return time.monotonic() - self._killed_at > KILLED_S or bool(super()._all_stopped())
-
-    def _start(self) -> None:
-        # honcho's own handlers fail on a signal that comes before all lines have started.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-        super()._start()  # forks, so no thread of ours may run yet
-        self._guide.start()
-
-    def _ask(self, number: int, _: Any) -> None:
-        """The first signal stops everything; a second Ctrl-C kills it. (make passes a second SIGTERM on by itself.)"""
-        self._in_a_hurry = self._in_a_hurry or (self._asked and number == signal.SIGINT)
-        self._asked = True
-        self._guide.stop.set()
-
-    def _any_stopped(self) -> bool:
-        return self._asked or bool(super()._any_stopped())  # the loop then terminates the rest
 
 
 class Guide(threading.Thread):

@@ -52,30 +52,29 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
 
-def find_below(root: int, spare: frozenset[int] = frozenset(), beneath: bool = False) -> list[int]:
+def find_below(root: int, spare: frozenset[int] = frozenset()) -> list[int]:
     """The living processes below one, parents first; without zombies.
 
     Args:
         root: the process's id.
         spare: processes that are left out.
-        beneath: whether those below the spared ones are not left out.
     """
     found, parents = [], [root]
     for parent in parents:  # it grows meanwhile
         for child in _children(parent):
-            if child not in spare or beneath:
+            if child not in spare:
                 parents.append(child)
-            if child not in spare and not _is_zombie(child):
-                found.append(child)
+                if not _is_zombie(child):
+                    found.append(child)
     return found
 
 
-def kill_below(spare: frozenset[int] = frozenset(), beneath: bool = False, most_s: float = KILL_S) -> bool:
+def kill_below(spare: frozenset[int] = frozenset(), most_s: float = KILL_S) -> bool:
     """Kill the processes below this one, a subreaper, as ``find_below`` finds them; gives whether all are gone."""
     begun = time.monotonic()
     while True:
         waited_s = time.monotonic() - begun
-        left = find_below(os.getpid(), spare, beneath)
+        left = find_below(os.getpid(), spare)
         killed = [pid for pid in left if waited_s > CLEAN_S or not _is_cleaner(pid)]
         for pid in killed or (left if waited_s > CLEAN_S else ()):
             _kill(pid)

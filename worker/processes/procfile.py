@@ -13,6 +13,9 @@ workers: exec services run
 flower: exec celery -A libs_service flower --address=127.0.0.1 --port=${FLOWER_PORT:-5555} --logging=error
 """
 
+#: A line of a Procfile: ``name: command``.
+LINE = re.compile(r"^([A-Za-z0-9_-]+):\s*(.+)$")
+
 #: A Procfile is ours where one of its lines starts something of ours. Many a repository has one for other programs.
 OURS = re.compile(r"^[\w-]+\s*:.*(\bservices\s+(api|redis|run)\b|\blibs_service\b)", re.M)
 
@@ -33,6 +36,11 @@ def read_procfile() -> str:
     """The lines to start."""
     procfile = find_procfile()
     return procfile.read_text() if procfile else DEFAULT
+
+
+def parse_procfile(text: str) -> dict[str, str]:
+    """The command lines of a Procfile, by their names."""
+    return {found[1]: found[2] for line in text.splitlines() if (found := LINE.match(line))}
 
 
 def say_others() -> str:
