@@ -55,6 +55,7 @@ check: tools ## lint, formatting, types, import rules, Lua
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.check_lua
+	$(BIN)/python -m scripts.check_prose
 
 format: tools ## mend formatting and what the linter can
 	$(BIN)/ruff check --fix .
