@@ -1,4 +1,4 @@
-"""What programs and plugins import: ``from libs_service import Service, File, Client, AsyncClient``.
+"""The public names for programs and plugins: ``from libs_service import Service, File, Client, AsyncClient``.
 
 These names collide with nothing in a team's own repository; ``worker`` and ``api``, where the code lies, may. Each is
 imported when it is first asked for, so ``import libs_service`` costs nothing, and the client brings no server:

@@ -1,8 +1,8 @@
-"""``python -P -m libs_service.launch MODULE …``: ``python -m MODULE …``, with our ``worker`` whatever lies around.
+"""``python -P -m libs_service.launch MODULE …``: ``python -m MODULE …``, with our package ``worker`` in any folder.
 
 This is how our commands start processes (``worker.processes.launch``). ``-P`` keeps the current folder out of the way
 until the module's own imports are done. Then it is put where ``-m`` would have put it, first, since a plugin may import
-what lies there; ``PYTHONSAFEPATH`` keeps it out, as in any Python.
+there; ``PYTHONSAFEPATH`` keeps it out, as in any Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         if (spec := find_spec(module)) and spec.submodule_search_locations is not None:
             module = f"{module}.__main__"
         imported = importlib.import_module(module)
-    del sys.modules[module]  # what it has imported stays
+    del sys.modules[module]  # its imports stay
     sys.argv = [str(imported.__file__), *sys.argv[2:]]
     if not os.environ.get("PYTHONSAFEPATH"):
         sys.path.insert(0, str(Path.cwd()))

@@ -1,4 +1,4 @@
-"""Our packages ``worker`` and ``api``, found whatever else lies in the current folder.
+"""Our packages ``worker`` and ``api``, found in any current folder.
 
 Python, uvicorn and Celery look into the current folder first, and many a team's repository has an ``api/`` or a
 ``worker/`` of its own there. ``pin`` has such a name mean our package in this process; ``ours_first`` lets the current

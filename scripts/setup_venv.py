@@ -28,7 +28,7 @@ OLDEST_PYTHON = (3, 11)
 #: Exit codes: nothing usable was set up; all is set up but for some plugins, which the last lines name.
 FAILED, LEFT_OUT = 1, 3
 
-#: What ``make run`` needs; the tests' and linters' extra; that of ``make bench``.
+#: The levels: for ``make run``; with the extra of tests and linters; with that of ``make bench``.
 EXTRAS = {"runtime": "", "tools": "[dev]", "bench": "[dev,bench]"}
 
 #: Distributions that were part of this checkout under another name, or that it needed once.
@@ -51,7 +51,7 @@ print(json.dumps([
 
 
 class Failed(Exception):
-    """The set-up cannot go on; the text says why and what to do."""
+    """The set-up cannot go on; the text gives the reason and advice."""
 
 
 def main() -> int:
@@ -119,7 +119,7 @@ class Setup:
         self.uv = shutil.which("uv")
 
     def bring_to(self, level: str) -> int:
-        """Install what is missing for a level. Gives the exit code; raises ``Failed``."""
+        """Install the missing packages of a level. Gives the exit code; raises ``Failed``."""
         levels = ["runtime"] if level == "runtime" else ["runtime", level]
         missing = [name for name in levels if not self._is_done(name)]
         if not missing and self._works():
@@ -136,7 +136,7 @@ class Setup:
         say(f"done, in {time.monotonic() - begun:.0f} s")
         return 0
 
-    # -- What is there already
+    # -- Installed already
 
     def _stamp(self, level: str) -> Path:
         return self.venv / f".setup-{level}"
@@ -146,7 +146,7 @@ class Setup:
         return stamp.is_file() and stamp.read_text() == self._digest()
 
     def _digest(self) -> str:
-        """All files that say what is to be installed."""
+        """All files that name packages to install."""
         named = [Path(part) / "pyproject.toml" for part in self.framework]
         named += [Path("constraints.txt"), Path(__file__).relative_to(self.root)]
         for plugin in self.plugins:
@@ -172,7 +172,7 @@ class Setup:
     # -- The environment
 
     def _ensure_venv(self) -> None:
-        """Use the ``.venv`` that is there, whoever made it; make one where there is none. Nobody's is overwritten."""
+        """Use an existing ``.venv``, also another tool's; make one where there is none. None is overwritten."""
         if not self._works():
             self._make_venv()
         version = self._version()
@@ -220,7 +220,7 @@ class Setup:
                 "Put uv on the PATH, or apt-get install python3-venv, or remove .venv; then run the same command again"
             )
 
-    # -- What goes into it
+    # -- To be installed
 
     def _install_runtime(self) -> None:
         self._remove_former()
@@ -239,7 +239,7 @@ class Setup:
         self._install_one_by_one(framework)
 
     def _install_one_by_one(self, framework: list[str]) -> None:
-        """Each plugin with those before it, so that none takes from another what it needs."""
+        """Each plugin with those before it, so that none replaces a version that another needs."""
         good: list[Plugin] = []
         for plugin in self.plugins:
             together = [*framework, *self._editable(other.folder for other in [*good, plugin])]
@@ -282,7 +282,7 @@ class Setup:
             raise Failed(f"{what} could not be installed beside the plugins; {self._installer} said:\n{said}")
 
     def _possible_pins(self) -> list[str]:
-        """The versions of constraints.txt, less those of what a plugin wanted otherwise."""
+        """The versions of constraints.txt, less those for which a plugin wants another version."""
         installed = {_normalize(name): version for name, version, *_ in self._list_installed()}
         lines = (self.root / "constraints.txt").read_text().splitlines()
         pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
@@ -292,7 +292,7 @@ class Setup:
         return ["--constraint", str(path)]
 
     def _remove_former(self) -> None:
-        """Plugins of this checkout that are gone or have another name now, and what is needed no more."""
+        """Plugins of this checkout that are gone or have another name now, and packages that nothing needs any more."""
         names = {}
         for plugin in self.plugins:
             with contextlib.suppress(Failed):
@@ -415,7 +415,7 @@ def find_reason(lines: list[str]) -> str:
 
 
 def _remove_metadata(folder: Path, name: str, keep: set[str]) -> None:
-    """What setuptools left beside a plugin's sources under its former name: it would be listed as a second plugin."""
+    """Metadata of setuptools under a plugin's former name, which would be listed as a second plugin."""
     for path in folder.glob("*.egg-info"):
         if _normalize(path.stem) == _normalize(name) and _normalize(name) not in keep:
             shutil.rmtree(path)

@@ -1,7 +1,7 @@
 """The programs that only tests and `make check` need and that no Python package brings, and the Debian package of each.
 
-``python3 -m scripts.system_packages`` installs what is missing, where it may (apt, as root), and else says what will be
-skipped. It runs before anything is installed, so it imports the standard library alone.
+``python3 -m scripts.system_packages`` installs missing programs where it may (apt, as root), and else says which tests
+will be skipped. It runs before anything is installed, so it imports the standard library alone.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ app = Celery(
     include=["worker.consumer"],  # imported by a worker alone, so that a producer stays light
 )
 
-# Without timeouts a frozen Redis hangs the caller for ever; RabbitMQ confirms what it has stored.
+# Without timeouts a frozen Redis hangs the caller for ever; RabbitMQ confirms each message that it has stored.
 REDIS_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "health_check_interval": 5, **MASTER}
 RABBIT_OPTIONS = {"confirm_publish": True, "connect_timeout": 4, "read_timeout": 30, "write_timeout": 30}
 
@@ -63,7 +63,7 @@ app.conf.update(
     worker_send_task_events=True,
 )
 
-# Flower binds every interface by default, and shows jobs to whoever comes. An own setting or option still wins.
+# Flower binds every interface by default, and shows jobs to every visitor. An own setting or option still wins.
 os.environ.setdefault("FLOWER_ADDRESS", "127.0.0.1")
 
 

@@ -37,7 +37,7 @@ SCHEMA_WAIT_S = 2.0
 class FullRedisIsAway(bootsteps.StartStopStep):  # type: ignore[misc]
     """A Redis that is full, loads its file or has become a replica is as good as away: the consumer connects again.
 
-    Celery knows only lost connections, and ends the worker on whatever else the broker says.
+    Celery knows only lost connections, and ends the worker on any other error of the broker.
     """
 
     def __init__(self, parent: Any, **_: Any) -> None:

@@ -2,7 +2,7 @@
 
 Listing reads the metadata of installed distributions and imports nothing. ``load_schema`` (the API) imports a plugin's
 ``schema.py`` alone, not even its package's ``__init__``; ``load_service`` (the worker) imports all of it. Both turn
-whatever the plugin raises into ``ServiceFailed`` with the plugin's name, so that one broken plugin harms no other.
+every exception of the plugin into ``ServiceFailed`` with the plugin's name, so that one broken plugin harms no other.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def list_plugins() -> dict[str, Plugin]:
 
 
 def find_plugins(names: Iterable[str]) -> list[Plugin]:
-    """The installed plugins of these names; raises ``UnknownService`` that lists what is installed."""
+    """The installed plugins of these names; raises ``UnknownService`` that lists the installed ones."""
     installed = list_plugins()
     unknown = [name for name in names if name not in installed]
     if unknown:
@@ -120,7 +120,7 @@ def load_models(plugin: Plugin, is_shared: bool = False) -> Models:
 
 
 def say_written(name: str) -> str:
-    """What to do where a plugin of this name lies in ``plugins`` and is not installed; "" where none does."""
+    """Advice where a plugin of this name lies in ``plugins`` and is not installed; "" where none does."""
     for file in sorted(find_checkout().glob("plugins/*/pyproject.toml")):
         try:
             project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -190,7 +190,7 @@ def _arguments_of(base: ast.expr) -> list[str]:
 
 
 def load_service(plugin: Plugin) -> type[Service[Any, Any]]:
-    """Import the plugin's service class, with whatever it imports. Raises ``ServiceFailed``."""
+    """Import the plugin's service class, with all its imports. Raises ``ServiceFailed``."""
     try:
         target = EntryPoint(name=plugin.name, value=plugin.target, group=GROUP).load()
     except PLUGIN_ERRORS as error:
@@ -262,7 +262,7 @@ def _hollow_parents(name: str) -> Iterator[None]:
 
 
 def _explain(plugin: Plugin, error: BaseException) -> str:
-    """What an import raised, the author's own line where there is one, and what to do."""
+    """An import's exception, the author's own line where there is one, and advice."""
     parts = [say(error).replace("\n", " ")]
     if line := _own_line(plugin, error):
         parts.append(f" ({line})")
@@ -280,7 +280,7 @@ def _own_line(plugin: Plugin, error: BaseException) -> str:
 
 
 def _remedy(plugin: Plugin, error: BaseException) -> str:
-    """What to do about an import that failed; "" where only the author can know."""
+    """Advice for an import that failed; "" where only the author can know."""
     again = f"then run `pip install -e` of {plugin.distribution or 'the plugin'} again"
     package = plugin.module.partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-#: What a plugin may raise: all that there is. Its ``exit()`` must take neither its batch nor a command along; libraries
+#: Exceptions that a plugin may raise: all kinds. Its ``exit()`` must take neither its batch nor a command along;
+#: libraries
 #: let ``asyncio.CancelledError`` out, and a panic of an extension in Rust is no ``Exception`` either.
 PLUGIN_ERRORS = BaseException
 
@@ -50,7 +51,7 @@ def to_utf8(text: str) -> str:
 
 
 def say(error: BaseException, depth: int = 0) -> str:
-    """An exception's type and text, whatever its ``__str__`` does; of a group, also what it holds."""
+    """An exception's type and text, even if its ``__str__`` fails; of a group, also its members."""
     name = type(error).__name__
     try:
         text = str(error)
@@ -67,7 +68,7 @@ def field_errors(error: ValidationError, where: Iterable[str | int] = ()) -> lis
     """Pydantic's errors as ``[{loc, msg, type}]``, without the values, which may be anything.
 
     Args:
-        error: what pydantic raised.
+        error: pydantic's exception.
         where: the place of the model that was validated, which goes before each place in it.
     """
     details = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FIELD_ERRORS]
@@ -137,7 +138,7 @@ class Cancelled(ServicesError):
     code = "cancelled"
 
 
-# -- what goes out ----------------------------------------------------------------------------------------------------
+# -- deliveries -----------------------------------------------------------------------------------------------------
 
 
 class AddressRefused(ServicesError):
@@ -257,7 +258,7 @@ class QueueFull(ServicesError):
         self.retry_after_s = retry_after_s
 
 
-# -- who may ----------------------------------------------------------------------------------------------------------
+# -- permissions ------------------------------------------------------------------------------------------------------
 
 
 class Unauthorized(ServicesError):

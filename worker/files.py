@@ -116,8 +116,8 @@ class File:
 
         Args:
             path: a regular file on this machine.
-            content_type: by default what the ending of the path says.
-            name: what a download is called; by default the last part of the path.
+            content_type: by default by the ending of the path.
+            name: the name of a download; by default the last part of the path.
             move: let the worker take the file away instead of copying it; nothing may write to it any more.
         """
         local = Path(path)
@@ -173,7 +173,7 @@ class File:
         raise PydanticCustomError("file", "{expected}", {"expected": must})
 
     def _dump(self) -> Any:
-        """As an output shows it; what is not stored as the input that it was."""
+        """As an output shows it; a file that is not stored as the input's reference."""
         if self.id:
             told = {"file": self.id, "url": f"/files/{self.id}/content"}
             return {**told, "content_type": self.content_type or None, "size": self.size, "name": self.name or None}
@@ -204,7 +204,7 @@ class File:
 
 @dataclass(frozen=True)
 class FileRules:
-    """What a file may be: ``Annotated[File, FileRules(...)]``, or around a list of them.
+    """Limits of a file: ``Annotated[File, FileRules(...)]``, or around a list of them.
 
     Checked before the job is accepted, or by the worker where only it knows (of a URL), and for outputs too.
     """
@@ -215,7 +215,7 @@ class FileRules:
     types: Sequence[str] = field(default=(), hash=False)
 
     def problem(self, size: int, content_type: str) -> str | None:
-        """What is wrong with a file of this size and type."""
+        """The error for a file of this size and type."""
         if problem := self.size_problem(size):
             return problem
         if not matches(content_type, self.types):
@@ -223,7 +223,7 @@ class FileRules:
         return None
 
     def size_problem(self, size: int) -> str | None:
-        """What is wrong with a file of this size."""
+        """The error for a file of this size."""
         if self.max_bytes is not None and size > self.max_bytes:
             return f"the file has {size} bytes; expected at most {self.max_bytes}"
         return None
@@ -293,7 +293,7 @@ def named_ids(text: bytes) -> list[str]:
 
 
 def clean_name(text: str) -> str:
-    """The name of a file out of what a client or a path says: without folders, control characters and overlength.
+    """The name of a file from a client's text or a path: without folders, control characters and overlength.
 
     "" where nothing is left.
     """
@@ -333,7 +333,7 @@ def _say_kind(value: Any) -> str:
 
 
 def _say_to_author(value: Any) -> str:
-    """What to write instead of a value that no JSON has been: a plugin's, or that of somebody who calls one."""
+    """Advice for a value that was never JSON: a plugin's, or that of a caller."""
     got = f"expected a File, got {_say_kind(value)}"
     if isinstance(value, os.PathLike):
         return f"{got}: write File.from_path(path)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: What the name of a service's task ends with, after the service's own.
+#: The end of a task's name, after the name of its service.
 TASK_ENDING = ".predict"
 #: The name of the service that delivers webhooks, which is its queue too. No plugin can have it.
 WEBHOOKS = "webhooks"

@@ -24,7 +24,7 @@ from worker.strict_json import dump
 GROUP = 500
 #: Characters of a message or a line.
 MAX_TEXT = 2000
-#: Bytes of what one group says, about: Redis takes it in one step.
+#: Approximate bytes of one group of events: Redis stores it in one step.
 GROUP_BYTES = 2**20
 #: Bytes of all the partial outputs of one run, and their number: each takes Redis some 60 bytes more.
 MAX_PARTIAL_BYTES, MAX_PARTIALS = 8 * 2**20, 100_000
@@ -41,7 +41,7 @@ class Said:
 
 
 class Speech:
-    """What the jobs of one batch say.
+    """The events of the jobs of one batch, until they are sent.
 
     Args:
         most: progress and log events of a job that are kept until they are sent; the oldest go first.
@@ -63,7 +63,7 @@ class Speech:
         self._unfinished: tuple[Sequence[str], str] = ((), "")
 
     def progress(self, value: float, message: str | None) -> None:
-        """How far the jobs are. Raises ``ValueError`` for what is no number from 0 to 1."""
+        """How far the jobs are. Raises ``ValueError`` unless it is a number from 0 to 1."""
         done = float(value)
         if not 0 <= done <= 1:
             raise ValueError(f"progress({value!r}): expected a number from 0 to 1")
@@ -77,7 +77,7 @@ class Speech:
         self._log(self.jobs, level, message, logger)
 
     def printed(self, text: str) -> None:
-        """A piece of what was printed; a line is told when it ends, or before whatever is told next."""
+        """A piece of printed text; a line is reported when it ends, or before the next event."""
         with self._printing:
             jobs, rest = self._unfinished
             if jobs is not self.jobs:
@@ -91,7 +91,7 @@ class Speech:
                 self._log(jobs, "INFO", line, None)
 
     def end_line(self) -> None:
-        """What was printed without an end of line is a line too."""
+        """Report printed text without an end of line as a line."""
         with self._printing:
             (jobs, rest), self._unfinished = self._unfinished, ((), "")
             if rest:
@@ -114,7 +114,7 @@ class Speech:
         return len(text)
 
     def next_group(self) -> dict[str, list[Said]]:
-        """What is to be sent next, by job and in order."""
+        """The next events to send, by job and in order."""
         with self._turn:
             found: dict[str, list[Said]] = {}
             left = GROUP_BYTES
@@ -129,7 +129,7 @@ class Speech:
             return found
 
     def sent(self, group: dict[str, list[Said]]) -> None:
-        """Forget what has been sent."""
+        """Forget events that have been sent."""
         with self._turn:
             for job_id, said in group.items():
                 for kept in (self._lines.get(job_id), self._outputs.get(job_id)):

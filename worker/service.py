@@ -1,7 +1,7 @@
-"""THE CONTRACT: what the author of a plugin writes.
+"""THE CONTRACT between a plugin's author and the framework.
 
-A service is a class with the four verbs ``load``, ``preprocess``, ``predict`` and ``postprocess``. Who writes
-``predict`` gets a correct service; who writes ``predict_batch`` gets a fast one::
+A service is a class with the four verbs ``load``, ``preprocess``, ``predict`` and ``postprocess``.
+``predict`` alone makes a correct service; ``predict_batch`` makes a fast one::
 
     class Antifraud(Service[Input, Output]):
         max_batch_size = 64
@@ -16,7 +16,7 @@ A service is a class with the four verbs ``load``, ``preprocess``, ``predict`` a
             return Output(score=raw)
 
 For one batch the worker calls ``preprocess`` on each input, ``predict_batch`` once, and ``postprocess`` on each raw
-result. What any of them raises for one input fails that job alone.
+result. An exception for one input fails that job alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Service(Generic[Input, Output]):
 
     #: Most jobs that one ``predict_batch`` is given.
     max_batch_size: ClassVar[int] = 32
-    #: Milliseconds to hold a batch that is not full, counted from its oldest job. 0: take what waits, hold nothing.
+    #: Milliseconds to hold a batch that is not full, counted from its oldest job. 0: take the waiting jobs at once.
     max_queue_delay_ms: ClassVar[float] = 0
     #: Batch sizes for which the model is fastest, such as those that it was compiled for. Where so many jobs wait, the
     #: largest of these sizes is taken at once; fewer than the smallest are held back as ``max_queue_delay_ms`` says.
@@ -94,11 +94,11 @@ class Service(Generic[Input, Output]):
         """Run once after ``load``, for instance a first prediction that compiles or fills caches."""
 
     def preprocess(self, input: Input) -> Any:
-        """Turn one validated input into what ``predict`` takes. Default: the input itself."""
+        """Turn one validated input into a value for ``predict``. Default: the input itself."""
         return input
 
     def bucket(self, features: Any) -> Hashable:
-        """Name what an item may be batched with: only items of one bucket go to a ``predict_batch`` together.
+        """Name the bucket of an item: only items of one bucket go to a ``predict_batch`` together.
 
         For models that pad: with texts bucketed by their length, none is padded to the longest of the batch. Default:
         one bucket for all.
@@ -108,8 +108,8 @@ class Service(Generic[Input, Output]):
     def predict(self, features: Any) -> Any:
         """Run the model on one item. Write this or ``predict_batch``.
 
-        It may ``yield``: each value is a partial output, which clients see at once. Then ``postprocess`` is given what
-        it returns at its end or, where that is nothing, the list of what it yielded.
+        It may ``yield``: each value is a partial output, which clients see at once. Then ``postprocess`` gets its
+        return value or, if that is None, the list of the yielded values.
         """
         return self.predict_batch([features])[0]
 
@@ -171,7 +171,7 @@ def has_own(cls: type[Service[Any, Any]], verb: str) -> bool:
 
 
 def _check_class(cls: type[Service[Any, Any]]) -> None:
-    """Refuse at import what could only fail later, with a text that says what to write instead."""
+    """Refuse mistakes at import that could only fail later, with a text that names the mend."""
     where = f"{cls.__module__}.{cls.__qualname__}"
     if not hasattr(cls, "Input"):
         raise TypeError(f"{where}: name its models, as in `class {cls.__name__}(Service[Input, Output])`")

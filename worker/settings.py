@@ -25,7 +25,7 @@ from worker.processes.procfile import find_checkout
 #: Exit code for settings and command lines that cannot be, as everywhere.
 EX_USAGE = 2
 
-#: What redis-py and kombu both speak; ``redis+socket://`` is kombu's word for ``unix://``.
+#: Schemes that redis-py and kombu both know; ``redis+socket://`` is kombu's word for ``unix://``.
 BROKER_SCHEMES = ("amqp://", "amqps://")
 URL_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://", *CLUSTER_SCHEMES)
 
@@ -310,7 +310,7 @@ class Settings(BaseSettings):
 
     @property
     def away_hint(self) -> str:
-        """What to do when Redis cannot be reached."""
+        """Advice for a Redis that cannot be reached."""
         if self.private_redis:
             return "If the private Redis is not running, run `services redis` (or `make run`), or set REDIS_URL."
         return "Check that the Redis of REDIS_URL is running and can be reached from here."

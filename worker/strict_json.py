@@ -14,7 +14,7 @@ from worker.errors import InvalidOutput
 #: As pydantic and Python write them. Within a string they are harmless: then a closer look tells.
 CONSTANT = re.compile(rb"NaN|Infinity")
 
-#: What ``to_json`` says of a value that is nested deeper than it writes (254 levels, by pydantic-core 2).
+#: Part of the error of ``to_json`` for a value that is nested too deep (254 levels in pydantic-core 2).
 TOO_DEEP = "depth exceeded"
 
 Place = list[str | int]
@@ -56,7 +56,7 @@ def not_json(place: Place, constant: str, of: str) -> InvalidOutput:
 
 
 def dump(value: Any, of: str) -> bytes:
-    """A value as JSON. Raises ``InvalidOutput`` for NaN, for what no JSON has, and for what is nested too deep."""
+    """A value as JSON. Raises ``InvalidOutput`` for NaN, values that JSON does not have, and too deep nesting."""
     try:
         text = to_json(value, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Celery's side of the system: other producers' messages, its control commands, and what they are told.
+"""Celery's side of the system: other producers' messages, its control commands and their answers.
 
 In come messages of any Celery producer, out of Redis or RabbitMQ, and control commands such as ``revoke``.
 Out go jobs of the ledger, results where no job can be one, and answers to the commands.

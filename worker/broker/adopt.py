@@ -1,6 +1,6 @@
 """Other producers' Celery messages become jobs of the ledger.
 
-Whatever a message holds, it is stored, failed or dropped alone, with a line in the log: its neighbours are not touched.
+Every message is stored, failed or dropped alone, with a line in the log: a broken one affects no other.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
 
-#: What Redis says of one command's arguments, and of nothing else.
+#: Errors of Redis about one command's arguments.
 REFUSED = (redis.DataError, ValueError, TypeError, OverflowError, RecursionError)
 
 
 def adopt(ledger: Ledger, settings: Settings, name: str, messages: Sequence[bytes], broker: Broker = "redis") -> None:
-    """Store jobs for messages of a service's queue; what is no job at all is logged and dropped.
+    """Store jobs for messages of a service's queue; a message that is no job is logged and dropped.
 
     Raises redis-py's errors where the ledger cannot be reached; then all may be given again.
     """
@@ -74,7 +74,7 @@ def _log(name: str, adopted: Adopted, state: str) -> None:
 
 
 def _fail_followers(ledger: Ledger, settings: Settings, adopted: Adopted) -> None:
-    """Tasks that were to follow a refused one will never be sent: who waits for one is told so, as Celery tells it."""
+    """Fail the tasks that were to follow a refused one, as Celery does: producers may wait for them."""
     reason = adopted.error.message if adopted.error else ""
     for job_id in adopted.followers:
         message = f"it was to follow task {adopted.job.id}, which was refused: {reason}"

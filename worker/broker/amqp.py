@@ -1,4 +1,4 @@
-"""How ``worker.celery``'s app makes the messages that it sends: what no worker could honour is refused at sending."""
+"""The messages that ``worker.celery``'s app sends: an option that no worker could honour is refused at sending."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _V1, _V2 = inspect.signature(AMQP.as_task_v1), inspect.signature(AMQP.as_task_v2
 
 
 class ServicesAMQP(AMQP):  # type: ignore[misc]  # celery ships no types
-    """Celery's own, but for a check of what is sent to a service. Raises ``InvalidInput`` that names the option."""
+    """Celery's own, with a check of messages to a service. Raises ``InvalidInput`` that names the option."""
 
     def as_task_v1(self, *args: Any, **options: Any) -> Any:
         """A message by Celery's protocol 1."""

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 LIMIT = "a run is limited by time_limit_s in the service's class"
 REPLACED = "a pool process is replaced when it dies, or grows towards memory_limit_mb in the service's class"
 BEAT = "run `celery -A worker beat` as a process of its own"
-#: By click's names of them: what to do instead.
+#: By click's names of the options: the advice for each.
 REFUSED = {
     "autoscale": "give --concurrency N, or start further workers",
     "max_tasks_per_child": REPLACED,
@@ -32,7 +32,7 @@ NO_PROCESSES = re.compile(r"(^|\s)(-c|--concurrency)[= ]?0+(\s|$)")
 
 
 def refused_option(argv: list[str], worker: Any) -> str:
-    """What is wrong with the options that this ``celery worker`` was given; "" for nothing.
+    """The error in the options of this ``celery worker``; "" for none.
 
     Args:
         argv: the command line.

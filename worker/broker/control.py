@@ -1,7 +1,7 @@
 """Celery's control commands, as far as they mean something here; the others answer with words and do nothing.
 
 Importing this module puts them in the place of Celery's own. Each worker gets every command of ``celery control``,
-Flower and ``app.control``, whatever services it runs.
+Flower and ``app.control``, whichever services it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("services.worker")
 RESTART = "and start its workers anew (by SIGTERM nothing is lost)"
 SERVES = "a worker serves the services of its -Q alone: start one with `celery -A worker worker -Q NAME`"
 PROCESSES = "a worker has --concurrency pool processes: start it again with another number, or start further workers"
-#: Commands that would do nothing, or harm, and what to do instead.
+#: Commands that would do nothing, or harm, and the advice for each.
 REFUSED = {
     "rate_limit": "no worker counts jobs a second: limit who sends them (`services keys create --rate`)",
     "time_limit": f"a run is limited by the service's own time_limit_s: set that in its class {RESTART}",
@@ -43,7 +43,7 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     """Cancel jobs by their ids: those that wait, and with terminate those that run too."""
     ids = [text for text in dict.fromkeys(maybe_list(task_id) or []) if isinstance(text, str) and text]
     if signal is not None:
-        signals.signum(signal)  # raises for what is none; whichever it is, the job's process ends as it has to
+        signals.signum(signal)  # raises for an unknown name; the job's process ends in its own way, by any signal
     worker_state.revoked.update(ids)
     pool = state.consumer.pool
     try:

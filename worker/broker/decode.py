@@ -29,7 +29,7 @@ TYPES: dict[str, Callable[[Any], Any]] = {
 
 
 def read_body(message: dict[str, Any], most: int) -> Any:
-    """What a message carries. Raises ``InvalidInput`` or ``ValueError`` where that cannot be told.
+    """The content of a message. Raises ``InvalidInput`` or ``ValueError`` where that cannot be told.
 
     Args:
         message: as kombu's Redis transport keeps it.

@@ -42,7 +42,7 @@ class Adopted:
 
 
 def read_message(service: str, raw: bytes, settings: Settings, broker: Broker = "redis") -> Adopted:
-    """A message, as kombu's Redis transport keeps it, as a job. Raises an exception for what is no such message."""
+    """A message, as kombu's Redis transport keeps it, as a job. Raises an exception for any other message."""
     message = json.loads(raw)
     headers = message.get("headers") or {}
     job_id, body, error = headers.get("id"), None, None
@@ -50,7 +50,7 @@ def read_message(service: str, raw: bytes, settings: Settings, broker: Broker = 
         body = read_body(message, settings.max_body_bytes)
         if "task" not in headers:  # protocol 1: all is in the body
             job_id, headers, body = body["id"], body, _embed(body)
-    except Exception as problem:  # whatever a body holds, it fails its own job alone
+    except Exception as problem:  # a bad body fails its own job alone
         error = _as_invalid(problem)
         job_id = job_id or (message.get("properties") or {}).get("correlation_id")
     job = NewJob(service=service, id=_check_id(job_id), input=b"null", keep_for_s=settings.keep_for_s)

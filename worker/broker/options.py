@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.errors import InvalidInput
 
-#: What a message's body may hold of Celery's canvas, by Celery's own names there: the option, and what to do instead.
+#: Parts of Celery's canvas in a message's body, by Celery's own names: the option, and the advice for it.
 CANVAS = {
     "chain": (
         "chain",

@@ -1,7 +1,7 @@
 """Messages with a priority, which kombu's Redis transport keeps in lists of their own.
 
 A pool process can wait for one list alone, the service's own (``Ledger.wait``); each of these threads waits for another
-and moves what comes there to that one. One command of Redis does it, so no message is ever in neither. A list without
+and moves its messages to that one. One command of Redis does it, so no message is ever in neither. A list without
 messages costs nothing: the command blocks. Their order is the ledger's, by each message's own priority.
 """
 
@@ -17,7 +17,7 @@ from worker.settings import Settings
 
 log = logging.getLogger("services.worker")
 
-#: kombu's steps of priority but the first, whose list is the service's own, and what stands before them in a key.
+#: kombu's steps of priority but the first, whose list is the service's own, and the text before them in a key.
 STEPS, SEPARATOR = (3, 6, 9), "\x06\x16"
 #: Seconds that a command may block, after which it is given again.
 BLOCK_S = 30.0

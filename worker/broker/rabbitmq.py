@@ -32,7 +32,7 @@ PAUSE_S = 1.0
 
 
 class PackedMessage(Message):
-    """A message whose body stays as it came: kombu decompresses it whatever size it gets, and drops what it cannot."""
+    """A message whose body stays as it came: kombu would decompress it to any size, and drop a broken one."""
 
     def __init__(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         headers = msg.properties.get("application_headers") or {}
@@ -53,11 +53,11 @@ class Adopter(ConsumerMixin, threading.Thread):
         self._names = names
 
     def stop(self) -> None:
-        """Take nothing more; what is not acknowledged goes back to the queue."""
+        """Take nothing more; unacknowledged messages go back to the queue."""
         self.should_stop = True
 
     def run(self, *_: Any, **__: Any) -> None:
-        """Until stopped, whatever comes."""
+        """Read messages until stopped; no message ends the loop."""
         while not self.should_stop:
             try:
                 super().run()  # type: ignore[no-untyped-call]
@@ -85,7 +85,7 @@ class Adopter(ConsumerMixin, threading.Thread):
             log.warning("could not store a message of queue %s: %s; it goes back to the queue", name, error)
             message.requeue()
             threading.Event().wait(PAUSE_S)
-        except Exception as problem:  # whatever a message holds, it must not end this thread
+        except Exception as problem:  # no message may end this thread
             log.exception("dropped a message in queue %s: %s: %.200r", name, type(problem).__name__, message.body)
             message.ack()
         else:

@@ -1,7 +1,7 @@
 """Celery's result backend over the ledger, so that ``AsyncResult(id)`` and ``GET /jobs/<id>`` always agree.
 
-It only reads, and what it reads is the job's record, wherever the job came from. the ledger writes a result once
-more as stock Celery does (``tell_celery``) for programs that have no more than Celery and a ``redis://`` backend;
+It only reads the job's record, wherever the job came from. The ledger writes a result once more,
+as stock Celery does (``tell_celery``) for programs that have no more than Celery and a ``redis://`` backend;
 nothing here depends on that copy.
 """
 
@@ -86,7 +86,7 @@ class JobEnds(ResultConsumer):  # type: ignore[misc]  # celery ships no types
 class LedgerBackend(RedisBackend):  # type: ignore[misc]
     """``AsyncResult`` for jobs of either origin: the API's and any Celery producer's.
 
-    What Celery keeps beside results (groups that were saved) is in Redis as ever.
+    Celery's other data (saved groups) is in Redis as ever.
     """
 
     ResultConsumer = JobEnds
@@ -97,7 +97,7 @@ class LedgerBackend(RedisBackend):  # type: ignore[misc]
         return Ledger(get_settings())
 
     def get(self, key: str | bytes) -> Any:
-        """What stands under a key of Celery's: of a result's, the job's record, as Celery would have written it."""
+        """The value of a key of Celery's: for a result, the job's record as Celery would have written it."""
         name, prefix = (text.decode() if isinstance(text, bytes) else text for text in (key, self.task_keyprefix))
         if not name.startswith(prefix):
             return super().get(key)

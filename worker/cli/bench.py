@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure."""
+    """The measurements to make."""
 
     batch_sizes: tuple[int, ...]
     clients: tuple[int, ...]
@@ -238,7 +238,7 @@ def propose(points: Sequence[Point], plan: Plan) -> str:
 
 
 def write_plot(points: Sequence[Point], name: str, path: Path) -> str:
-    """Throughput over latency, a line a batch size; a CSV where there is no matplotlib. Says what was written."""
+    """Throughput over latency, a line a batch size; a CSV without matplotlib. Gives a sentence that names the file."""
     try:
         import matplotlib as mpl
     except ImportError:

@@ -1,4 +1,4 @@
-"""What the commands are given: an input, a number."""
+"""Arguments of commands: inputs and numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from worker.errors import ServicesError
 
-#: What ``read_input`` takes, for a command's help.
+#: The forms of an input, for a command's help.
 INPUT_HELP = "the input as JSON; @FILE or FILE: a file with it; - for stdin"
 
 
@@ -42,12 +42,12 @@ def _parse(text: str, name: str) -> Any:
 
 
 def say_no_example(name: str, command: str) -> str:
-    """What to do where a service has no example."""
+    """Advice for a service that has no example."""
     return f"{name} has no example; give an input: {command} JSON (or FILE, or -)"
 
 
 def join_errors(errors: Any) -> str:
-    """The fields that are wrong, each with what was expected."""
+    """The fields that are wrong, each with the expectation."""
     return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
 
 

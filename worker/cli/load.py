@@ -110,7 +110,7 @@ def build_request(method: str, path: str, body: bytes = b"", headers: str = "") 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What ended within a stretch of time: how long each job took (ms), and in a batch of how many."""
+    """The jobs that ended within a stretch of time: how long each job took (ms), and in a batch of how many."""
 
     seconds: float
     latencies: list[float]
@@ -167,7 +167,7 @@ class ClosedLoop:
         return windows, share
 
     async def _window(self, tasks: list[asyncio.Task[None]], seconds: float) -> Window:
-        """What ends from now on, for so long, and until there are enough jobs to tell something."""
+        """Collect the jobs that end from now on, for this time and until there are enough for a figure."""
         self._latencies, self._batch_sizes = [], []
         begun, least = time.perf_counter(), max(LEAST_JOBS, len(tasks))
         while (passed := time.perf_counter() - begun) < seconds or len(self._latencies) < least:

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def check(arguments: argparse.Namespace, _: Settings) -> int:
-    """check that a plugin keeps the contract (what the plugin prints meanwhile is left out)"""
+    """check that a plugin keeps the contract (its prints are left out)"""
     from worker.testing import check_plugin
 
     find_here()
@@ -156,7 +156,7 @@ def predict(arguments: argparse.Namespace, _: Settings) -> int:
 
 
 def _without_prints(call: Callable[[], T], to: str = "") -> T:
-    """Call a plugin while what it prints, from C too, goes to stderr (or to this file): stdout is for our output."""
+    """Call a plugin while its prints, from C too, go to stderr (or to this file): stdout is for our output."""
     sys.stdout.flush()
     stdout = os.dup(1)
     other = os.open(to, os.O_WRONLY) if to else os.dup(2)
@@ -354,7 +354,7 @@ def _say(error: ServicesError) -> str:
 
 
 def _show(cause: BaseException | None) -> None:
-    """The traceback of what a plugin raised: its author is the one who reads it here."""
+    """Print the traceback of a plugin's exception, for the plugin's author."""
     if cause is None:
         return
     told = traceback.TracebackException.from_exception(cause)

@@ -74,7 +74,7 @@ def _in_code(name: str) -> tuple[str, str]:
 
 
 def _find_prefix() -> str:
-    """What goes before the commands of this environment, where a shell would not find them: it was not activated."""
+    """The path before the commands of this environment, if it is not activated and a shell would not find them."""
     here = Path(sys.prefix) / "bin"
     if shutil.which("services") in (None, str(here / "services")) and shutil.which("pip") == str(here / "pip"):
         return ""
@@ -89,7 +89,7 @@ def _say_install(prefix: str) -> str:
 
 
 def _find_names(name: str) -> dict[str, str]:
-    """What stands for what in the template. Raises ``Refused`` for a name that is taken."""
+    """The words of the template and their replacements. Raises ``Refused`` for a name that is taken."""
     package, kind = _in_code(name)
     if installed := list_plugins().get(name):
         raise Refused(f"a service named {name} is installed already, by {installed.distribution} {installed.version}")

@@ -28,13 +28,13 @@ PASSING = frozenset({0, 429, 502, 503, 504})
 
 
 class Refused(ServicesError):
-    """The API did not do what it was asked for."""
+    """The API refused or failed a request."""
 
     code = "refused"
 
 
 class Api:
-    """The running API. Raises ``Refused`` and ``UnknownService``, whose texts say what to do."""
+    """The running API. Raises ``Refused`` and ``UnknownService``, whose texts give advice."""
 
     def __init__(self, url: str, api_key: str, name: str) -> None:
         self.url = url.rstrip("/")
@@ -64,7 +64,7 @@ class Api:
         return job
 
     def _say_here(self) -> str:
-        """What to do where the service that the API does not know is here."""
+        """Advice where a service that the API does not know is installed here."""
         if hint := say_written(self._name):
             return f"; {hint}, and start the API again" if self._name not in list_plugins() else ""
         return ""
@@ -76,7 +76,7 @@ class Api:
         return fetch(self.url + path, body, headers, timeout_s)
 
     def _done(self, status: int, answer: Any) -> Any:
-        """What was asked for, where it was given."""
+        """The answer's content. Raises the error for any other answer."""
         if status == 0:
             hint = "start it with `make run`, or name another by --url or PORT"
             raise Refused(f"no API answers at {self.url} ({answer}): {hint}")

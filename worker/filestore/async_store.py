@@ -1,4 +1,4 @@
-"""The API's side of files: uploads, downloads, what jobs hold, and the sweep."""
+"""The API's side of files: uploads, downloads, holds of jobs, and the sweep."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ log = logging.getLogger("services.api")
 
 #: Calls of the storage at a time, in one API process.
 THREADS = 8
-#: Longest that who is refused waits for the rest of an upload to be removed; it goes on without him.
+#: Longest wait of a refused client for the removal of its upload (seconds); the removal continues without the client.
 DISCARD_S = 2.0
 #: Seconds between two sweeps, and how much one does at most.
 SWEEP_S = 1.0
@@ -134,7 +134,7 @@ class AsyncFiles:
         return record, record.blob == blob
 
     async def read(self, record: FileRecord, first: int, length: int) -> AsyncIterator[bytes]:
-        """A part of a file's content, opened at once, so that what is not there is known before the answer begins."""
+        """A part of a file's content, opened at once, so that a missing file is known before the answer begins."""
         try:
             source = await self._in_thread(lambda: self._storage.read(record.blob))
         except FileMissing as error:
@@ -143,7 +143,7 @@ class AsyncFiles:
         return self._pieces(source, first, length)
 
     async def hold(self, job: NewJob, files: Sequence[tuple[Where, File]]) -> None:
-        """Before a job is accepted: its files are its owner's, are what they may be, and stay until it has ended.
+        """Before a job is accepted: its files belong to its owner, fit their rules, and stay until it has ended.
 
         Raises ``InvalidInput`` that names each field.
         """
@@ -165,9 +165,9 @@ class AsyncFiles:
                 raise JobNotRetryable(f"job {job.id} cannot run again: {must}")
 
     async def hold_named(self, service: str, job_id: str, owner: str, text: bytes) -> None:
-        """Before a job, or a chunk of a batch, is accepted that nobody validates here: what its JSON names stays.
+        """Before a job, or a chunk of a batch, is accepted without validation here: the files that its JSON names stay.
 
-        What is not there is for the worker to tell.
+        The worker reports missing ones.
         """
         if ids := named_ids(text):
             await self._hold(service, job_id, owner, ids)
@@ -235,7 +235,7 @@ class AsyncFiles:
     async def _bind(self, blob: str, name: str, filename: str, *about: Any) -> FileRecord | None:
         """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
 
-        What was sent in full is worth a few tries. Where none is answered, the sweep sees to the blob.
+        A complete upload is worth a few tries. If none is answered, the sweep removes the blob.
         """
         for left in reversed(range(BIND_TRIES)):
             try:
@@ -276,7 +276,7 @@ class AsyncFiles:
                 await asyncio.shield(self._in_thread(source.close))
 
     async def _discard(self, blob: str, writing: Writing | None) -> None:
-        """Remove a blob that belongs to no file. What fails here is the sweep's, in ten minutes."""
+        """Remove a blob that belongs to no file. If that fails, the sweep does so ten minutes later."""
         try:
             if writing:
                 with suppress(ServicesError):
@@ -330,7 +330,7 @@ class AsyncFiles:
         return ended
 
     def _problem(self, file: File, record: FileRecord | None) -> tuple[str, str] | None:
-        """What is wrong with a file of an input, as text and type, as far as it is known here."""
+        """The error of an input's file, as text and type, as far as it is known here."""
         if file.id:
             if record is None:
                 return "no file has this id: upload it by POST /files, or again where its keep_for_s was over", "file"

@@ -59,7 +59,7 @@ BROUGHT_NS = 978_307_200 * 1_000_000_000
 
 
 class Attachments:
-    """What a pool process needs for files; it touches neither disk nor storage before the first of them."""
+    """The file store of a pool process; it touches neither disk nor storage before the first of them."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.settings = settings
@@ -172,15 +172,15 @@ class BatchFiles:
             self._tell("begun")
 
     def look(self, raw: Any) -> Any:
-        """What ``predict`` gave, its files taken as they are."""
+        """The result of ``predict``, its files taken as they are."""
         return self._taker.look(raw)
 
     def take(self, output: Any) -> Any:
-        """What ``postprocess`` gave, its files taken as they are; raises where one cannot be."""
+        """The result of ``postprocess``, its files taken as they are; raises where one cannot be."""
         output = self._taker.take(output)
         for _, file in find_files(output):
             if file.is_here and not file.is_made and _is_changed(file.path):
-                file.id = ""  # a plugin has written to its input: what it returns is no longer that file
+                file.id = ""  # a plugin has written to its input: the returned file is another one
         return output
 
     def keep(self, items: Sequence[Item]) -> None:
@@ -194,7 +194,7 @@ class BatchFiles:
             self._tell("begun")
 
     def clear(self) -> None:
-        """Remove what is local; the files of the batch have no path any more."""
+        """Remove the local copies; the files of the batch have no path any more."""
         self._taker.give_back()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -326,14 +326,14 @@ class BatchFiles:
         return self._job_id or item.job_id
 
     def _reference(self, item: Item, file: File) -> str:
-        """What two files of a batch that are the same have in common; what one API key has is not another's."""
+        """The identity of a file within a batch; files of two API keys are never the same."""
         return file_name(self._owner(item), file.id) if file.id else file.url or f"data:{id(file)}"
 
 
 class Scratch:
     """A folder of this process for the files of its batches; those of processes that have died are removed.
 
-    Whoever lives holds the lock of the file beside its folder, which also tells between containers that share a disk.
+    A living process holds the lock of the file beside its folder, also for containers that share a disk.
     """
 
     def __init__(self, root: Path) -> None:
@@ -382,7 +382,7 @@ def _no_room(error: OSError) -> StorageUnavailable:
 
 
 def _is_changed(path: Path) -> bool:
-    """Whether a plugin has written to the file of an input; one that it removed is still what it was."""
+    """Whether a plugin has written to the file of an input; a removed one counts as unchanged."""
     try:
         return path.stat().st_mtime_ns != BROUGHT_NS
     except OSError:

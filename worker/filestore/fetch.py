@@ -1,6 +1,6 @@
 """Fetch a file of an input by its URL, from the worker.
 
-The address is checked where the connection is made: the host's name is looked up once, and what was found is checked
+The address is checked where the connection is made: the host's name is looked up once, and each address is checked
 and connected to, so that a name which changes its mind (DNS rebinding) leads nowhere else.
 """
 
@@ -29,13 +29,13 @@ PIECE_BYTES = 256 * 1024
 
 
 def check_url(url: str, rules: AddressRules) -> None:
-    """For the API, which may not see the host's network: raise ``AddressRefused`` for what needs no look at it."""
+    """For the API, which may not see the host's network: raise ``AddressRefused`` as far as the URL alone shows it."""
     if _parse(url).scheme != "https" and not rules.allowed:
         raise AddressRefused(f"expected https://; http is refused unless {rules.setting} names the host's network")
 
 
 def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: AddressRules) -> str:
-    """Write what is at a URL into a file, and give its content type. Raises ``InvalidInput`` that says why not."""
+    """Write the content of a URL into a file, and give its content type. Raises ``InvalidInput`` with the reason."""
     deadline = time.monotonic() + timeout_s
     try:
         target = _parse(url)
@@ -137,7 +137,7 @@ def _read(response: HTTPResponse, file: BinaryIO, max_bytes: int, deadline: floa
         if size > max_bytes:
             raise _too_large(max_bytes)
         file.write(piece)
-    _left(deadline)  # what was cut off there may look like an answer's end
+    _left(deadline)  # a cut connection may look like an answer's end
     if response.length:  # read1 does not say that the connection was cut
         raise InvalidInput(f"the URL's answer broke off {response.length} bytes before its end")
     return response.headers.get_content_type()

@@ -1,7 +1,7 @@
 """Files stay while a job that names them has not ended: the worker's side of it.
 
-The API does so as it accepts a job (``files_async``). What other Celery producers send, and what `services retry` runs
-again, does not pass there.
+The API does so as it accepts a job (``async_store``). Jobs that other Celery producers send, and those that `services
+retry` runs again, does not pass there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from worker.ledger.sync_ledger import Ledger
 
 
 def hold_named(ledger: Ledger, service: str, job_id: str, owner: str, input: bytes) -> None:
-    """Have the files stay that a job's input (JSON) names. What is not there is told where the job runs.
+    """Have the files stay that a job's input (JSON) names. A missing file is reported when the job runs.
 
     Args:
         owner: the API key that the job belongs to; "": none, so it may use everybody's files.

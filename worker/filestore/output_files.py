@@ -1,4 +1,4 @@
-"""The files that a plugin's verbs return, taken in that moment: what is written to their paths later is not theirs."""
+"""The files that a plugin's verbs return, taken in that moment: later writes to their paths change nothing."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Taker:
         self._count = 0
 
     def look(self, raw: Any) -> Any:
-        """After ``predict``: take what is there. What is not may come to be until ``postprocess`` returns it."""
-        with suppress(Exception):  # a raw result may hold anything: what refers to itself, what cannot be copied
+        """After ``predict``: take existing files. A missing one may come to exist until ``postprocess`` returns it."""
+        with suppress(Exception):  # a raw result may hold anything, such as cycles and objects that cannot be copied
             files = [file for _, file in find_files(raw) if file.is_made]
             if any(id(file) in self._taken for file in files):  # an object that another result has too
                 raw = self._copy(raw)
@@ -53,7 +53,7 @@ class Taker:
         return raw
 
     def take(self, output: Any) -> Any:
-        """After ``postprocess``: take what is not yet taken; the output, or a copy where another shares its files.
+        """After ``postprocess``: take the remaining files; gives the output, or a copy where another shares its files.
 
         Raises ``InvalidOutput`` that names the field and the path, or ``ServiceFailed``.
         """
@@ -82,7 +82,7 @@ class Taker:
         return output
 
     def give_back(self) -> None:
-        """Make the plugin's objects what they were: one that was made in ``load`` is returned again and again."""
+        """Restore the plugin's objects: one that was made in ``load`` is returned again and again."""
         for taken in self._taken.values():
             taken.file.id, taken.file.size = "", None
             taken.file.content_type = taken.content_type

@@ -1,4 +1,4 @@
-"""Where the bytes of files are: a local folder, or whatever fsspec can write to.
+"""The storage of files' bytes: a local folder, or any store of fsspec.
 
 A file's bytes are a *blob* with a name that is used once. Which blob belongs to a file is in Redis (``files.lua``). All
 calls block; the API makes them in threads.
@@ -48,7 +48,7 @@ HEAD_BYTES = 8192
 
 
 def file_name(owner: str, file_id: str) -> str:
-    """What ``files.lua`` calls a file that belongs to this API key; "": to none."""
+    """The name in ``files.lua`` of a file that belongs to this API key; "": to none."""
     return f"{owner}/{file_id}" if owner else file_id
 
 
@@ -72,7 +72,7 @@ class FileRecord:
 
     @classmethod
     def read(cls, name: str, values: Sequence[bytes | None]) -> FileRecord | None:
-        """What ``files.lua`` answers of a file that it calls so; None where there is no such file."""
+        """Read the reply of ``files.lua`` about the file of this name; None where there is none."""
         if not values or values[0] is None:
             return None
         blob, size, kind, created, expires, called = (value or b"" for value in values)
@@ -87,7 +87,7 @@ class FileRecord:
 
     @property
     def name(self) -> str:
-        """What ``files.lua`` calls it."""
+        """The file's name in ``files.lua``."""
         return file_name(self.owner, self.id)
 
     def describe(self, links: dict[str, str]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class FileRecord:
 
 
 class Writing:
-    """A blob that is being written, and the hash of what it has so far."""
+    """A blob that is being written, and the hash of its bytes so far."""
 
     def __init__(self, file: Any, local: bool) -> None:
         self._file = file
@@ -170,7 +170,7 @@ class Storage:
             return filesystem.open(f"{root}/{blob}", "rb", block_size=BLOCK_BYTES, cache_type="readahead")
 
     def bring(self, blob: str, path: Path) -> None:
-        """Have a blob as a local file, which is no link to it: what a plugin does to the one, the other knows not."""
+        """Have a blob as a local file, which is no link to it: a plugin's changes of the file do not reach the blob."""
         with self.read(blob) as source, guarded(), path.open("xb") as file:
             if self.is_local:
                 copy_content(source, file)

@@ -10,7 +10,7 @@ from worker.errors import PLUGIN_ERRORS, Cancelled, ServicesError
 from worker.progress import Speech, current
 from worker.settings import MAX_OUTPUT_BYTES
 
-#: What became of an input: its output as JSON, or why there is none.
+#: The end of an input: its output as JSON, or the error for which it has none.
 Outcome = bytes | ServicesError
 
 Verb = Callable[..., Any]
@@ -26,7 +26,7 @@ class Passage:
 
     Args:
         inputs: their JSON.
-        job_ids: of each, for what the service says of it and for ``cancelled``; none where they are no jobs but rows.
+        job_ids: of each, for its events and for ``cancelled``; empty where the inputs are rows of a chunk.
         cancelled: ids of the jobs that are no longer wanted; it may grow meanwhile.
         most_bytes: of one output as JSON.
     """
@@ -39,18 +39,18 @@ class Passage:
         most_bytes: int = MAX_OUTPUT_BYTES,
     ) -> None:
         self.values: list[Any] = list(inputs)  #: input JSON → Input → features → raw → Output → output JSON
-        self.job_ids: Sequence[str] = job_ids  #: whose the values are; empty where nobody's
+        self.job_ids: Sequence[str] = job_ids  #: the jobs that the values belong to; empty for rows of a chunk
         self.most_bytes = most_bytes
         self._cancelled = cancelled
         self._places: Sequence[int] = range(len(inputs))  # of the values among the inputs
         self._errors: dict[int, ServicesError] = {}  # by place
 
     def each(self, verb: Verb, name_failure: NameFailure) -> None:
-        """What ``verb`` makes of a value takes its place; a value for which it raises goes no further."""
+        """Replace each value by the result of ``verb``; an input for which it raises keeps the error and stops here."""
         self.values = self.ask_each(verb, name_failure)
 
     def ask_each(self, verb: Verb, name_failure: NameFailure) -> list[Any]:
-        """As ``each``, but the values stay what they are: gives what ``verb`` made of those that go on."""
+        """As ``each``, but leave the values: gives the results of ``verb`` for the inputs that continue."""
         self.drop_cancelled()
         speech = current()
         columns = [iter(self.values)]
@@ -60,7 +60,7 @@ class Passage:
         failures: dict[int, ServicesError] = {}
         while len(made) < len(self.values):
             try:
-                made.extend(map(verb, *columns))  # where one raises, the list keeps what came before it
+                made.extend(map(verb, *columns))  # where one raises, the list keeps the results before it
                 if len(made) < len(self.values):
                     raise StopIteration  # the verb did, which ends a loop as an end does
             except PLUGIN_ERRORS as error:
@@ -100,7 +100,7 @@ class Passage:
         return Passage([self.values[i] for i in indices], job_ids, self._cancelled, self.most_bytes)
 
     def outcomes(self) -> list[Any]:
-        """What became of each input, in order: its value or its error; after the last stage, an ``Outcome``."""
+        """Each input's value or error, in order; after the last stage, an ``Outcome``."""
         if not self._errors:
             return self.values
         ended = dict(zip(self._places, self.values, strict=True)) | self._errors

@@ -1,4 +1,4 @@
-"""What a plugin says while it runs: progress, log lines, what it prints, and partial outputs.
+"""Reports of a running plugin: progress, log lines, printed lines and partial outputs.
 
 It belongs to the job whose verb runs (in ``predict_batch``: to each job of the call), is gathered in the pool process
 and sent to the ledger in groups by a thread of its own, which never holds up the model. The ledger takes it only from
@@ -29,7 +29,7 @@ EVERY_S, AGAIN_S = 0.05, 0.5
 
 
 class Teller:
-    """Sends what the batches of one pool process say, one batch after the other.
+    """Sends the reports of one pool process's batches, one batch after the other.
 
     Args:
         most: progress and log events that the ledger keeps of a job.
@@ -55,7 +55,7 @@ class Teller:
             active.reset(before)
 
     def flush(self) -> None:
-        """Send what has not been sent, in the caller's own thread. Raises redis-py's errors."""
+        """Send the remaining reports, in the caller's own thread. Raises redis-py's errors."""
         self._speech.end_line()
         while self._send():
             pass
@@ -98,7 +98,7 @@ class Printed:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Pass it on, and tell it to the jobs; what a handler of ``logging`` writes here was told already."""
+        """Pass the text on, and report it to the jobs; lines of handlers of ``logging`` have been reported already."""
         speech = active.get()
         if speech.jobs and sys._getframe(1).f_globals.get("__name__") != "logging":
             speech.printed(text)
@@ -114,7 +114,7 @@ class Printed:
 
 
 class Logged(logging.Handler):
-    """What is logged while a verb runs, at whatever level its loggers let through."""
+    """Reports log records while a verb runs, at any level that their loggers let through."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell it to the jobs."""
@@ -131,9 +131,9 @@ class Logged(logging.Handler):
 
 
 def capture(level: str, shown: logging.Handler) -> None:
-    """From now on, hear what is printed and logged. Called once the plugins are loaded, which may have set up logging.
+    """Report printed and logged lines from now on. Called after the plugins are loaded, which may have set up logging.
 
-    Where none has, what they log goes to ``shown`` too, from ``level`` on.
+    If none has, their log lines go to ``shown`` too, from ``level`` on.
     """
     stdout = sys.stdout
     if stdout and not stdout.closed:
@@ -152,8 +152,8 @@ def capture(level: str, shown: logging.Handler) -> None:
 def hear_loggers(logged: Logged) -> None:
     """Give this handler each line that any logger lets through.
 
-    It is no handler of the root logger: ``dictConfig``, ``basicConfig(force=True)`` and whoever clears its handlers
-    would take it away in the midst of a run.
+    It is no handler of the root logger: ``dictConfig``, ``basicConfig(force=True)`` and any code that clears the
+    root's handlers would remove it in the midst of a run.
     """
     call_handlers = logging.Logger.callHandlers
 

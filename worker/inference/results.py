@@ -1,6 +1,7 @@
-"""The results of a chunk's rows as they come: those that fill a part are stored, and held here no longer.
+"""The results of a chunk's rows: as soon as they fill a part, it is stored in the ledger and leaves this process's
+memory.
 
-A chunk whose results stay below the size of a part is told to the ledger in one piece, with its end.
+Results of a chunk below the size of one part are stored in one piece, with the chunk's end.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Results:
 
     Args:
         persist: makes a call to Redis until it is answered.
-        before: what is known of the chunk's earlier runs.
+        before: results and failures of the chunk's earlier runs.
     """
 
     def __init__(self, ledger: Ledger, service: str, token: str, job_id: str, persist: Persist, before: Rerun) -> None:
@@ -87,7 +88,7 @@ class Results:
         return bool(self._persist(partial(self._ledger.run, command)))
 
     def pause(self, done: int) -> bool:
-        """Let what is to be run before the rest of the chunk be run, if there is anything."""
+        """Give way to more urgent jobs, if any wait; True: the rest of the chunk is queued again."""
         parts = self._parts
         command = worker_commands.pause(self._service, self._token, self._id, parts.rest, done, parts.count)
         return bool(self._persist(partial(self._ledger.run, command)))

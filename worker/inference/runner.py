@@ -33,7 +33,7 @@ log = logging.getLogger("services.worker")
 #: Sends a message about the run to the worker's main process.
 Tell = Callable[[str], None]
 
-#: Stage 5 of a batch: writes every end, in one call, and says what became of each.
+#: Stage 5 of a batch: writes every end, in one call, and gives the effect of each.
 Complete = Callable[[], "list[Ended]"]
 
 #: A chunk of which nothing is known yet.
@@ -54,7 +54,7 @@ MAX_BACKOFF_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of one job of a batch, for Celery's events."""
+    """The end of one job of a batch, for Celery's events."""
 
     job_id: str
     outcome: Outcome
@@ -89,7 +89,7 @@ def run_batch(
     teller: Teller | None = None,
     most_bytes: int = MAX_OUTPUT_BYTES,
 ) -> Complete:
-    """Run these jobs. How they ended is written where what this gives is called.
+    """Run these jobs. The returned function writes how they ended.
 
     ``tell`` is called with "begun" and "computed" around the stages that the service's time limit is for: waiting for a
     Redis that is away is none of them. ``most_bytes``: of one output.
@@ -148,7 +148,7 @@ class ChunkRun:
         self._total = Timings(batch_size=service.max_batch_size)
 
     def run(self) -> Complete:
-        """All rows that have no result yet; then what is left is to tell the end."""
+        """Run all rows that have no result yet; the returned function writes the chunk's end."""
         try:
             ending, parts, failed = self._compute() or (None, None, 0)
         except CallCut as error:
@@ -259,7 +259,7 @@ def _cut_ends(endings: Sequence[Ending]) -> list[list[Ending]]:
 
 
 def _flush(teller: Teller, ledger: Ledger) -> None:
-    """Send what the jobs said; what Redis does not take is lost, and the jobs go on."""
+    """Send the jobs' reports; a report that Redis refuses is lost, and the jobs continue."""
     try:
         _persist(teller.flush, ledger)
     except CallCut as error:

@@ -41,10 +41,11 @@ log = logging.getLogger("services.worker")
 #: Characters of an exception's text that reach the client.
 MAX_MESSAGE = 2000
 
-#: Looks at what a verb gave, and gives it, or what takes its place.
+#: Looks at a verb's result, and gives it or its replacement.
 Look = Callable[[Any], Any]
 
-#: What is no JSON or may read as Infinity, and the letter that it has: a closer look then tells. A single letter is
+#: Values that are no JSON or may read as Infinity, and a letter that each has: a closer look decides. A single letter
+#: is
 #: looked for 25 times as fast, and numbers have none: the patterns alone took 2 % of the time of 4,096 rows (measured).
 CONSTANTS = (
     (b"N", re.compile(rb"NaN")),
@@ -92,7 +93,7 @@ class Files(Protocol):
         """Make the files of the inputs local; an item whose file cannot be had gets an error."""
 
     def look(self, raw: Any) -> Any:
-        """Take the files of what ``predict`` gave, as far as they are there."""
+        """Take the files in the result of ``predict``, as far as they exist."""
 
     def take(self, output: Any) -> Any:
         """Take the files of an output as they are now; raises ``InvalidOutput`` or ``ServiceFailed``."""
@@ -101,7 +102,7 @@ class Files(Protocol):
         """Store the files of the outputs."""
 
     def clear(self) -> None:
-        """Remove what is local."""
+        """Remove the local copies."""
 
 
 def run_stages(
@@ -169,7 +170,7 @@ def validate(service: Service[Any, Any], passage: Passage) -> None:
 
 
 def preprocess(service: Service[Any, Any], passage: Passage) -> None:
-    """Stage 2: each input becomes what the model takes."""
+    """Stage 2: each input becomes a value for the model."""
     if has_own(type(service), "preprocess"):
         passage.each(service.preprocess, partial(_failed, verb="preprocess"))
 
@@ -198,7 +199,7 @@ def _predict_one(service: Service[Any, Any], passage: Passage, value: Any) -> An
 
 
 def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) -> Any:
-    """Tell what a ``predict`` yields as it comes; what it returns or, where that is nothing, the list of all."""
+    """Report each value that ``predict`` yields; gives its return value or, if that is None, the yielded list."""
     speech, size = current(), 0
     parts: list[Any] = []
     try:
@@ -295,7 +296,7 @@ def _predict_together(
     look: Look | None = None,
     level: int = logging.WARNING,
 ) -> list[Any]:
-    """What the model gives for each value, in one call; where it raises, its halves again, down to the culprit.
+    """The model's result for each value, in one call; where it raises, each half again, down to the culprit.
 
     Args:
         level: of the log's line for a call that raises.

@@ -1,4 +1,4 @@
-"""API keys: who may ask for what, how often, and how much at once.
+"""API keys: their scopes, services, rates and concurrency.
 
 Keys in Redis, neither of which belongs to a service:
 
@@ -8,8 +8,8 @@ Keys in Redis, neither of which belongs to a service:
 * ``services:rate:<id>`` (string): of a key with a rate, the time (microseconds) at which its bucket is full again; it
   vanishes then.
 
-The API key itself is stored nowhere. It has 256 random bits, so nobody finds it by trying, whatever the hash costs:
-a slow hash with salt protects what people think up, and would cost each request its time.
+The API key itself is stored nowhere. It has 256 random bits, so nobody finds it by trying, even with a fast hash.
+A slow hash with salt protects passwords that people think up, and would delay each request.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CHANGED = "changed"
 
 
 class Scope(StrEnum):
-    """What an API key may do."""
+    """The permissions of an API key."""
 
-    SUBMIT = "submit"  #: whatever makes work: POST and PUT
+    SUBMIT = "submit"  #: every request that makes work: POST and PUT
     READ = "read"  #: its own jobs and batches, and the services
     CANCEL = "cancel"  #: DELETE
     ADMIN = "admin"  #: all of these, to everybody's jobs
@@ -82,7 +82,7 @@ class Key:
 
     @classmethod
     def from_json(cls, text: bytes) -> Key:
-        """Read a record; what a later version has added to it grants nothing here."""
+        """Read a record; a scope that a later version has added grants nothing here."""
         stored = json.loads(text)
         fields = {name: value for name, value in stored.items() if name in cls.__dataclass_fields__}
         fields["scopes"] = tuple(scope for scope in Scope if scope in stored["scopes"])
@@ -114,7 +114,7 @@ class Key:
 
     @property
     def rate_arguments(self) -> list[int]:
-        """What ``TAKE`` is told."""
+        """The arguments of ``TAKE``."""
         return [round(1e6 / self.rate), self.burst]
 
 
@@ -124,7 +124,7 @@ def hash_key(text: str) -> str:
 
 
 def read_keys(stored: Mapping[bytes, bytes]) -> dict[str, Key]:
-    """What ``services:keys`` holds: each record, by its hash."""
+    """The records in ``services:keys``, by their hashes."""
     return {hashed.decode(): Key.from_json(text) for hashed, text in stored.items() if hashed != CHANGED.encode()}
 
 

@@ -1,4 +1,4 @@
-"""The ledger for the API: asyncio, many clients at once, an answer in ``store_timeout_s`` whatever happens."""
+"""The ledger for the API: asyncio, many clients at once, an answer within ``store_timeout_s`` even if Redis hangs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class AsyncLedger:
 
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
-        """Around whatever is asked of Redis: an answer in time, or ``StoreUnavailable``.
+        """Surrounds every call of Redis: an answer in time, or ``StoreUnavailable``.
 
         So is data of a later schema, which must not be touched; that is looked at before the first call.
         """
@@ -172,7 +172,7 @@ class AsyncLedger:
         return (owner or b"").decode()
 
     async def _room(self, owner: str, service: str, most_open: int | None) -> int | str:
-        """How many jobs an API key may have open in this service, less what it has in others; "": any number."""
+        """How many jobs an API key may have open in this service, less those in other services; "": any number."""
         return "" if most_open is None or not owner else most_open - await self._open_elsewhere(owner, service)
 
     async def _open_elsewhere(self, owner: str, service: str) -> int:
@@ -414,7 +414,8 @@ class AsyncLedger:
         return conflicts
 
     async def _within_limits(self, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
-        """The jobs, each told how many its API key may have open here: less what it has in other services.
+        """The jobs, each with the number that its API key may have open here: its limit less its jobs in other
+        services.
 
         A service counts in the step that stores; two share none, so requests for both in one moment may be over.
         """

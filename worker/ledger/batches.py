@@ -1,4 +1,4 @@
-"""Many inputs sent as one: what ``POST /batches`` makes.
+"""Batches: many inputs sent in one request, ``POST /batches``.
 
 Its rows are kept as lines of JSON and cut into chunks. A chunk is a job of the ledger like any other (claimed, leased,
 fenced, recovered), except that it is run by itself and that its output is one line for each of its rows. So the lines
@@ -99,7 +99,7 @@ FIELDS = CHUNK_FIELDS
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """What is known of a chunk that has been run before.
+    """Results and failures of a chunk's earlier runs.
 
     Where a run came to nothing, the next goes row by row, to find the culprit. Where the rows that failed are run
     again, their results take the place of the earlier ones.
@@ -115,7 +115,7 @@ class Rerun:
     settled_parts: tuple[str, ...] = ()
 
 
-#: Parts of a chunk's results: of those so far, or of what a retry's are merged into.
+#: Parts of a chunk's results: of those so far, or of the series into which a retry's are merged.
 PartKind = Literal["so_far", "merged"]
 #: Bytes of a part, about: Redis takes it in some 26 ms (measured), in which it does nothing else. A single line may be
 #: larger.

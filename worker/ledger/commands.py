@@ -61,7 +61,7 @@ class Repeated:
     job_id: str
 
 
-#: What ``create`` makes of one job.
+#: The result of ``create`` for one job.
 Outcome = Job | Repeated | QueueFull | RateLimited | IdempotencyConflict | JobExpired
 
 
@@ -245,7 +245,7 @@ def as_it_is(reply: Any) -> Any:
 
 
 def nothing(reply: Any) -> None:
-    """No result, whatever the reply is."""
+    """No result; the reply is not looked at."""
 
 
 def read_texts(reply: Sequence[bytes]) -> list[str]:

@@ -1,10 +1,10 @@
-"""The schema number of what lies in Redis, by which one version knows whether another's data is safe in its hands.
+"""The schema number of the data in Redis, by which a release decides whether it may change another release's data.
 
-``services:schema`` is a hash: ``number``, and ``version``, the release of libs-service that set it. It is looked at by
-whatever writes there, before it does. A store without one is empty, or was written by 0.1.0, whose schema is 1.
+``services:schema`` is a hash: ``number``, and ``version``, the release of libs-service that set it. Every
+writer looks at it before its first write. A store without one is empty, or was written by 0.1.0, whose schema is 1.
 
-An empty store gets ``SCHEMA`` from whoever comes first. A lower number is taken over: this release reads what all
-before it wrote. The API then raises the number, once no worker of an earlier schema lives (``may_raise``). A higher
+An empty store gets ``SCHEMA`` from its first writer. A lower number is taken over: this release reads the data of all
+earlier ones. The API then raises the number, once no worker of an earlier schema lives (``may_raise``). A higher
 number is refused.
 """
 
@@ -23,7 +23,7 @@ from worker.settings import Settings
 
 log = logging.getLogger("services")
 
-#: Of this release. To be raised where an earlier release would misread, or lose, what this one writes.
+#: Of this release. To be raised where an earlier release would misread, or lose, data of this one.
 SCHEMA = 2
 SCHEMA_KEY = "services:schema"
 #: A store without a number that has data, and a worker that tells none.
@@ -47,7 +47,7 @@ def own_version() -> str:
 
 
 def own_fields() -> dict[Any, Any]:
-    """What is stored under ``SCHEMA_KEY``."""
+    """The fields of ``SCHEMA_KEY`` for this release."""
     return {"number": SCHEMA, "version": own_version()}
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from worker.errors import StoreUnavailable
 
-#: So long a forecast is used for further jobs: what reading it costs does not grow with the jobs.
+#: Seconds for which a forecast is used for further jobs, so that its cost does not grow with the number of jobs.
 FRESH_S = 0.2
-#: Longest wait for one. An answer that is known must not wait for what only adds to it.
+#: Longest wait for one. The job's answer is known already and must not wait longer for an estimate.
 PATIENCE_S = 0.25
 #: A measure that is older is not used: machines and models may have changed since.
 MEASURE_LIVES_US = 24 * 3600 * 1_000_000
@@ -27,7 +27,7 @@ MEASURE_LIVES_US = 24 * 3600 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a pool process runs."""
+    """The current run of a pool process."""
 
     since_us: int
     rows: int  #: of a chunk; 0: a batch of jobs
@@ -50,7 +50,7 @@ class Forecast:
 
     @classmethod
     def from_reply(cls, reply: Any) -> Forecast:
-        """Read what ``lua/forecast.lua`` answers."""
+        """Read the reply of ``lua/forecast.lua``."""
         now_us, knobs, batch_time, row_time, infos, runs, found = reply
         workers = [json.loads(info) for info in infos]
         processes = sum(worker.get("processes", 1) for worker in workers if worker.get("state") == "ready")
@@ -96,7 +96,7 @@ class Forecast:
         return None if self.row_us is None else self.row_us * rows
 
     def _work_before(self, position: int) -> tuple[float, float | None]:
-        """How many claims take what stands before a place in the queue, and the time of their runs (None: unknown)."""
+        """The number of claims for the jobs before a place in the queue, and the time of their runs (None: unknown)."""
         chunks = self._chunks_before(position)
         batches = (position - chunks) / self.batch
         if (batches >= 1 and self.batch_us is None) or (chunks and self.row_us is None):
@@ -147,7 +147,7 @@ class Forecasts:
 
 
 def _jobs_of_a_claim(knobs: dict[str, Any]) -> int:
-    """What a worker takes at once where more waits: as ``lua/claim.lua`` does."""
+    """The size of one claim while more jobs wait: as in ``lua/claim.lua``."""
     most = int(knobs["max_batch_size"])
     return max((size for size in knobs["preferred_batch_sizes"] if size <= most), default=most)
 

@@ -1,7 +1,7 @@
-"""What a job is, its states, and the one table of their transitions.
+"""Jobs: their fields, their states, and the one table of transitions.
 
-A job is an immutable record: only the ledger's Lua (``ledger/lua``) changes what is stored, by this table, and
-``Job.from_record`` reads what stands there.
+A job is an immutable record: only the ledger's Lua (``ledger/lua``) changes the stored record, by this table, and
+``Job.from_record`` reads it.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class NewJob:
     owner: str = ""  #: id of the API key that it was sent with; "" for none
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
     awaited: bool = False  #: its client waits for its end, which is then told in full
-    cache: str = ""  #: what it asks of the cache, by ``cache.ask``; "" for nothing
+    cache: str = ""  #: the wish to share results, by ``equal_jobs.ask``; "" for none
     priority_steps: float | None = None  #: its place between two priorities: -1 high, 0 normal, 1 low; None: its own
     not_before_us: int = 0  #: microseconds since the epoch by Redis's clock; it does not run earlier; 0: at once
 
 
 class End(NamedTuple):
-    """How a run of a job ended, as it is told to who waits for it."""
+    """The end of a job, as it is published to clients that wait for it."""
 
     version: str
     attempt: int
@@ -241,7 +241,7 @@ class Job(NamedTuple):
         return {**links, "deliveries": f"{own}/deliveries"} if self.webhook else links
 
     def as_it_was(self, status: Status, attempt: int, started_us: int) -> Job:
-        """The job before its end, or in an earlier run: without what is known only since."""
+        """The job before its end, or in an earlier run: without the fields that only the end has set."""
         earlier = self._replace(status=status, attempt=attempt, started_us=started_us, finished_us=0, expires_us=0)
         if status == Status.QUEUED:
             earlier = earlier._replace(batch_size=None)

@@ -1,4 +1,4 @@
-"""What the ledger knows of one service as a whole: its queue, its workers, its counts."""
+"""The state of one service as a whole: its queue, its workers, its counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Overview:
 
     @classmethod
     def from_reply(cls, reply: Any) -> Overview:
-        """Read what ``lua/overview.lua`` answers."""
+        """Read the reply of ``lua/overview.lua``."""
         depth, oldest, now, infos, about, running, scheduled = reply
         fields = dict(zip(about[0::2], about[1::2], strict=True))
         counted = [name for name in fields if name.startswith(COUNTED) or name == b"waiting_bytes"]

@@ -72,7 +72,7 @@ JOB_FIELDS: dict[str, Field] = {
     "batch_size": Field("claim ends", "Job history run_again", "jobs that were run together"),
     "stopping": Field("stop_run", "equal_jobs/settle retry retry_batch", "1: a cancel or a deadline ended its run"),
     "history": Field("history", "history Job", "attempts that did not succeed, a line of JSON each"),
-    # what it publishes
+    # events
     "progress": Field("say", "Job", "from 0 to 1, as the plugin reported it last"),
     "events": Field("say", "ends hear retry say", "number of its last event"),
     "said_by": Field("say", "say", "token of the run that published last"),

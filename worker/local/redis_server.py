@@ -22,7 +22,7 @@ import redis
 from worker.processes.lifetime import Stop, die_with_parent, stop_on_signals
 from worker.settings import Settings
 
-#: Redis 6.2 brought what the ledger uses: BLMOVE, RPOP with a count.
+#: The ledger uses commands of Redis 6.2: BLMOVE, RPOP with a count.
 OLDEST = (6, 2)
 
 #: Seconds that a stopping server waits for its clients, which hand back their jobs as they stop: for silent ones, and
@@ -164,7 +164,7 @@ def answers(settings: Settings) -> bool:
 
 
 def require_redis(settings: Settings, wait_s: float) -> None:
-    """End the process with exit code 1, and what to do, where the private Redis does not answer in time."""
+    """End the process with exit code 1 and advice if the private Redis does not answer in time."""
     if not settings.private_redis:
         return
     begun, told = time.monotonic(), False

@@ -80,7 +80,7 @@ def run_workers(services: list[str]) -> int:
 
     Only this thread starts processes: their parent-death signal is bound to the thread that started them.
     """
-    become_reaper()  # of what is left where a worker and the guardians in it were killed together
+    become_reaper()  # of processes that remain after a worker and its guardians were killed together
     stop = stop_on_signals()
     workers = [Worker(service) for service in services]
     while not stop.is_set():

@@ -30,12 +30,12 @@ from worker.settings import EX_USAGE, Settings
 
 #: A failure that the ledger knows may be of an earlier run: a worker that starts again has told of itself by then.
 STALE_FAILURE_S = 15.0
-#: Seconds for the sample's result, and between two words about what is still missing.
+#: Seconds for the sample's result, and between two messages about a missing part.
 SAMPLE_WAIT_S, PATIENCE_S = 30, 10.0
 
 DEFAULT_PORTS = {"PORT": 8000, "FLOWER_PORT": 5555}
 
-#: Whatever proxy the environment names, our own processes are on this machine.
+#: Uses no proxy of the environment: our own processes are on this machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -105,7 +105,7 @@ def serve_api(host: str, port: int) -> None:
         log_level="warning",
         timeout_graceful_shutdown=5,
         timeout_keep_alive=75,  # longer than clients and proxies keep a connection
-        app_dir="",  # as uvicorn's own command: what lies in the current folder can be imported
+        app_dir="",  # as uvicorn's own command: modules in the current folder can be imported
     )
 
 

@@ -1,9 +1,9 @@
 """Where requests that a client asked for may go: to the public internet, and wherever the settings allow.
 
-A URL that comes with a job could point back into the network of the one who runs this (a metadata service, a database's
+A URL that comes with a job could point back into the operator's network (a metadata service, a database's
 HTTP port). So it is looked at twice. ``parse_url`` and ``resolve`` with ``AddressRules.check`` refuse it as it arrives;
 and since a name may mean another address by the time that it is used, ``AddressRules.open_socket`` checks once more the
-very address that is about to be connected to. Whoever connects follows no redirect (webhooks), or takes each new URL
+very address that is about to be connected to. The connecting code follows no redirect (webhooks), or takes each new URL
 through the same (``fetch.py``, for files that are named by their URLs).
 """
 
@@ -33,7 +33,8 @@ FIRST_FREE_PORT = 1024
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 #: IPv6 addresses that hold an IPv4 address in their last 32 bits: mapped, and NAT64.
 HOLDS_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
-#: What older Pythons' ``is_global`` takes for public: protocols' own addresses, tunnels (6to4, Teredo), documentation.
+#: Networks that older Pythons' ``is_global`` takes for public: protocols' own addresses, tunnels (6to4, Teredo),
+#: documentation.
 SPECIAL = tuple(
     map(
         ipaddress.ip_network,
@@ -53,13 +54,13 @@ class Target:
 
     @property
     def origin(self) -> str:
-        """What its server is known by."""
+        """The identity of its server."""
         return f"{self.scheme}://{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class AddressRules:
-    """What may be connected to. In an ``allowed`` network: everything. Elsewhere: public addresses, by https."""
+    """The addresses that may be used. In an ``allowed`` network: everything. Elsewhere: public addresses, by https."""
 
     allowed: tuple[Network, ...]
     setting: str  #: the variable to name where something is refused
@@ -88,7 +89,7 @@ class AddressRules:
 
 
 def parse_url(text: str, longest: int = MAX_URL) -> Target:
-    """Take a URL apart. Raises ``AddressRefused`` for one that is never used, whatever its address is."""
+    """Take a URL apart. Raises ``AddressRefused`` for one that is never used, at any address."""
     if len(text) > longest or re.search(r"[^\x21-\x7e]|\\", text):
         raise AddressRefused(f"expected a URL of at most {longest} visible ASCII characters")
     try:
@@ -142,5 +143,5 @@ def is_public(address: Address) -> bool:
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Comma-separated networks, as the settings have them. Raises ``ValueError`` that says what is wrong."""
+    """Comma-separated networks, as the settings have them. Raises ``ValueError`` that names the error."""
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())

@@ -1,7 +1,7 @@
 """Clients for the Redis with the ledger: one server by TCP, TLS or unix socket, Sentinel's master, or a Cluster.
 
-All URLs of servers are taken apart here, one class a kind, whatever part needs them. Names and passwords are unquoted
-once, as a URL is read (``%40`` is "@"), and quoted again where one is written for kombu or Celery.
+All URLs of servers are taken apart here, one class a kind, for all parts of the system. Names and passwords are
+unquoted once, as a URL is read (``%40`` is "@"), and quoted again where one is written for kombu or Celery.
 
 ``REDIS_URL`` is redis-py's (``redis://``, ``rediss://``, ``unix://``), or
 ``sentinel://host:port,host:port/db?master=name``, or ``redis+cluster://host:port,host:port`` (``rediss+cluster://`` for
@@ -68,7 +68,7 @@ class ServerUrl:
 
     @classmethod
     def parse(cls, url: str) -> ServerUrl:
-        """Raises ``ValueError`` that says what is wrong."""
+        """Raises ``ValueError`` that names the error."""
         parts = urlsplit(url)
         is_socket = parts.scheme in ("unix", "redis+socket")
         username, password, place = _login(parts)
@@ -120,7 +120,7 @@ class SentinelUrl:
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
-        """Raises ``ValueError`` that says what is wrong."""
+        """Raises ``ValueError`` that names the error."""
         parts = urlsplit(url)
         user, password, places = _login(parts)
         masters = parse_qs(parts.query).get("master", [])
@@ -147,7 +147,7 @@ class ClusterUrl:
 
     @classmethod
     def parse(cls, url: str) -> ClusterUrl:
-        """Raises ``ValueError`` that says what is wrong."""
+        """Raises ``ValueError`` that names the error."""
         parts = urlsplit(url)
         user, password, places = _login(parts)
         if not places or parts.path.strip("/") or parts.query:
@@ -166,7 +166,7 @@ class BrokerUrl:
 
     @classmethod
     def parse(cls, url: str) -> BrokerUrl:
-        """Raises ``ValueError`` that says what is wrong. kombu reads the rest: it unquotes as we do."""
+        """Raises ``ValueError`` that names the error. kombu reads the rest: it unquotes as we do."""
         urls = url.split(";")
         if not all(_has_port(urlsplit(each)) and not urlsplit(each).fragment for each in urls):
             raise ValueError("expected amqp://user:password@host:port/vhost; what is special in these is %-escaped")
@@ -174,7 +174,7 @@ class BrokerUrl:
 
 
 def _login(parts: SplitResult) -> tuple[str, str, str]:
-    """User and password, unquoted, and what stands behind them."""
+    """User and password, unquoted, and the rest of the URL."""
     credentials, _, places = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     return unquote(user), unquote(password), places
@@ -250,10 +250,10 @@ def _host(place: str, default: int) -> tuple[str, int]:
 
 
 def say_refusal(error: Exception, hint: str) -> str:
-    """Why Redis did not do what it was asked for, in a sentence that says what to do.
+    """The reason for which Redis refused a call, in a sentence with advice.
 
     Args:
-        hint: what to do where it cannot be reached.
+        hint: advice for a Redis that cannot be reached.
     """
     if isinstance(error, DiskFull):
         return f"Redis answers, but cannot write to its disk: make room there. It goes on by itself then ({error})"
@@ -268,6 +268,6 @@ def say_refusal(error: Exception, hint: str) -> str:
     if isinstance(error, redis.AuthenticationError):
         return "Redis refuses the user or the password of REDIS_URL"
     if isinstance(error, redis.ResponseError):
-        code = str(error).partition(" ")[0]  # such as NOPERM; what follows may name keys, or lines of our scripts
+        code = str(error).partition(" ")[0]  # such as NOPERM; the rest may name keys, or lines of our scripts
         return f"Redis refuses the call ({code if code.isupper() and code.isalpha() else type(error).__name__})"
     return f"Redis does not answer; try again. {hint} ({type(error).__name__})"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 PREFIX = "whsec_"
-#: Bytes of a secret: what the specification allows, and what is made here.
+#: Bytes of a secret: the specification's limits, and the size of those made here.
 MIN_BYTES, MAX_BYTES, MADE_BYTES = 24, 64, 32
 
 
@@ -20,7 +20,7 @@ def make_secret() -> str:
 
 
 def parse_secret(text: str) -> bytes:
-    """The key in a secret. Raises ``ValueError`` that says what is wrong, without the secret."""
+    """The key in a secret. Raises ``ValueError`` that names the error, without the secret."""
     must = f"expected {PREFIX} and {MIN_BYTES} to {MAX_BYTES} bytes in base64; `services webhooks new` makes one"
     if not text.startswith(PREFIX):
         raise ValueError(must)

@@ -1,4 +1,4 @@
-"""What both kinds of a worker's pool have: the lease that all they claim stands under, and the events that show it."""
+"""The common part of both kinds of a worker's pool: its lease, and the events that show its jobs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger("services.worker")
 
 
 class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
-    """What ``celery worker`` takes for its pool; its own threads start in ``on_start``, after ``prepare``."""
+    """The pool of ``celery worker``; its own threads start in ``on_start``, after ``prepare``."""
 
     def prepare(self, cancel: Callable[[str], object] | None = None) -> None:
-        """Make what both kinds have; start nothing and wait for nothing.
+        """Make the common parts; start nothing and wait for nothing.
 
         Args:
-            cancel: what "terminate" in Flower does with a job; by default, the ledger's own cancel.
+            cancel: called for "terminate" in Flower; by default, the ledger's own cancel.
         """
         self.app.services_pool = self  # for the signal handlers of consumer.py
         self.settings: Settings = get_settings()
@@ -43,7 +43,7 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
         raise NotImplementedError
 
     def refuse(self, reason: str) -> None:
-        """Stop this worker with exit code 2: it must not touch what lies in Redis."""
+        """Stop this worker with exit code 2: it must not touch the data in Redis."""
         log.critical("not started: %s", reason)
         self.stop_claiming()
         state.should_stop = EX_USAGE
@@ -53,7 +53,7 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
         raise NotImplementedError
 
     def on_lease_lost(self) -> None:
-        """The lease had lapsed: what runs is others' now, and must end."""
+        """The lease had lapsed: others run its jobs now, so its own runs must end."""
         raise NotImplementedError
 
     def _dispatcher(self) -> Any:

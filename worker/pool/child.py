@@ -2,17 +2,17 @@
 
 ``python -m worker.pool.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
 
-Its parent is a guardian (``guardian.py``), which ends what it leaves behind. It talks with its slot (``pool.py``) in
-JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then for each batch ``begun``, ``computed``
-and ``ended`` (by which time the next may have begun), ``ahead`` where it has claimed a batch before the run of another
-has ended, ``fenced`` where the ledger does not know its worker, and ``leaving`` where it ends itself in the midst of a
-batch. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be shown), ``cancelled`` with
-ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather than forked, so that
-whatever a model's library does to it (threads, CUDA, a segfault) stays in it.
+Its parent is a guardian (``guardian.py``), which ends the processes that it leaves. It talks with its slot
+(``slots.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then for each batch
+``begun``, ``computed`` and ``ended`` (by which time the next may have begun), ``ahead`` where it has claimed a batch
+before the run of another has ended, ``fenced`` where the ledger does not know its worker, and ``leaving`` where it ends
+itself in the midst of a batch. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be
+shown), ``cancelled`` with ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather
+than forked, so that so the effects of a model's library (threads, CUDA, a segfault) stay in it.
 
-A second thread (``Listener``) reads what the slot says while the model computes. Should the slot's process be stopped
-(SIGSTOP, a debugger, a swapping host), the listener keeps the lease of what runs here, so that nobody runs it a second
-time; and where the lease has lapsed all the same, it ends this process.
+A second thread (``Listener``) reads the slot's messages while the model computes. Should the slot's process be stopped
+(SIGSTOP, a debugger, a swapping host), the listener renews the lease of the running batch, so that nobody runs it a
+second time; and where the lease has lapsed all the same, it ends this process.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Runs:
         feeder.hand_back()
 
     def _compute(self, batch: Batch) -> Callable[[], None]:
-        """Run the model; what is left is to tell the ledger, then the slot."""
+        """Run the model; the ledger and then the slot have yet to be told."""
         shown = {job.id for job in batch.jobs if self._sample.take()}
         time_limit_s = self._about[batch.service][1]["time_limit_s"]
 
@@ -180,7 +180,7 @@ class Runs:
         return end
 
     def _wait(self) -> None:
-        """Until the ends of the batch before are written: one at a time, whatever Redis does."""
+        """Wait until the ends of the previous batch are written: one batch at a time, even while Redis is away."""
         completing, self._completing = self._completing, None
         if completing:
             completing.result()
@@ -336,7 +336,7 @@ def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, An
     if threshold := gc.get_threshold()[0]:  # 0: an author has turned it off
         most = max(service.max_batch_size for service in services.values())
         gc.set_threshold(threshold + OBJECTS_OF_AN_INPUT * most)
-    gc.freeze()  # what a model's libraries have made stays: no collection looks at it again (a tenth of a batch's time)
+    gc.freeze()  # objects of the model's libraries stay: no collection looks at it again (a tenth of a batch's time)
     return services, about
 
 
@@ -377,4 +377,4 @@ if __name__ == "__main__":
     except BaseException:
         log.exception("a pool process failed")
         end_at_once(1)
-    end_at_once(0)  # whatever threads and pools a plugin has left: nothing may hold up a worker's stop
+    end_at_once(0)  # despite threads and pools that a plugin has left: nothing may hold up a worker's stop

@@ -1,6 +1,6 @@
 """Find the next batch for a pool process.
 
-Work-conserving: a free process takes whatever waits, up to ``max_batch_size``, at once; while all are busy, the next
+Work-conserving: a free process takes the waiting jobs, up to ``max_batch_size``, at once; while all are busy, the next
 batch grows in Redis. So there is nothing to tune, and no job is in a process's hands before it can run, with one
 exception: where a whole further batch waits already, and the run is measured to end within ``AHEAD_S``, that batch is
 claimed while the model computes, since waiting would not make it any fuller. Where the run takes longer than it was

@@ -1,4 +1,4 @@
-"""Keep the worker's lease, and look after what others left behind.
+"""Renew the worker's lease, and recover the jobs of dead workers.
 
 One thread in the worker's main process, so that a model that computes for hours, or holds the GIL of its own process,
 cannot let the lease lapse. Each tick renews the lease of every service of this worker, hands on cancelled jobs, and
@@ -33,7 +33,8 @@ log = logging.getLogger("services.worker")
 
 #: Seconds between two renewals; a cancelled job's process is ended within four of them.
 TICK_S = 0.5
-#: So long before its lease lapses, a worker that could not renew it ends what it runs.
+#: Safety margin: if the lease cannot be renewed, the worker kills its running batches this many seconds before it
+#: lapses.
 SAFETY_S = 0.75
 
 
@@ -43,7 +44,7 @@ class Keeper(threading.Thread):
     Args:
         names: the services that it runs.
         on_cancel: called with the runs that were cancelled.
-        on_lost: called when the lease had lapsed: what runs belongs to others now and must end.
+        on_lost: called when the lease had lapsed: others run its jobs now, so its own runs must end.
         on_refused: called where a later release has written to Redis, of whose data nothing must be touched.
     """
 
@@ -70,10 +71,10 @@ class Keeper(threading.Thread):
         self._checked = False  # whether the data's schema is one of ours, since Redis was away last
         self._refused = False
         self._versions = {plugin.name: plugin.version for plugin in list_plugins().values()}
-        self._told: object = None  # what of ``_about`` the ledger knows
+        self._told: object = None  # the part of ``_about`` that the ledger has
         self.count_processes: Callable[[], int] = lambda: 1  #: those that can take a batch, once the state is "ready"
         self.lease = SharedLease()  #: for the pool processes
-        self.safe_until = math.inf  #: by ``time.monotonic``: from then on, others may run what this worker has claimed
+        self.safe_until = math.inf  #: by ``time.monotonic``: from then on, others may run this worker's claimed jobs
         self.worker = _new_worker_id()
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class Keeper(threading.Thread):
         self._try_once(lambda: self._ledger.fail(service, failure), "tell why the service failed")
 
     def leave(self) -> None:
-        """Stop, and give back at once what is still this worker's."""
+        """Stop, and give back this worker's jobs at once."""
         self._stop_event.set()
         self._wake.set()
         self.join(timeout=self._settings.lease_s)

@@ -33,7 +33,7 @@ class SharedLease:
 
     @property
     def safe_until(self) -> float:
-        """From then on, others may run what the worker has claimed."""
+        """From then on, others may run the worker's claimed jobs."""
         moment: float = _FORMAT.unpack_from(self._memory)[0]
         return moment
 

@@ -51,7 +51,7 @@ MAX_CANCELLED = 10_000
 #: A process that dies this often while it loads its model is given up.
 MAX_LOAD_DEATHS = 3
 
-#: When a worker stops: seconds in which what has been computed must be stored, in which a process without a batch must
+#: When a worker stops: seconds in which computed results must be stored, in which a process without a batch must
 #: end, and after all that, in which the worker itself must.
 STORE_S, IDLE_END_S, WORKER_END_S = 20.0, 5.0, 15.0
 #: Seconds in which a guardian must have started, and must tell of an end.
@@ -63,7 +63,7 @@ class ServicePool(LeasedPool):
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis or for a model."""
-        become_reaper()  # for what a killed guardian leaves
+        become_reaper()  # of processes that a killed guardian leaves
         self.prepare()
         self.impatient = Ledger(self.settings, timeout_s=0.5, retries=0)  # for slots, which watch a run meanwhile
         self.is_ending = self.has_failed = False
@@ -83,7 +83,7 @@ class ServicePool(LeasedPool):
                 self.adopter.stop()
 
     def on_stop(self) -> None:
-        """A warm shutdown: let what runs end, then give back the rest.
+        """A warm shutdown: let running batches end, then give back the rest.
 
         Celery calls it from the signal handler of a second Ctrl-C too, in the midst of the first call: that is to end
         all at once.
@@ -99,7 +99,7 @@ class ServicePool(LeasedPool):
         self.keeper.leave()
 
     def on_terminate(self) -> None:
-        """A cold shutdown: end what runs, then give it back for others."""
+        """A cold shutdown: end running batches, then give them back for others."""
         self.stop_claiming()
         self._kill_all()
         self.on_stop()
@@ -216,7 +216,7 @@ class Slot(threading.Thread):
     def cancel(self, runs: Sequence[CancelledRun]) -> None:
         """Jobs of this worker, of any slot, that were cancelled while they ran.
 
-        Kept by their batches: a job that is run again must not be ended for what was said of an earlier run.
+        Kept by their batches: a job that is run again must not be ended for a cancel of an earlier run.
         """
         if len(self._cancelled) > MAX_CANCELLED:
             self._cancelled.clear()
@@ -260,7 +260,7 @@ class Slot(threading.Thread):
     def _follow(
         self, child: Child, message: dict[str, Any], run: Run | None, knobs: dict[str, dict[str, Any]]
     ) -> Run | None:
-        """What the process says changes what is known of its batch."""
+        """A message of the process updates the state of its batch."""
         if "fenced" in message:
             self._greet(child)
         elif "ahead" in message:
@@ -278,7 +278,7 @@ class Slot(threading.Thread):
                 self._pool.reporter.started(token, service, message["shown"], child.pid)
             run.computed, run.deadline = False, now + knobs[service]["time_limit_s"]
         elif "computed" in message and run:
-            # What is left is to tell the ledger, which may be away for a while.
+            # The ledger has yet to be told, and may be away for a while.
             run.computed, run.deadline = True, math.inf
         elif "ended" in message:
             token = message["batch"]
@@ -374,7 +374,7 @@ class Slot(threading.Thread):
             self._pool.fail(",".join(self._pool.names), reason)
 
     def _give_up(self, child: Child, run: Run | None, reason: str, knobs: dict[str, dict[str, Any]]) -> None:
-        """The process is gone: tell the ledger what became of its batch, and of what it had claimed beside it."""
+        """The process is gone: report to the ledger the end of its batch and of its other claims."""
         how, pause_s = child.end(), 0.0
         if run:
             line = "batch %s batch=%s service=%s batch_size=%d: %s"
@@ -409,7 +409,7 @@ class Slot(threading.Thread):
 class Child:
     """A pool process (``child.py``), the guardian above it (``guardian.py``), and the sockets to both."""
 
-    #: Guardians of this worker, and the turn to add one: whatever else is below it is what a killed guardian has left.
+    #: Guardians of this worker, and the turn to add one: any other process below it was left by a killed guardian.
     _guardians: ClassVar[set[int]] = set()
     _turn: ClassVar[threading.Lock] = threading.Lock()
 
@@ -428,7 +428,7 @@ class Child:
         with theirs, held, self._turn:
             guardian = [*GUARDIAN, str(held.fileno()), *command]
             fds.append(held.fileno())
-            # A session of its own: a terminal's Ctrl-C is the worker's, and not for what a job has started.
+            # A session of its own: a terminal's Ctrl-C is the worker's, and not for programs that a job has started.
             self._guardian = subprocess.Popen(guardian, pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True)
             self._guardians.add(self._guardian.pid)
         self._link = Connection(ours.detach())
@@ -476,14 +476,14 @@ class Child:
         if self._closed:
             return None
         ready = [fd for fd, _ in self._waiting.poll(timeout_s * 1000)]
-        if self._link.fileno() in ready:  # first, what it has said
+        if self._link.fileno() in ready:  # its last messages first
             raw = self._guarded(self._link.recv_bytes)
             return json.loads(raw) if raw else None
         self._closed = bool(ready)
         return None
 
     def kill(self) -> None:
-        """End the process now, and all below it. What it has said already can still be received."""
+        """End the process now, and all below it. Its earlier messages can still be received."""
         self.killed = True
         try:
             self._leash.send(b"kill")
@@ -514,7 +514,7 @@ class Child:
         return int(told)
 
     def _forget_guardian(self) -> None:
-        """It is gone; one that was killed has left what was below it to this process."""
+        """It is gone; a killed guardian has left the processes below it to this one."""
         with self._turn:
             self._guardians.discard(self._guardian.pid)
             if self._guardian.returncode:

@@ -1,4 +1,5 @@
-"""The guardian of a pool process: ``python -I -S guardian.py LEASH_FD COMMAND…`` starts it, and ends what it leaves.
+"""The guardian of a pool process: ``python -I -S guardian.py LEASH_FD COMMAND…`` starts it, and ends the processes that
+it leaves.
 
     worker ──leash── guardian ── pool process ── the programs and processes that a plugin starts
 
@@ -124,7 +125,7 @@ def _is_cleaner(pid: int) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """What a file of ``/proc`` says; nothing where its process is gone."""
+    """The content of a file of ``/proc``; empty where its process is gone."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             return file.read()
@@ -148,7 +149,7 @@ def _start(command: list[str]) -> int:
 
 
 def _serve(leash: int, command: list[str]) -> None:
-    """Start the pool process, wait for its end or for the slot's word, and kill what is left."""
+    """Start the pool process, wait for its end or for the slot's word, and kill the remaining processes."""
     os.set_inheritable(leash, False)
     wake, waking = os.pipe()
     for end in (wake, waking):

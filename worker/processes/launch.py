@@ -18,7 +18,7 @@ def python_command(module: str, *arguments: str, options: tuple[str, ...] = ()) 
 
 
 def find_here() -> None:
-    """Have what lies in the current folder imported as in a worker: a command's own folder is its script's."""
+    """Let modules of the current folder be imported as in a worker: a command's own folder is its script's."""
     here = str(Path.cwd())
     if not sys.flags.safe_path and not {"", here} & set(sys.path):
         sys.path.insert(0, here)

@@ -1,4 +1,4 @@
-"""Processes and signals: what the worker, its pool processes and the commands do with them alike."""
+"""Processes and signals, as the worker, its pool processes and the commands all handle them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ LOOK_S = 0.05
 def hold_signals() -> None:
     """In a pool process: take no notice of a group's signals, since the worker decides when its pool ends.
 
-    By a handler rather than ``SIG_IGN``: what is ignored stays ignored in the programs that a plugin starts, a handler
-    is not inherited by them. System calls go on after it (``siginterrupt``).
+    By a handler rather than ``SIG_IGN``: an ignored signal stays ignored in the programs that a plugin starts, a
+    handler is not inherited by them. System calls go on after it (``siginterrupt``).
     """
     for number in GROUP_SIGNALS:
         signal.signal(number, _take_no_notice)
@@ -75,7 +75,7 @@ def guard_forks(leave: Callable[[], None]) -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process without a look at its threads, and at what a plugin has registered for its end."""
+    """End this process without a look at its threads, and at functions that a plugin has registered for its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -118,7 +118,7 @@ class Stop:
 
 
 def stop_on_signals() -> Stop:
-    """What SIGTERM and SIGINT set."""
+    """A flag that SIGTERM and SIGINT set."""
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.set(number == signal.SIGINT and stop.is_set()))

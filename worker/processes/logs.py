@@ -1,4 +1,4 @@
-"""Our own log lines: one a job event, on standard error, whatever Celery or uvicorn do with theirs."""
+"""Our own log lines: one a job event, on standard error, independent of Celery's and uvicorn's logging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def setup_logging(level: str) -> None:
     """Give the logger ``services`` its one handler; calling it again only changes the level."""
     logger = logging.getLogger("services")
     logger.setLevel(level.upper())
-    logging.getLogger("services.audit").setLevel(logging.INFO)  # who did what is kept, however quiet the rest is
+    logging.getLogger("services.audit").setLevel(logging.INFO)  # the audit log is kept, however quiet the rest is
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(FORMAT))
@@ -42,7 +42,7 @@ class Steady(logging.Logger):
 
 
 class OwnHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard error as it was at first, whatever becomes of ``sys.stderr`` and its descriptor."""
+    """Writes to standard error as it was at first, even if ``sys.stderr`` and its descriptor are closed or replaced."""
 
     def __init__(self) -> None:
         super().__init__(open(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115, PTH123

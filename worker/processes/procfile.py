@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-#: What is started where there is no Procfile of ours: the same four lines as the checkout's, by names of our own.
+#: The lines to start where there is no Procfile of ours: the same four lines as the checkout's, by names of our own.
 DEFAULT = """\
 api: exec services api
 redis: exec services redis

@@ -52,16 +52,16 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a plugin has to keep: ``problem`` says what is wrong and what to do, None where nothing is."""
+    """One rule for a plugin: ``problem`` names the error and its mend; None: the plugin keeps the rule."""
 
     name: str
     problem: str | None
-    cause: BaseException | None = None  #: what the plugin raised, for its traceback
+    cause: BaseException | None = None  #: the plugin's exception, for its traceback
     left_out: str | None = None  #: why it could not be looked at
 
 
 class Problem(Exception):
-    """What is wrong with a plugin; its cause is what the plugin raised."""
+    """An error of a plugin; its cause is the plugin's exception."""
 
 
 def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
@@ -106,11 +106,11 @@ class InlineFiles:
                 file.path.write_bytes(file.data)
 
     def look(self, raw: Any) -> Any:
-        """What ``predict`` gave, its files taken as they are."""
+        """The result of ``predict``, its files taken as they are."""
         return self._taker.look(raw)
 
     def take(self, output: Any) -> Any:
-        """What ``postprocess`` gave, its files taken as they are; raises where one cannot be."""
+        """The result of ``postprocess``, its files taken as they are; raises where one cannot be."""
         return self._taker.take(output)
 
     def keep(self, items: Sequence[Item]) -> None:
@@ -129,7 +129,7 @@ class InlineFiles:
                 file.id, file.size, file.content_type = hashlib.sha256(content).hexdigest(), len(content), kind
 
     def clear(self) -> None:
-        """Remove what was written."""
+        """Remove the written files."""
         self._taker.give_back()
         if self._folder:
             self._folder.cleanup()
@@ -189,7 +189,7 @@ def _check(name: str, look: Callable[[], str | None]) -> Check:
         return Check(name, None, left_out=str(reason))
     except Problem as problem:
         return Check(name, str(problem), problem.__cause__)
-    except Exception as error:  # whatever a plugin does is its problem, in words
+    except Exception as error:  # any exception of the plugin is reported in words
         return Check(name, say(error), error)
 
 

@@ -1,4 +1,4 @@
-"""Which files below a folder are opened while a block runs, by whatever library: for ``services check``.
+"""Which files below a folder are opened while a block runs, by any library: for ``services check``.
 
 On Linux the kernel tells (inotify), since most libraries of models read their files in C. Elsewhere Python's own opens
 are seen alone.
@@ -24,7 +24,7 @@ EVENT = struct.Struct("iIII")
 #: Another program may open these in the same moment, such as an editor; Python reads them itself, and is heard.
 TEXTS = frozenset({".py", ".pyi", ".md", ".rst", ".toml", ".cfg", ".ini", ".lock", ".yml", ".yaml"})
 
-_paths: set[str] | None = None  # what Python opens is written here, while somebody listens
+_paths: set[str] | None = None  # paths that Python opens, while somebody listens
 _is_hooked = False
 
 

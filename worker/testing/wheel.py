@@ -1,4 +1,4 @@
-"""``services check``: what a plugin's ``load`` opens is in its wheel.
+"""``services check``: every file that a plugin's ``load`` opens is in its wheel.
 
 An editable install reads its files from the source folder, so a model's file that the wheel lacks is missed first in a
 container. The wheel is built from a copy of the source, in which large files are empty: only names matter here.
@@ -72,7 +72,7 @@ def find_source(plugin: Plugin) -> Path | None:
 
 
 def check_wheel(plugin: Plugin, source: Path, opened: set[Path]) -> str | None:
-    """What of the files that ``load`` opened, relative to the source, its wheel lacks; None where it has all.
+    """The files that ``load`` opened and the wheel lacks, relative to the source; None where it has all.
 
     Raises ``LeftOut`` where no wheel can be built.
     """
@@ -116,7 +116,7 @@ def _read_direct_url(found: Distribution) -> dict[str, Any]:
 
 
 def _read_backend(source: Path) -> tuple[str, list[str], list[str]]:
-    """The build backend, where it lies in the source, and what it requires."""
+    """The build backend, where it lies in the source, and its requirements."""
     file = source / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     system = project.get("build-system", {})
@@ -165,7 +165,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _build(copy: Path, out: Path, version: str) -> str:
-    """Build the wheel; without the network, where what builds it is installed. Gives why the last try failed."""
+    """Build the wheel; without the network, if its build backend is installed. Gives why the last try failed."""
     backend, paths, requires = _read_backend(copy)
     if scm := next((need for need in requires if need.startswith(BY_VERSION_CONTROL)), None):
         raise LeftOut(f"its wheel's files are chosen by version control ({scm})")

@@ -1,8 +1,8 @@
-"""Webhooks: what is told of a job's end, to whom, and with which secrets.
+"""Webhooks: the events of a job's end, their receivers, and the secrets that sign them.
 
 The end of a job and its *event* are written in one step of the ledger, into the service's outbox. The worker of the
 queue ``webhooks`` makes of each event a *delivery*: a job of a service of its own, ``webhooks``, with the event as its
-input, so that what holds for jobs (leases, recovery, pauses before a retry, the history of attempts) holds for it.
+input, so that all rules of jobs (leases, recovery, pauses before a retry, the history of attempts) hold for it.
 
 Keys of this module, beside those of the ledger (W is "{webhooks}"):
   S:outbox             stream events that are no deliveries yet, from ``lua/lib/webhooks.lua`` to ``outbox.py``

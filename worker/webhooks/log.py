@@ -1,4 +1,4 @@
-"""The log of a job's webhooks, for the API: what was sent, how often, and what came of it; and sending again."""
+"""The log of a job's webhooks, for the API: deliveries, their attempts and results; and sending again."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MAX_ATTEMPTS = 1_000_000
 
 
 class WebhookPool(LeasedPool):
-    """What ``celery worker -Q webhooks`` takes for its pool."""
+    """The pool of ``celery worker -Q webhooks``."""
 
     def on_start(self) -> None:
         """Start all threads. Nothing here waits for Redis."""
@@ -58,7 +58,7 @@ class WebhookPool(LeasedPool):
             self.feeder.stop()
 
     def on_stop(self) -> None:
-        """A warm shutdown: let what is being sent end, then give back the rest."""
+        """A warm shutdown: let requests under way end, then give back the rest."""
         self.stop_claiming()
         if state.should_terminate:  # Celery comes here from the signal handler of a second Ctrl-C too
             self.loop.call_soon_threadsafe(self.sender.abandon)
@@ -66,7 +66,7 @@ class WebhookPool(LeasedPool):
         self.keeper.leave()
 
     def on_terminate(self) -> None:
-        """A cold shutdown: give back what is being sent too; it is sent again elsewhere."""
+        """A cold shutdown: give back deliveries under way too; they are sent again elsewhere."""
         self.stop_claiming()
         self.loop.call_soon_threadsafe(self.sender.abandon)
         self.on_stop()

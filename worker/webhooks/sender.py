@@ -1,7 +1,7 @@
 """Send webhooks: many at once, and none is held up by another's receiver.
 
 An *origin* (scheme, host and port) is given few connections at first and more with each answer. One that hangs falls
-back to a single connection, and whatever else waits for it is put back to wait in Redis, so that it occupies nothing
+back to a single connection, and its other deliveries are put back to wait in Redis, so that it occupies nothing
 here. A receiver that answers, be it with an error, or refuses the connection at once, holds up nobody.
 """
 
@@ -50,7 +50,9 @@ MAX_WAITING = 200
 MAX_HELD = 2000
 #: No answer within this time: the origin hangs.
 SLOW_MS = 1000
-#: Pause of what finds no room: the first, doubled while its origin fails, up to the last.
+#: Seconds for which a delivery waits in Redis when its origin has no free connection: the first pause, doubled while
+#: the origin
+#: fails, up to the last.
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
 #: Longest pause between two attempts, unless the receiver asks for more.
 MAX_BACKOFF_S = 3600.0
@@ -85,7 +87,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one attempt."""
+    """The result of one attempt."""
 
     status: int | None  #: None: no answer
     error: str
@@ -100,7 +102,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Origin:
-    """What is known of one receiver, and what waits for it."""
+    """The state of one receiver, and its waiting deliveries."""
 
     limit: int = FIRST_LIMIT
     running: int = 0
@@ -114,18 +116,18 @@ class Origin:
 
     @property
     def pause_s(self) -> float:
-        """How long what finds no room is to wait."""
+        """Seconds for which a delivery without a free connection waits."""
         return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.failures, 20)) * random.uniform(0.5, 1.0)
 
     def learn(self, answer: Answer) -> None:
-        """What an attempt tells of the origin."""
+        """Take an attempt's result into the origin's state."""
         answered = answer.status is not None or answer.duration_ms < SLOW_MS
         self.failures = 0 if answered else self.failures + 1
         self.limit = min(MAX_LIMIT, self.limit * 2) if answered else 1
 
 
 class Sender:
-    """Sends what it is given, on the event loop in which it was started."""
+    """Sends deliveries, on the event loop in which it was started."""
 
     def __init__(self, settings: Settings, ledger: Ledger, reporter: Reporter) -> None:
         self._settings = settings
@@ -145,7 +147,7 @@ class Sender:
         return len(self._tasks) + sum(len(origin.waiting) for origin in list(self._origins.values()))
 
     async def start(self) -> None:
-        """Open the sessions: one a scheme, since what may be connected to depends on it."""
+        """Open the sessions: one a scheme, since the allowed addresses depend on it."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS, "names"))
         for scheme in ("https", "http"):
             check = partial(self._settings.webhook_rules.open_socket, scheme)
@@ -157,7 +159,7 @@ class Sender:
             )
 
     async def finish(self) -> None:
-        """Take nothing more, let what is being sent end, and close. What waits is given back by the keeper."""
+        """Take nothing more, let requests under way end, and close. The lease thread gives back the waiting ones."""
         self._stopping = True
         for origin in self._origins.values():
             origin.waiting.clear()
@@ -196,7 +198,7 @@ class Sender:
         self._forget_origins()
 
     def _pump(self, origin: Origin) -> None:
-        """Begin what waits, as far as its origin has connections."""
+        """Begin waiting deliveries, as far as their origin has connections."""
         while origin.waiting and origin.running < origin.limit and not self._stopping:
             delivery = origin.waiting.popleft()
             origin.running += 1
@@ -210,7 +212,7 @@ class Sender:
             log.error("webhook %s was not settled; it is sent again when this worker ends", delivery_id, exc_info=error)
 
     async def _deliver(self, delivery: Delivery, origin: Origin) -> None:
-        """One attempt, and what follows from it."""
+        """One attempt and its consequences."""
         shown = [delivery.id] if self._sample.take() else []
         self._reporter.started(delivery.id, WEBHOOKS, shown, os.getpid())
         told: list[dict[str, Any]] = []
@@ -242,12 +244,12 @@ class Sender:
                 await response.content.read(MAX_ANSWER)
         except TimeoutError:
             error = error or f"no answer within {self._settings.webhook_timeout_s:g} s"
-        except Exception as problem:  # whatever a URL or an answer makes the client raise is the receiver's affair
+        except Exception as problem:  # any error that a URL or an answer causes is the receiver's
             error = error or f"{type(problem).__name__}: {problem}"[:500]
         return Answer(status, error, round((time.perf_counter() - started) * 1000, 1), retry_after_s)
 
     async def _settle(self, delivery: Delivery, answer: Answer) -> dict[str, Any]:
-        """Write what came of an attempt; gives it for Celery's events."""
+        """Write the result of an attempt; gives it for Celery's events."""
         pause_s = 0.0
         told: dict[str, Any] = {"status_code": answer.status, "duration_ms": answer.duration_ms}
         if not answer.taken:
@@ -314,7 +316,7 @@ class Sender:
 
 
 def read(delivery_id: str, token: str, record: list[Any]) -> Delivery:
-    """A delivery from its record. Raises ``InvalidInput`` or ``AddressRefused`` for what cannot be sent."""
+    """A delivery from its record. Raises ``InvalidInput`` or ``AddressRefused`` for one that cannot be sent."""
     metadata, attempt, base, started, score = record
     message = json.loads(metadata or b"{}")
     if "url" not in message:
@@ -330,7 +332,7 @@ def backoff_s(first_s: float, attempt: int) -> float:
 
 
 def parse_retry_after(text: str | None) -> float:
-    """Seconds of a ``Retry-After`` header, in either of its forms; 0 for none or what is neither."""
+    """Seconds of a ``Retry-After`` header, in either of its forms; 0 for none or another form."""
     if not text:
         return 0
     if text.strip().isdecimal():

@@ -171,7 +171,7 @@ local function next_is_full(most)
   return left >= most and 1 or 0
 end
 
--- Writes what the process runs from now on, see S:busy:<worker>. is_ahead: it runs another claim at the moment.
+-- Writes the run that the process begins, see S:busy:<worker>. is_ahead: it runs another claim at the moment.
 local function note_busy(worker, token, is_ahead, has_jobs, rows, more)
   local busy, process = busy_key(worker), process_of(token)
   if not is_ahead and has_jobs then

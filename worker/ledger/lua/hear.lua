@@ -1,4 +1,4 @@
--- hear: reads where a job stands and what it has published; from now on its changes are published on jobs:told.
+-- hear: reads the state of a job and its published events; from now on its changes are published on jobs:told.
 --
 -- Arguments: id, after (number of the last event that the reader knows), most (events).
 -- Answer: {status, started, finished, attempt, {number, name, run, attempt, data, …}, 1 where more events follow, else 0},

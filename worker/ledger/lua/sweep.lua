@@ -3,7 +3,7 @@
 --
 -- Arguments: lease_us.
 -- Answer: the ids of the jobs of dead workers.
--- A repeated call finds what is left to do.
+-- A repeated call continues with the remaining work.
 --@ include "lib/allow_when_full" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/equal_jobs/results"
 --@ include "lib/forget_worker"
 
@@ -35,7 +35,7 @@ local function mend_times()
 end
 
 -- Redis may have been away, or its clock has jumped, so that living workers could not renew their leases either. The time
--- since the last sweep does not count: each lease has left what it had then, and at least half; after a jump back, which
+-- since the last sweep does not count: each lease has the time that it had then, and at least half; after a jump back, which
 -- leaves no measure, the whole.
 local function grant_time(last, lease)
   local leases = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')

@@ -1,4 +1,4 @@
--- Results as stock Celery writes them, for producers who read them through Celery's Redis backend.
+-- Results as stock Celery writes them, for producers that read them through Celery's Redis backend.
 --
 -- ARGV[3] is the date of this call; after "all " where every job has such a result (SERVICES_CELERY_RESULTS=all), not only
 -- a job that came as a Celery message. It is empty in a Redis Cluster, where Celery's keys lie on other nodes and are left

@@ -3,7 +3,7 @@
 
 local ended = {}  -- entries for the channel jobs:ended
 local changed = {}  -- entries for the channel jobs:told
-local counted = {}  -- fields of S:about -> what this call adds: one command for each field, however many jobs
+local counted = {}  -- fields of S:about -> the sum that this call adds: one command for each field, however many jobs
 local bytes_change = 0  -- of the inputs of queued jobs
 
 local function tally(field, number) counted[field] = (counted[field] or 0) + number end

@@ -51,7 +51,7 @@
 --   S:swept              string the time of the last sweep
 --   S:cached:<key>, S:equals:<key>, S:leader:<key>: see lib/equal_jobs/keys
 --   celery-task-meta-<id> string a job's result as stock Celery writes it (base/celery); lives as long as the record
---   services:schema      hash   "number" and "version": the schema of all these keys, and who wrote it (schema.py)
+--   services:schema      hash   "number" and "version": the schema of all these keys, and its release (data_schema.py)
 --   services             set    every service that ever had a job or a worker; written by Python, since no slot of a Redis
 --                               Cluster belongs to all services
 -- Channel jobs:ended: a JSON array of the jobs and batches that have just ended. An entry is the id or, for a job whose

@@ -1,5 +1,5 @@
 -- Events for webhooks. The end of a job or a batch goes to the outbox in the step that writes it, with the record as it
--- stands, so the event describes that end whatever becomes of the record later.
+-- stands, so the event describes that end even if the record changes later.
 --@ include "base/keys"
 
 -- Bytes of a field; a longer one is left out of the event.
