@@ -3,14 +3,14 @@
 --
 -- Arguments: lease_us.
 -- Answer: the ids of the jobs of dead workers.
--- A repeated call finds what is left to do.
+-- A repeated call goes on with the jobs that are left.
 --@ include "lib/allow_when_full" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/equal_jobs/results"
 --@ include "lib/forget_worker"
 
 -- Two searches for dead workers are at least this far apart, however many workers there are.
 local SWEEP_US = 400000
--- Entries that one call handles of each kind. Of expired jobs it forgets several pages: with one worker and one API three
--- times a second, which is more than end in that time.
+-- Entries that one call handles of each kind. It forgets several pages of expired jobs: with one worker and one API three
+-- times a second, which is more than the jobs that end in that time.
 local PAGE, FORGET_PAGES = 1000, 4
 
 local function due_of(key, limit) return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit) end
