@@ -34,7 +34,7 @@ end
 local function complete_job(i)
   local id, status, value, timings, batch_size, pause, failed = unpack(ARGV, i, i + ARGUMENTS - 1)
   local job = redis.call('HMGET', record(id), unpack(FIELDS))
-  local was, worker, group, rows, started = unpack(job)
+  local was, worker, group, rows, started = unpack(job, 1, 5)
   local holder, attempt, base, max_attempts = unpack(job, OTHERS)
   if holder ~= token then return 0 end  -- pillar: fencing
   if was ~= 'running' then return was == status and 1 or 0 end  -- pillar: fencing

@@ -4,7 +4,7 @@
 -- Answer: the state that the job had (nothing for an unknown id), or {"full" or "limited", seconds} where there is no room.
 -- A repeated call changes nothing: the job is queued, or has gone on.
 --@ include "lib/allow_when_full" "base/celery" "lib/commit" "base/keys_of_jobs" "lib/next_deadline" "lib/queue"
---@ include "lib/room" "lib/stop_run" "lib/transitions" "lib/turns"
+--@ include "lib/room" "lib/stop_run" "lib/turns"
 
 -- Removes the traces of the job's end.
 local function clear_end(id, key, owner, events, promise)
@@ -31,7 +31,7 @@ local function retry(id, most_open)
     old_turn, wish, not_before = unpack(redis.call('HMGET', key,
     'status', 'score', 'created', 'finished', 'start_within', 'finish_within', 'stopping', 'idempotency', 'events', 'watched',
     'owner', 'priority', 'turn', 'cache', 'not_before'))
-  if not (TRANSITIONS[status] and status ~= 'running' and TRANSITIONS[status].queued) then return status end
+  if not (status == 'failed' or status == 'cancelled' or status == 'expired') then return status end
   not_before = tonumber(not_before or 0)
   local is_later = not_before > now
   local from = is_later and not_before or now

@@ -3,14 +3,14 @@
 --
 -- Arguments: lease_us.
 -- Answer: the ids of the jobs of dead workers.
--- A repeated call continues with the remaining work.
+-- A repeated call goes on with the jobs that are left.
 --@ include "lib/allow_when_full" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/equal_jobs/results"
 --@ include "lib/forget_worker"
 
 -- Two searches for dead workers are at least this far apart, however many workers there are.
 local SWEEP_US = 400000
--- Entries that one call handles of each kind. Of expired jobs it forgets several pages: with one worker and one API three
--- times a second, which is more than end in that time.
+-- Entries that one call handles of each kind. It forgets several pages of expired jobs: with one worker and one API three
+-- times a second, which is more than the jobs that end in that time.
 local PAGE, FORGET_PAGES = 1000, 4
 
 local function due_of(key, limit) return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit) end
@@ -35,7 +35,7 @@ local function mend_times()
 end
 
 -- Redis may have been away, or its clock has jumped, so that living workers could not renew their leases either. The time
--- since the last sweep does not count: each lease has the time that it had then, and at least half; after a jump back, which
+-- since the last sweep does not count: each lease has left what it had then, and at least half; after a jump back, which
 -- leaves no measure, the whole.
 local function grant_time(last, lease)
   local leases = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')

@@ -9,8 +9,8 @@
 -- A number in a name or a comment that ends in _us is in microseconds. Every time is a time of Redis's own clock, so no
 -- host's clock matters.
 --
--- The fields of the records (S:job:<id>, S:batch:<id>, S:about) are listed in RECORD_FIELDS of jobs.py: each with the
--- files that write it, the files that read it, and its meaning.
+-- record.py lists the fields of the records (S:job:<id>, S:batch:<id>, S:about), each with the files that write it, the
+-- files that read it, and its meaning.
 --
 -- S is "{<service>}:". The braces are a hash tag: all keys of a service lie in the same slot of a Redis Cluster as its list.
 --   <service>            list   Celery messages. Ours only announce that a job waits; those of other producers carry a job
@@ -55,7 +55,7 @@
 --   services             set    every service that ever had a job or a worker; written by Python, since no slot of a Redis
 --                               Cluster belongs to all services
 -- Channel jobs:ended: a JSON array of the jobs and batches that have just ended. An entry is the id or, for a job whose
---                     client waits for it ("awaited") and that published nothing, the array that Job.End in jobs.py reads,
+--                     client waits for it ("awaited") and that published nothing, the array that End in jobs.py reads,
 --                     so that the API need not read the record.
 -- Channel jobs:told:  a JSON array of ids: jobs that published something, "watched" jobs that began to run or are queued
 --                     again, and "watched" batches whose counts have changed.

@@ -4,7 +4,7 @@
 -- For the arguments see write_end.
 local function finish_job(id, job, status, value, timings, batch_size, failed)
   write_end(id, job, status, value, timings, batch_size, failed)
-  local was, _, _, _, _, keep, wish = unpack(job)
+  local was, _, _, _, _, keep, wish = unpack(job, 1, 7)
   if wish then settle_equals(id, wish, was, status, value, keep) end
 end
 

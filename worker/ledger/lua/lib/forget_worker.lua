@@ -1,8 +1,8 @@
 -- Takes a worker out of the ledger.
 --@ include "base/keys_of_workers" "lib/run_again" "lib/tokens"
 
--- The worker's jobs are queued again for this reason ("lost" or "handed_back"); gives the ids of these jobs. Of two claims
--- of a process, the claim with the higher number was made ahead: it had not begun, so its jobs are not charged.
+-- The jobs that the worker ran are queued again for this reason ("lost" or "handed_back"); gives their ids. Where a process has
+-- two claims, the claim with the higher number was made ahead: it had not begun, so its jobs are not charged.
 local function forget_worker(worker, reason)
   local running, jobs, first = redis.call('HGETALL', S .. 'running:' .. worker), {}, {}
   for i = 2, #running, 2 do
