@@ -1,4 +1,4 @@
-"""What one job costs each part, for ``benchmarks.simulate``: measured here and now, never assumed.
+"""The cost of one job in each part, for ``benchmarks.simulate``: measured here and now, never assumed.
 
 Redis's costs are the processor time of its main thread for a call of the ledger with one job and with 64, through the
 ledger's own clients and its own Lua; between the two a call's cost is a line. Those of API and worker are their
@@ -48,7 +48,7 @@ class Line:
 
     @classmethod
     def through(cls, one: float, many: float) -> Line:
-        """By what a call with one job costs, and one with ``BATCH``."""
+        """From the cost of a call with one job, and of one with ``BATCH``."""
         job = max(0.0, (many - one) / (BATCH - 1))
         return cls(max(0.0, one - job), job)
 
@@ -60,7 +60,7 @@ class Costs:
     create: Line  #: Redis: the API stores jobs
     claim: Line  #: Redis: a worker takes a batch
     complete: Line  #: Redis: and tells how it ended
-    read: Line  #: Redis: the API reads ended jobs, for those who wait
+    read: Line  #: Redis: the API reads ended jobs, for waiting clients
     tick: float  #: Redis: a worker renews its lease and sweeps
     wait: float  #: Redis: a worker that found nothing waits for a message
     idle: float = 0  #: Redis, a second: all that goes on beside an API and a worker with nothing to do, less its ticks
@@ -94,12 +94,12 @@ def _measure_redis(jobs: int) -> tuple[list[list[float]], tuple[float, float]]:
 
 
 def add_processes(costs: Costs, seconds: float) -> tuple[Costs, float, float]:
-    """The costs of API and worker too, under 64 clients who wait for a service without a model.
+    """The costs of API and worker too, under 64 clients that wait for a service without a model.
 
-    Also what Redis spent on a job then, and how many jobs a batch had.
+    Also Redis's cost of a job then, and how many jobs a batch had.
     """
     with Ours(folder(), "noop") as stack:
-        stack.measure(seconds=1)  # what is done once is done
+        stack.measure(seconds=1)  # warm-up
         idle = _cost(stack.redis, lambda: time.sleep(IDLE_S)) / IDLE_S - 2 * costs.tick
         _, (api, worker, redis) = per_job(stack, 64, seconds)
         batch = mean_batch(stack)
@@ -107,7 +107,7 @@ def add_processes(costs: Costs, seconds: float) -> tuple[Costs, float, float]:
 
 
 def per_job(stack: Ours, clients: int, seconds: float) -> tuple[dict[str, float], list[float]]:
-    """What so many clients measure, and meanwhile the microseconds a job of API, pool processes and Redis."""
+    """The measurements of this number of clients, with the microseconds a job of API, pool processes and Redis."""
     before, done = spent(stack), ended(stack)
     told = stack.measure(clients=clients, seconds=seconds)
     jobs = ended(stack) - done
@@ -163,7 +163,7 @@ def _run(server: RedisServer, jobs: int, size: int) -> list[float]:
 
 
 def _tick(server: RedisServer) -> tuple[float, float]:
-    """Microseconds of what a worker does twice a second, and of a wait for a message."""
+    """Microseconds of a worker's work twice a second, and of a wait for a message."""
     ledger, times = Ledger(Settings(redis_url=server.url)), 500
     ledger.join(SERVICE, "ticker", {})
     ledger.ring(SERVICE)

@@ -1,7 +1,7 @@
 """The load: a light HTTP client in a process of its own, which says how much of a core it took.
 
 ``closed``: so many clients, each of which sends its next request when it has its answer. ``open``: requests at a fixed
-rate, whatever the answers do; a latency counts from the moment at which the request was due.
+rate, independent of the answers; a latency counts from the moment at which the request was due.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Again:
     pause_s: float = POLL_S
 
 
-#: What comes of an answer's body: the next request, or the output.
+#: The result of an answer's body: the next request, or the output.
 Read = Callable[[Any], Any]
 Call = Callable[[Connection], Awaitable[Any]]
 

@@ -29,7 +29,7 @@ LEAST_WAIT_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the API said of one job at one moment. Times are seconds since the epoch, of one clock."""
+    """The API's estimate of one job at one moment. Times are seconds since the epoch, of one clock."""
 
     job_id: str
     at: float
@@ -52,7 +52,7 @@ def estimate(rounds: int, runs: int) -> Figures:
 
 
 def _round(stack: Ours, jobs: int, rows: int, about: str, found: Figures) -> None:
-    """Half of the jobs at once, the others while those are worked off; the figures of what was asked meanwhile.
+    """Half of the jobs at once, the others while those are worked off; the figures of the estimates meanwhile.
 
     Args:
         rows: of a ``POST /batches`` in the midst of the first half; 0: none.

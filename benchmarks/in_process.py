@@ -1,4 +1,4 @@
-"""The real plugins without a queue: what batches and buckets gain, and what preprocessing ahead would."""
+"""The real plugins without a queue: the gain of batches and buckets, and of preprocessing ahead."""
 
 from __future__ import annotations
 

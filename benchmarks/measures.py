@@ -1,4 +1,4 @@
-"""What is measured. Each function gives figures by name; a figure is a list with one value a round."""
+"""The measurements. Each function gives figures by name; a figure is a list with one value a round."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def throughput(rounds: int, seconds: float, models: list[str], peers: Peers) -> 
             try:
                 with Peer(peer, folder(), model) as stack:
                     _throughput(stack, seconds, found)
-            except Exception as error:  # whatever a peer does is told, and costs the others nothing
+            except Exception as error:  # any failure of a peer is reported, and costs the others nothing
                 peers.fail(name, str(error) or repr(error))
     return found
 
@@ -183,7 +183,7 @@ def idle(seconds: float) -> Figures:
 
 
 def services(seconds: float, many: int) -> Figures:
-    """What the API costs that has few services installed, and one that has many; no worker runs."""
+    """The cost of an API with few services installed, and of one with many; no worker runs."""
     found: Figures = defaultdict(list)
     for count in (len(list_plugins()) + 1, many):
         stack = Ours(folder(), "noop", with_worker=False)
@@ -225,7 +225,7 @@ def events(rounds: int, seconds: float) -> Figures:
 
 
 def limits(seconds: float) -> Figures:
-    """What the parts could do at most: the bare models, an empty route, Redis."""
+    """The limits of the parts: the bare models, an empty route, Redis."""
     found: Figures = {}
     for name in ("tiny", "batchable"):
         model = MODELS[name]()
@@ -285,7 +285,7 @@ def _rewrites(stack: Stack) -> bool:
 
 
 def _reads(redis: Redis) -> float:
-    """Requests that Redis has read from its clients until now; what a script calls is none."""
+    """Requests that Redis has read from its clients until now; commands within a script do not count."""
     return float(redis.info("stats")["total_reads_processed"])
 
 

@@ -10,7 +10,7 @@ FEATURES = 20
 
 
 class Model(Protocol):
-    """What a stack calls."""
+    """The interface that a stack calls."""
 
     def predict_batch(self, rows: list[Any]) -> list[Any]:
         """One result for each input."""
@@ -18,7 +18,7 @@ class Model(Protocol):
 
 
 class Noop:
-    """No model at all: what is left is the system."""
+    """No model at all: the system alone."""
 
     example: ClassVar[Any] = {"n": 1}
 
@@ -39,7 +39,7 @@ class Slow:
 
 
 class Slow8(Slow):
-    """The same for at most 8 rows at once: what is measured is the number of workers."""
+    """The same for at most 8 rows at once: this measures the number of workers."""
 
     max_batch_size = 8
 
@@ -116,7 +116,7 @@ class Tiny(_Sklearn):
 
 
 class Batchable(_Sklearn):
-    """scikit-learn's random forest of 300 trees: one row costs nearly what a batch does."""
+    """scikit-learn's random forest of 300 trees: one row costs nearly as much as a batch."""
 
     def __init__(self) -> None:
         from sklearn.ensemble import RandomForestClassifier

@@ -52,5 +52,5 @@ def read(job_id: str) -> dict[str, Any]:
 
 @api.get("/empty")
 async def empty() -> dict[str, Any]:
-    """What an empty route costs."""
+    """The cost of an empty route."""
     return {}

@@ -97,7 +97,7 @@ class Peers:
 
 
 class PeerFailed(Exception):
-    """A peer's server did not do what it should."""
+    """A peer's server failed."""
 
 
 class Peer(Stack):

@@ -1,4 +1,4 @@
-"""What webhooks whose receiver is dead cost the other jobs."""
+"""The cost of webhooks with a dead receiver for the other jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.kit.system import free_port
 
 #: Seconds between two jobs with a webhook.
 EVERY_S = 0.05
-#: What becomes of a request to the receiver; "none": the jobs have no webhook.
+#: The end of a request to the receiver; "none": the jobs have no webhook.
 DEAD = ("answers 500", "hangs", "is away")
 KINDS = ("none", "answers", *DEAD)
 
@@ -29,7 +29,7 @@ def receivers(rounds: int, seconds: float) -> Figures:
     """Jobs a second of 64 clients while others' jobs end at 20 a second, for whose webhooks nobody is there.
 
     A stack for each kind of receiver, all there at once and measured in turn, in an order drawn anew for each round:
-    what the machine does of its own, for seconds or minutes, comes to each alike.
+    the machine's own load, for seconds or minutes, affects each alike.
     """
     found: Figures = defaultdict(list)
     order, drawn = list(KINDS), random.Random(0)

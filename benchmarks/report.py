@@ -1,4 +1,4 @@
-"""``RESULTS.md`` and its plot, from what ``measures`` found."""
+"""``RESULTS.md`` and its plot, from the figures of ``measures``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.receivers import DEAD
 HERE = Path(__file__).parent
 PACKAGES = ("celery", "redis", "fastapi", "uvicorn", "pydantic", "scikit-learn", "numpy")
 
-#: What each figure is compared with in the same run: (heading of the ratio, figure, baseline, higher is better).
+#: Each figure's baseline in the same run: (heading of the ratio, figure, baseline, higher is better).
 RATIOS = [
     ("tiny, jobs/s against naive", "tiny ours jobs/s", "tiny naive jobs/s", True),
     ("batchable, jobs/s against naive", "batchable ours jobs/s", "batchable naive jobs/s", True),
@@ -42,7 +42,7 @@ PAIRED = [
 
 
 def write(sections: dict[str, tuple[str, Figures]], command: str, minutes: float, peers: Peers) -> None:
-    """All sections, by their headings, each with a sentence on what was measured."""
+    """All sections, by their headings, each with a sentence on its measurement."""
     everything = {name: values for _, figures in sections.values() for name, values in figures.items()}
     lines = ["# Results", "", *_about(command, minutes), "", "## Ratios", "", *_ratios(everything)]
     if _plot(everything, HERE / "results.svg", [kind.name for kind in peers.kinds]):

@@ -1,11 +1,11 @@
 """Predict throughput and latency of more workers than this machine has: a discrete-event simulation.
 
 Clients in a closed loop, API processes, one Redis and workers, as the real parts work: an API has one ``create`` on its
-way for a service and gathers meanwhile (``api/jobs/writer.py``); a free worker takes what waits, and claims a whole
-further batch while its model computes (``worker/pool/feeder.py``); Redis serves one call at a time. What a call costs
+way for a service and gathers meanwhile (``api/jobs/writer.py``); a free worker takes the waiting jobs, and claims a
+whole further batch while its model computes (``worker/pool/feeder.py``); Redis serves one call at a time. A call's cost
 is measured first (``calibrate.py``), and before it predicts, it is held against real workers.
 
-What it leaves out: network bandwidth, garbage collection, and that parts share cores. Each process has one of its own.
+It leaves out network bandwidth, garbage collection, and that parts share cores. Each process has one of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUP = 256
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is simulated."""
+    """The simulated system."""
 
     workers: int
     clients: int
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What came of it."""
+    """The result."""
 
     jobs_s: float
     p50_ms: float
@@ -164,7 +164,7 @@ class World:
 
 
 class Api(Server):
-    """One process: about half of what a job costs it falls before its record is stored, the rest after its end."""
+    """One process: about half of a job's cost falls before its record is stored, the rest after its end."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -209,7 +209,7 @@ class Api(Server):
 
 
 class Job:
-    """One job of one client, who sends the next when it has the answer."""
+    """One job of one client, which sends the next when it has the answer."""
 
     def __init__(self, world: World, api: Api) -> None:
         self._world, self.api, self._sent = world, api, 0.0  # microseconds
@@ -314,7 +314,7 @@ MODELS = {
 
 
 def main() -> int:
-    """Measure what a job costs, hold the simulation against real workers, then predict."""
+    """Measure a job's costs, hold the simulation against real workers, then predict."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="of each real measurement")
     parser.add_argument("--validate", type=int, default=2, help="up to so many real workers; 0: none")
@@ -359,7 +359,7 @@ def _measure(seconds: float) -> Costs:
 
 
 def _validate(costs: Costs, seconds: float, most: int) -> None:
-    """Real workers of a model that sleeps, so that cores are not the limit, beside what is predicted of them."""
+    """Real workers of a model that sleeps, so that cores are not the limit, beside the prediction."""
     print("\nReal workers that sleep 100 ms for up to 8 jobs, 16 clients each, against the prediction")
     with Ours(folder(), "slow8") as stack:
         for workers in _doubled(most):

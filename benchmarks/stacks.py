@@ -107,7 +107,7 @@ class Stack:
     def measure(
         self, *, clients: int = 64, rate: float = 0, seconds: float = 6, style: str = "", path: str = ""
     ) -> dict[str, float]:
-        """What the client prints; it is a process of its own."""
+        """The client's output; it is a process of its own."""
         command = [sys.executable, "-m", "benchmarks.client", "--port", str(self.port), "--style", style or self.style]
         command += ["--service", path or self.model, "--clients", str(clients), "--rate", str(rate)]
         command += ["--seconds", str(seconds), "--input", str(self.input)]
@@ -248,7 +248,7 @@ def cpu_s(pid: int) -> float:
 
 
 def own_memory(pid: int) -> float:
-    """MiB of memory of one process, its part of what it shares with others included (PSS); Linux only."""
+    """MiB of memory of one process, its part of shared memory included (PSS); Linux only."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024

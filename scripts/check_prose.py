@@ -27,7 +27,7 @@ TREES = ("worker", "api", "client/src", "libs_service", "scripts", "benchmarks",
 WORDS = re.compile(r"\b(what|whatever|who|whoever)\b", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 #: Code within prose, and the code blocks of documents.
-CODE = re.compile(r"``[^`]*``|`[^`]*`|https?://\S+")
+CODE = re.compile(r"``[^`]*``|`[^`]*`|\"\w+\"|https?://\S+")
 BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from fastapi import Request
 
 from benchmarks.models import MODELS
 
-#: Seconds to wait for a batch to fill; without it LitServe makes batches of what one look finds.
+#: Seconds to wait for a batch to fill; without it LitServe makes batches of the requests of one look.
 BATCH_TIMEOUT_S = 0.005
 
 

@@ -37,7 +37,7 @@ class Bench(MLModel):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Serve what two files in the current folder say."""
+    """Serve by two files in the current folder."""
     http, grpc, metrics = map(int, os.environ["BENCH_PORTS"].split(","))
     size = int(os.environ["BENCH_BATCH"])
     server = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics, "debug": False}

@@ -34,7 +34,8 @@ def main() -> None:
             infer_func=infer,
             inputs=[Tensor(name="x", dtype=numpy.float64, shape=(FEATURES,))],
             outputs=[Tensor(name="score", dtype=numpy.float64, shape=(1,))],
-            # No delay: what waits when the model is free is a batch, which is the fastest here at either model.
+            # No delay: the waiting requests are a batch as soon as the model is free, which is the fastest here at
+            # either model.
             config=ModelConfig(max_batch_size=int(os.environ["BENCH_BATCH"]), batcher=DynamicBatcher()),
         )
         triton.serve()
