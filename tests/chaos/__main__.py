@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.chaos.campaign import run
 from tests.chaos.faults import FAULTS, kill_rabbit
+from tests.chaos.pillars import PILLARS, is_missed
 from tests.chaos.stack import Kind, naive, ours
 
 #: Jobs a second. A naive stack, which runs each job by itself, gets what its three workers can do.
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--stack", choices=["ours", "naive", "naive-best"], default="ours")
     parser.add_argument("--appendfsync", choices=["everysec", "always"], default="everysec")
     parser.add_argument("--rabbit", action="store_true", help="RabbitMQ is the broker; it is killed too")
+    parser.add_argument("--pillars", action="store_true", help="then without each pillar: the audit must fail")
     parser.add_argument("--report", type=Path, help="a file for the report as JSON")
     given = parser.parse_args()
     # A script's background job ignores SIGINT, and so would the processes that it starts until they set a handler.
@@ -42,7 +44,8 @@ def main() -> int:
     print(text)
     if given.report:
         given.report.write_text(text + "\n")
-    return 1 if report.broken else 0
+    missed = [is_missed(pillar, folder / pillar) for pillar in PILLARS if given.pillars]
+    return 1 if report.broken or not all(missed) else 0
 
 
 if __name__ == "__main__":
