@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from api.auth.keyring import Caller
 from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
@@ -130,6 +131,15 @@ class Catalog:
                 late = f": its plugin was installed after this API had started: {again}"
             raise UnknownService(f"no service is named {name[:100]!r}{late}; {say_known(self.entries)}")
         return entry
+
+    def find(self, name: str, caller: Caller) -> Entry:
+        """A service for a caller. Raises ``Forbidden`` for one that it may not use, ``UnknownService``."""
+        caller.check_service(name)
+        return self.get(name)
+
+    def usable_by(self, caller: Caller) -> list[Entry]:
+        """The services that a caller may use."""
+        return [entry for name, entry in self.entries.items() if caller.may_use(name)]
 
 
 class Newcomers:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.state import state_of
 from worker import errors
 from worker.ledger.data_schema import SchemaTooNew
 
@@ -165,7 +166,7 @@ async def answer_any(request: Request, error: Exception) -> Response:
 
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
-    services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
+    services = list(state_of(request).catalog.entries) if isinstance(error, errors.UnknownService) else None
     if type(error) is errors.StoreUnavailable and request.method == "POST" and request.url.path in KEYED:
         error = errors.StoreUnavailable(f"{error.message} {SEND_AGAIN}")
     return answer(error, request.url.path, services)

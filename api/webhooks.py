@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from api.auth.gate import caller_of
 from api.requests import check_query, read_job_id, read_nothing
+from api.state import state_of
 from worker.errors import AddressRefused, InvalidInput
 from worker.net.addresses import AddressRules, parse_url, resolve
 from worker.settings import Settings
@@ -72,7 +73,7 @@ async def list_job_deliveries(request: Request) -> Response:
     """What was sent of a job's ends, newest first."""
     check_query(request, set())
     job_id = read_job_id(request)
-    await request.app.state.ledger.get(job_id, caller_of(request).sees)
+    await state_of(request).ledger.get(job_id, caller_of(request).sees)
     return await _listed(request, "job", job_id)
 
 
@@ -80,7 +81,7 @@ async def list_job_deliveries(request: Request) -> Response:
 async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
     """What was sent of a batch's end, newest first."""
     check_query(request, set())
-    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
+    await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
     return await _listed(request, "batch", batch_id)
 
 
@@ -89,7 +90,7 @@ async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
     """Send an event of a job again."""
     await _check_empty(request)
     job_id = read_job_id(request)
-    await request.app.state.ledger.get(job_id, caller_of(request).sees)
+    await state_of(request).ledger.get(job_id, caller_of(request).sees)
     return await _again(request, "job", job_id, delivery_id)
 
 
@@ -97,7 +98,7 @@ async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
 async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Response:
     """Send the event of a batch again."""
     await _check_empty(request)
-    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
+    await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
     return await _again(request, "batch", batch_id, delivery_id)
 
 
@@ -107,12 +108,12 @@ async def _check_empty(request: Request) -> None:
 
 
 async def _listed(request: Request, kind: Kind, id: str) -> Response:
-    found = await read_deliveries(request.app.state.ledger, kind, id)
+    found = await read_deliveries(state_of(request).ledger, kind, id)
     return _json({"deliveries": [delivery.describe() for delivery in found]})
 
 
 async def _again(request: Request, kind: Kind, id: str, delivery_id: str) -> Response:
-    new: LoggedDelivery = await deliver_again(request.app.state.ledger, kind, id, delivery_id)
+    new: LoggedDelivery = await deliver_again(state_of(request).ledger, kind, id, delivery_id)
     log.info("webhook queued again id=%s of=%s:%s", new.job.id, kind, id)
     return _json(new.describe(), 202)
 

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.auth.keyring import ANYONE, Caller
+from api.state import state_of
 from worker.errors import Forbidden, ServicesError, Unauthorized
 from worker.ledger import api_keys as keys
 from worker.settings import Settings
@@ -80,7 +81,7 @@ class Gate:
             await problems.answer(error, scope["path"])(scope, receive, answer.send)
         else:
             if scope["method"] in SCOPES:
-                receive = Body(receive, scope["app"].state.bodies).receive
+                receive = Body(receive, state_of(scope).bodies).receive
             await self._app(scope, receive, answer.send)
         finally:
             if "presented" in scope and scope["method"] in SCOPES:
@@ -88,7 +89,7 @@ class Gate:
 
     async def _admit(self, scope: Scope) -> None:
         """Put the caller into the scope. Raises what keeps it out."""
-        keyring = scope["app"].state.keyring
+        keyring = state_of(scope).keyring
         text, host = _read_headers(scope["headers"])
         if not await keyring.are_there_any(fresh=bool(text)):
             client, server = scope.get("client"), scope.get("server")
@@ -101,6 +102,7 @@ class Gate:
             raise Unauthorized()
         caller = await keyring.find(text)
         scope["caller"], scope["presented"] = caller, caller.owner
+        assert caller.key
         await keyring.take(caller.key)
         needed = keys.Scope.READ if scope["path"] in READS else SCOPES.get(scope["method"], keys.Scope.READ)
         if not caller.key.may(needed):

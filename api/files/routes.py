@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -20,6 +19,7 @@ from api.files.dispositions import write_attachment
 from api.files.uploads import Upload
 from api.problems import LinkInvalid, RangeNotSatisfiable
 from api.requests import check_query, invalid_query, read_nothing, read_seconds
+from api.state import State, state_of
 from worker.errors import ServicesError
 from worker.filestore.storage import FileRecord
 from worker.settings import Settings
@@ -37,7 +37,7 @@ HARMLESS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "san
 @router.post("/files")
 async def create_file(request: Request) -> Response:
     """Store the body, or the one file of a form, as it comes in."""
-    state = request.app.state
+    state = state_of(request)
     keep_for_s = _read_keep_for(check_query(request, {"keep_for_s"}), state.settings)
     upload = Upload(request, state.settings)
     owner = caller_of(request).owner
@@ -59,7 +59,7 @@ async def create_file(request: Request) -> Response:
 async def get_file(request: Request, file_id: str) -> Response:
     """What is known of a file, with a link to its content that expires."""
     check_query(request, set())
-    state, caller = request.app.state, caller_of(request)
+    state, caller = state_of(request), caller_of(request)
     record = await state.files.get(file_id, caller.owner, caller.sees)
     return Response(await _describe(state, record), media_type="application/json")
 
@@ -67,9 +67,8 @@ async def get_file(request: Request, file_id: str) -> Response:
 @router.get("/files/{file_id}/content")
 async def get_content(request: Request, file_id: str) -> Response:
     """The content, or one range of it."""
-    files, caller = request.app.state.files, caller_of(request)
+    files, caller = state_of(request).files, caller_of(request)
     owner = await check_link(request, file_id)
-    record: FileRecord
     if owner is None:
         record = await files.get(file_id, caller.owner, caller.sees)
     else:
@@ -92,7 +91,7 @@ async def delete_file(request: Request, file_id: str) -> Response:
     """Drop a file that no unfinished job names."""
     check_query(request, set())
     await read_nothing(request)
-    await request.app.state.files.delete(file_id, caller_of(request).sees)
+    await state_of(request).files.delete(file_id, caller_of(request).sees)
     log.info("file deleted id=%s", file_id)
     return Response(status_code=204)
 
@@ -109,12 +108,12 @@ async def check_link(request: Request, file_id: str) -> str | None:
     fits = re.fullmatch(r"[0-9]{1,12}", expires) and SIGNATURE.fullmatch(signature)
     if not fits or int(expires) < time.time():
         raise LinkInvalid
-    if not hmac.compare_digest(await request.app.state.files.sign(owner, file_id, int(expires)), signature):
+    if not hmac.compare_digest(await state_of(request).files.sign(owner, file_id, int(expires)), signature):
         raise LinkInvalid
     return owner
 
 
-async def _describe(state: Any, record: FileRecord) -> bytes:
+async def _describe(state: State, record: FileRecord) -> bytes:
     expires = min(int(time.time() + state.settings.link_for_s), record.expires_us // 1_000_000)
     signature = await state.files.sign(record.owner, record.id, expires)
     content = f"/files/{record.id}/content"
