@@ -1,4 +1,4 @@
-"""The application and its life."""
+"""The application: its parts, its start and its end."""
 
 from __future__ import annotations
 

@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from api.auth.keyring import Caller
+from api.catalog import Entry
 from api.jobs.retention import retain_files_of_chunk
 from api.problems import PayloadTooLarge
 from api.requests import BatchRequest, dump_strictly
@@ -52,74 +54,74 @@ async def submit_batch(
     max_batch_size = (overview.knobs or {}).get("max_batch_size", Service.max_batch_size)
     most_rows = rows_of_chunk(max_batch_size, overview.pace_s)
     batch_id = str(uuid.uuid4())
-    rows = Rows(inputs, asked, state.settings, caller.most_open, is_hashed=bool(key))
-    chunks = 0
+    about = repr(asked.model_dump(exclude={"inputs"})).encode()
+    rows = Rows(inputs, state.settings, caller.most_open, hashlib.sha256(about) if key else None)
     try:
         async with contextlib.aclosing(_one_ahead(cut(rows.read(), batch_id, most_rows))) as arriving:
             async for chunk in arriving:
-                chunks += 1
+                rows.chunks += 1
                 await retain_files_of_chunk(state, entry, chunk, caller.owner)
                 await ledger.run(batch_commands.stage(service, chunk))
-        if not chunks:
+        if not rows.chunks:
             must = "expected at least one input"
             raise InvalidInput(must, errors=[{"loc": [*where], "msg": must, "type": "too_short"}])
-        new = NewBulk(
-            service=service,
-            version=entry.plugin.version,
-            rows=rows.count,
-            chunks=chunks,
-            size=rows.size,
-            priority=Priority(asked.priority),
-            keep_for_s=asked.keep_for_s or state.settings.keep_for_s,
-            metadata=dump_strictly(asked.metadata, "metadata"),
-            idempotency_key=key,
-            body_hash=rows.hash.hexdigest(),
-            id=batch_id,
-            webhook=dump_webhook(asked.webhook.url, ()) if asked.webhook else b"",
-            owner=caller.owner,
-            most_open=caller.most_open,
-        )
-        stored_id = await ledger.seal(new)
+        keep_for_s = asked.keep_for_s or state.settings.keep_for_s
+        stored_id = await ledger.seal(_make_batch(asked, rows, entry, caller, keep_for_s, id=batch_id, key=key))
     except BaseException:
         with contextlib.suppress(ServicesError):  # chunks without a batch expire by themselves
-            await asyncio.shield(ledger.run(batch_commands.discard(service, batch_id, chunks)))
+            await asyncio.shield(ledger.run(batch_commands.discard(service, batch_id, rows.chunks)))
         raise
     if stored_id != batch_id:
-        await ledger.run(batch_commands.discard(service, batch_id, chunks))
+        await ledger.run(batch_commands.discard(service, batch_id, rows.chunks))
     return await ledger.get_batch(stored_id), stored_id == batch_id
 
 
-class Rows:
-    """The rows of a batch while they arrive: counted, held to the limits, and hashed for an idempotency key."""
+def _make_batch(
+    asked: BatchRequest, rows: Rows, entry: Entry, caller: Caller, keep_for_s: float, *, id: str, key: str
+) -> NewBulk:
+    return NewBulk(
+        service=asked.service,
+        version=entry.plugin.version,
+        rows=rows.count,
+        chunks=rows.chunks,
+        size=rows.size,
+        priority=Priority(asked.priority),
+        keep_for_s=keep_for_s,
+        metadata=dump_strictly(asked.metadata, "metadata"),
+        idempotency_key=key,
+        body_hash=rows.hash.hexdigest() if rows.hash else "",
+        id=id,
+        webhook=dump_webhook(asked.webhook.url, ()) if asked.webhook else b"",
+        owner=caller.owner,
+        most_open=caller.most_open,
+    )
 
-    def __init__(
-        self,
-        inputs: AsyncIterator[list[bytes]],
-        asked: BatchRequest,
-        settings: Settings,
-        most_open: int | None,
-        is_hashed: bool,
-    ) -> None:
-        self._inputs = inputs
-        self._settings = settings
-        self._most_open = most_open
-        self._is_hashed = is_hashed
-        self.hash = hashlib.sha256(repr(asked.model_dump(exclude={"inputs"})).encode())
-        self.count = self.size = 0
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of a batch while they arrive: counted, checked against the limits, and hashed for an idempotency key."""
+
+    inputs: AsyncIterator[list[bytes]]
+    settings: Settings
+    most_open: int | None
+    hash: hashlib._Hash | None  #: of the whole request; None without an idempotency key
+    count: int = 0
+    size: int = 0
+    chunks: int = 0
 
     async def read(self) -> AsyncIterator[list[bytes]]:
         """The rows. Raises ``PayloadTooLarge``."""
-        most, most_bytes = self._settings.max_batch_inputs, self._settings.max_batch_bytes
-        async for rows in self._inputs:
+        most, most_bytes = self.settings.max_batch_inputs, self.settings.max_batch_bytes
+        async for rows in self.inputs:
             text = b"\n".join(rows)
             self.count += len(rows)
             self.size += len(text) - len(rows) + 1
-            if self._is_hashed:
+            if self.hash:
                 self.hash.update(text + b"\n")
             if self.count > most:
                 raise PayloadTooLarge(f"more than {most} inputs (SERVICES_MAX_BATCH_INPUTS)")
-            if self._most_open is not None and self.count > self._most_open:
-                raise PayloadTooLarge(f"more than {self._most_open} inputs, which is the API key's concurrency")
+            if self.most_open is not None and self.count > self.most_open:
+                raise PayloadTooLarge(f"more than {self.most_open} inputs, which is the API key's concurrency")
             if self.size > most_bytes:
                 raise PayloadTooLarge(f"the inputs are over {most_bytes} bytes (SERVICES_MAX_BATCH_BYTES)")
             yield rows
