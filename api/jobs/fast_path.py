@@ -66,7 +66,7 @@ class Front(FastAPI):
         await super().__call__(scope, receive, send)
 
     def _is_fast(self, scope: Scope) -> bool:
-        """Whether a handler of the fast path answers; then the scope gets what FastAPI's router would put there."""
+        """Whether a handler of the fast path answers; if so, add the route to the scope, as FastAPI's router does."""
         method, path = scope["method"], scope["path"]
         route, parameters = self._fixed.get((method, path)), {}
         if route is None:
