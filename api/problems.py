@@ -129,11 +129,7 @@ OPEN_INFERENCE_STATUS: dict[type[errors.ServicesError], int] = {errors.InvalidIn
 
 
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
-    """A problem document.
-
-    Args:
-        more: further members; None omits one.
-    """
+    """A problem document with ``more`` members, without those that are None."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
     body |= {"code": code, **{name: value for name, value in more.items() if value is not None}}
     return Response(to_json(body), status, {**_headers(status), **(headers or {})}, MEDIA_TYPE)
@@ -144,11 +140,7 @@ def _headers(status: int) -> dict[str, str]:
 
 
 def answer(error: errors.ServicesError, path: str, services: list[str] | None = None) -> Response:
-    """The problem document of an error; below ``/v2``, the error object of the Open Inference Protocol.
-
-    Args:
-        services: names of all services, for an ``UnknownService``.
-    """
+    """The problem document of an error; below ``/v2``, the error object of the Open Inference Protocol."""
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
     if isinstance(error, RangeNotSatisfiable):
