@@ -71,7 +71,7 @@ SCHEMA_WAIT_S = 2.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API over the installed services. It starts whatever state Redis and the plugins are in."""
+    """The API over the installed services. It starts also without Redis, and with broken plugins."""
     settings = settings or get_settings()
     setup_logging(settings.log_level)
     catalog, meter = Catalog(check_columns), Meter()

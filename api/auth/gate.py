@@ -35,7 +35,7 @@ READS = frozenset({"/v2/repository/index"})
 LINK = re.compile(r"/files/[^/]+/content")
 #: Paths without any data of jobs, which need no API key: probes, pages and the OpenAPI document.
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-OPEN = frozenset({"/", *PROBES, "/docs", "/openapi.json"})  # and what is below /static/
+OPEN = frozenset({"/", *PROBES, "/docs", "/openapi.json"})  # and everything below /static/
 #: Each 16 KiB of a body that have arrived extend its time limit by a second.
 BYTES_PER_S = 16 * 1024
 #: Seconds between two searches for late bodies.

@@ -30,7 +30,7 @@ def fast(handler: Handler) -> Handler:
 
 
 class NotStarted(RuntimeError):
-    """The reason why the API does not start, for a user who needs no traceback."""
+    """The reason why the API does not start, shown without a traceback."""
 
 
 class Front(FastAPI):

@@ -85,7 +85,7 @@ def find_entry(request: Request, name: str, version: str) -> Entry:
 
 
 async def read_encoded(request: Request, limit: int) -> bytes:
-    """The body, decompressed where its ``Content-Encoding`` says so."""
+    """The body, decompressed according to its ``Content-Encoding``."""
     body = await read_body(request, limit)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding == "identity":
