@@ -2,9 +2,9 @@
 
 The core, in the order in which a request passes through it:
 
-* ``application``: the application and its life
-* ``auth``: who may send a request
-* ``jobs``: one thin handler a route, and how jobs are stored and waited for
+* ``application``: the application, its start and its end; ``state``: all its parts, typed
+* ``auth``: the gate that every request passes
+* ``jobs``: their routes, and how jobs are submitted, stored and waited for, whichever the protocol
 * ``requests``: bodies, queries and ``Prefer`` read strictly; ``catalog``: the installed services and their schemas
 * ``problems``: every error as a problem document
 

@@ -1,4 +1,4 @@
-"""The application and its life."""
+"""The application: its parts, its start and its end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.resources import files as resources
 from typing import Any
 
@@ -19,7 +20,6 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
-from starlette.routing import Route
 
 from api import problems, webhooks
 from api.auth.gate import NEED_A_KEY, Bodies, Gate, bound_elsewhere
@@ -29,13 +29,14 @@ from api.batches import routes as batches
 from api.catalog import Catalog
 from api.files import routes as files
 from api.jobs import events, routes
-from api.jobs.fast_path import Front, NotStarted, Plain
+from api.jobs.fast_path import Front, NotStarted
 from api.jobs.waiter import Waiter
 from api.jobs.writer import Writer
 from api.openapi.document import build_document
 from api.ops import console, metrics
 from api.ops.meter import Meter, Metered
 from api.ops.versions import watch_versions
+from api.state import State
 from api.v2 import model_info
 from api.v2 import routes as open_inference
 from api.v2.columns import check_columns
@@ -50,7 +51,7 @@ from worker.settings import Settings, get_settings
 
 log = logging.getLogger("services.api")
 
-#: What scripts of other origins may send and read, where any may at all.
+#: Methods and headers of requests from other origins, where SERVICES_CORS_ORIGINS allows any.
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
     "allow_headers": [
@@ -65,90 +66,102 @@ CORS: dict[str, Any] = {
 
 #: Seconds between two sweeps of all services.
 SWEEP_S = 1.0
-#: How long the API's start waits to hear which release wrote the data.
+#: Longest time in seconds that the start waits to read from Redis which release wrote the data.
 SCHEMA_WAIT_S = 2.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API over the installed services. It starts whatever state Redis and the plugins are in."""
+    """The API over the installed services. It starts also without Redis, and with broken plugins."""
     settings = settings or get_settings()
     setup_logging(settings.log_level)
-    app = Front(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
-    app.state.settings = settings
-    app.state.catalog = Catalog(check_columns)
-    app.state.receivers = webhooks.Receivers(settings)
-    app.state.meter = Meter()
-    create, read = Plain(routes.create_job), Plain(routes.get_job)
-    app.router.routes += [
-        Route("/jobs", create, methods=["POST"]),
-        Route("/jobs/{job_id}", read, methods=["GET"]),
-    ]
+    catalog, meter = Catalog(check_columns), Meter()
+    lifespan = partial(_lifespan, settings, catalog, meter)
+    app = Front(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     for part in (routes, events, batches, batch_events, files, webhooks, model_info, open_inference, metrics):
-        _take_heads(part.router)
+        _accept_head(part.router)
         app.include_router(part.router)
     console.install(app, settings.flower_port)  # before the rest of /static
     problems.install(app)
-    around = [Middleware(Gate, settings=settings)]
-    if settings.cors_origins:  # around the gate: a browser sends no key before it knows that it may
-        around.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS))
-    around.append(Middleware(Metered, meter=app.state.meter))
-    for layer in around:
+    middleware = [Middleware(Gate, settings=settings)]  # the innermost first
+    if settings.cors_origins:  # around the gate: a browser sends no key before a preflight request was allowed
+        middleware.append(Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS))
+    middleware.append(Middleware(Metered, meter=meter))
+    for layer in middleware:
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    app.take_short_way(create, read, around)
-    _add_docs(app)
-    _take_heads(app.router)
+    app.add_fast_path(routes.router, middleware)
+    _add_docs(app, catalog)
+    _accept_head(app.router)
     return app
 
 
-def _take_heads(router: APIRouter) -> None:
-    """What takes GET takes HEAD too (RFC 9110): the server leaves the body out. FastAPI would answer 405."""
+def _accept_head(router: APIRouter) -> None:
+    """Let each route of GET accept HEAD too (RFC 9110): the server omits the body. FastAPI would answer 405."""
     for route in router.routes:
         if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
             route.methods.add("HEAD")
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state = app.state
-    state.ledger = AsyncLedger(state.settings)
-    state.writer = Writer(state.ledger)
-    state.waiter = Waiter(state.ledger, state.settings)
-    state.files = AsyncFiles(state.ledger, state.settings)
-    state.keyring = Keyring(state.ledger)
-    await _check_data(state.ledger)
-    await _check_address(state.keyring, state.settings)
-    state.bodies = Bodies(state.settings.body_timeout_s)
-    running = (state.waiter.run(), state.keyring.run(), state.bodies.run(), state.files.run())
-    looking = (_sweep(state.ledger, state.catalog, state.settings.lease_s), watch_versions(state.ledger, state.catalog))
-    tasks = [asyncio.create_task(each) for each in (*running, *looking)]
-    gc.collect()
-    gc.freeze()  # a full collection looked at all that the imports made, and held every request up for 0.1 s
-    yield
-    for task in tasks:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-    await state.waiter.close()
-    state.files.close()
-    await state.ledger.close()
+async def _lifespan(settings: Settings, catalog: Catalog, meter: Meter, app: FastAPI) -> AsyncIterator[None]:
+    async with open_state(settings, catalog, meter) as state:
+        await _check_address(state.keyring, settings)
+        app.state.api = state
+        gc.collect()
+        gc.freeze()  # a full collection of all imported objects stopped every request for 0.1 s
+        yield
+
+
+@asynccontextmanager
+async def open_state(settings: Settings, catalog: Catalog, meter: Meter | None = None) -> AsyncIterator[State]:
+    """Connect to Redis and run the background tasks of an API process, whichever protocol it serves.
+
+    Raises ``NotStarted`` where a later release wrote the data in Redis.
+    """
+    ledger = AsyncLedger(settings)
+    state = State(
+        settings=settings,
+        catalog=catalog,
+        ledger=ledger,
+        writer=Writer(ledger),
+        waiter=Waiter(ledger, settings),
+        files=AsyncFiles(ledger, settings),
+        receivers=webhooks.Receivers(settings),
+        keyring=Keyring(ledger),
+        bodies=Bodies(settings.body_timeout_s),
+        meter=meter or Meter(),
+    )
+    await _check_data(ledger)
+    loops = [state.waiter.run(), state.keyring.run(), state.bodies.run(), state.files.run()]
+    loops += [_sweep(ledger, catalog, settings.lease_s), watch_versions(ledger, catalog)]
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield state
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await state.waiter.close()
+        state.files.close()
+        await ledger.close()
 
 
 async def _check_address(keyring: Keyring, settings: Settings) -> None:
-    """Refuse to start for other machines without an API key. Where that is not known yet, each request is looked at."""
+    """Refuse to serve other machines without an API key. While Redis is unavailable, the gate checks each request."""
     address = bound_elsewhere(sys.argv)
     if not address or settings.allow_unauthenticated:
         return
     try:
         has_keys = await keyring.are_there_any()
     except StoreUnavailable:
-        log.warning("Redis does not say whether there are API keys: until it does, requests to %s get 503", address)
+        log.warning("Redis is unavailable, so requests to %s get 503 until the API keys can be read", address)
     else:
         if not has_keys:
             raise NotStarted(f"not started on {address}: {NEED_A_KEY}")
 
 
 async def _check_data(ledger: AsyncLedger) -> None:
-    """Refuse to start on the data of a later release. Where Redis is away, that is looked at before the first call."""
+    """Refuse to start on the data of a later release. While Redis is unavailable, the first call checks it."""
     with suppress(TimeoutError):
         async with asyncio.timeout(SCHEMA_WAIT_S):
             try:
@@ -160,9 +173,10 @@ async def _check_data(ledger: AsyncLedger) -> None:
 
 
 async def _sweep(ledger: AsyncLedger, catalog: Catalog, lease_s: float) -> None:
-    """Sweep as the workers do, so that deadlines hold, and dead workers' jobs are queued, where no worker lives.
+    """Expire overdue jobs and queue the jobs of dead workers, as workers do, for services without a live worker.
 
-    What calls Redis each second also knows first when it goes and comes: the log says each once.
+    It calls Redis each second, so it is the first to notice an outage: the log has one line when Redis is lost and one
+    when it is back.
     """
     services = [*catalog.entries, WEBHOOKS]
     is_away = False
@@ -182,9 +196,9 @@ async def _sweep(ledger: AsyncLedger, catalog: Catalog, lease_s: float) -> None:
             log.warning("job recovered id=%s: its worker was lost", job_id)
 
 
-def _add_docs(app: FastAPI) -> None:
-    """``/docs`` with its scripts served from here, so that it works without the internet, and below a proxy's path."""
-    document = build_document(app.state.catalog)
+def _add_docs(app: FastAPI, catalog: Catalog) -> None:
+    """Serve ``/docs`` with its scripts, so that it works without the internet, and below a proxy's path."""
+    document = build_document(catalog)
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="libs-service",

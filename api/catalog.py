@@ -1,4 +1,4 @@
-"""The installed services: each plugin's metadata and its ``schema.py``, and what the ledger knows of it."""
+"""The installed services: each plugin's metadata and ``schema.py``, and its state from the ledger."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from api.auth.keyring import Caller
 from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
@@ -22,7 +23,7 @@ from worker.ledger.overview import Overview
 
 log = logging.getLogger("services.api")
 
-#: Looks at a service's ``Input`` and ``Output``; it may raise anything.
+#: Checks a service's ``Input`` and ``Output``; it may raise any exception.
 SchemaCheck = Callable[[type[BaseModel] | None, type[BaseModel] | None], None]
 
 
@@ -33,16 +34,16 @@ class Entry:
     plugin: Plugin
     input: type[BaseModel] | None  #: None where the plugin ships no schema.py, or a broken one
     output: type[BaseModel] | None
-    failure: str | None  #: why its schema.py cannot be imported
+    failure: str | None  #: the reason why its schema.py cannot be imported
     example: Any  #: the first valid example of its Input
-    input_schema: dict[str, Any] | None = None  #: written once: pydantic takes milliseconds to write a large one
+    input_schema: dict[str, Any] | None = None  #: written once: pydantic needs milliseconds for a large schema
     output_schema: dict[str, Any] | None = None
 
     def validate(self, text: bytes) -> list[tuple[Where, File]]:
-        """Check an input (JSON), and give the files that it names, each with its place.
+        """Check an input (JSON); return the files that it names, each with its place.
 
-        Raises ``InvalidInput``, also for a validator that raises what it should not; ``ServiceFailed`` where the schema
-        itself cannot be imported.
+        Raises ``InvalidInput``, also where a validator raises an unexpected exception, and ``ServiceFailed`` where the
+        schema itself cannot be imported.
         """
         if self.failure:
             raise ServiceFailed(self.failure)
@@ -53,7 +54,7 @@ class Entry:
             return list(find_files(value)) if holds_files(self.input) else []
         except ValidationError as error:
             raise invalid_fields(error, ["body", "input"]) from error
-        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise any exception
             log.exception("the schema of %s raised", self.plugin.name)
             must = f"the schema of {self.plugin.name} raised {say(error)}"
             detail = {"loc": ["body", "input"], "msg": must, "type": "validator_error"}
@@ -61,15 +62,15 @@ class Entry:
 
     @property
     def takes_files(self) -> bool:
-        """Whether an input may name files, as far as the API knows."""
+        """Whether an input may name files; True without a schema."""
         return self.input is None or holds_files(self.input)
 
     def find_stored(self, text: bytes) -> list[tuple[Where, File]]:
-        """The files that a stored input (JSON) names, each with its place; none where it does not fit the schema."""
+        """The files that a stored input (JSON) names, each with its place; none where the schema refuses it."""
         try:
             return self.validate(text) if self.takes_files else []
         except ServicesError:
-            return []  # the worker will say what is wrong
+            return []  # the worker will report the error
 
     def describe(self, overview: Overview) -> dict[str, Any]:
         """The service as ``GET /services`` shows it."""
@@ -105,11 +106,11 @@ class Entry:
 
 
 class Catalog:
-    """The services that were installed when the process started. A broken one harms no other.
+    """The services that were installed when the process started. A broken service harms no other.
 
     Args:
-        check: raises for an ``Input`` and an ``Output`` that a protocol of the API cannot carry; the service then
-        fails.
+        check: raises an exception where a protocol of the API cannot carry the ``Input`` or ``Output``; the service
+            then counts as failed.
     """
 
     def __init__(self, check: SchemaCheck = lambda model, output: None) -> None:
@@ -121,7 +122,7 @@ class Catalog:
         self._newcomers = Newcomers()
 
     def get(self, name: str) -> Entry:
-        """One service. Raises ``UnknownService`` that lists the known ones."""
+        """One service. Raises ``UnknownService`` with the names of all services."""
         entry = self.entries.get(name)
         if entry is None:
             late = ""
@@ -131,23 +132,32 @@ class Catalog:
             raise UnknownService(f"no service is named {name[:100]!r}{late}; {say_known(self.entries)}")
         return entry
 
+    def find(self, name: str, caller: Caller) -> Entry:
+        """A service for a caller. Raises ``Forbidden`` for one that it may not use, ``UnknownService``."""
+        caller.check_service(name)
+        return self.get(name)
+
+    def usable_by(self, caller: Caller) -> list[Entry]:
+        """The services that a caller may use."""
+        return [entry for name, entry in self.entries.items() if caller.may_use(name)]
+
 
 class Newcomers:
-    """The plugins that are installed while the API runs. It serves them when it has been started again."""
+    """The plugins that were installed after the API had started. The API must be restarted to serve them."""
 
     def __init__(self) -> None:
-        self._seen = self._look()
+        self._changed = self._read_times()
         self._names: frozenset[str] = frozenset()
 
     def has(self, name: str) -> bool:
-        """Whether one has this name. The metadata are read only where the folders of packages have changed."""
-        seen = self._look()
-        if seen != self._seen:
-            self._seen, self._names = seen, frozenset(list_plugins())
+        """Whether one of them has this name. Reads the metadata only if the folders of packages have changed."""
+        changed = self._read_times()
+        if changed != self._changed:
+            self._changed, self._names = changed, frozenset(list_plugins())
         return name in self._names
 
-    def _look(self) -> list[int]:
-        """When each folder on ``sys.path`` was changed last: some microseconds each."""
+    def _read_times(self) -> list[int]:
+        """The time of the last change of each folder on ``sys.path``; a few microseconds for each."""
         return [path.stat().st_mtime_ns for path in map(Path, sys.path) if path.is_dir()]
 
 
@@ -161,18 +171,18 @@ def _load(plugin: Plugin, is_shared: bool, check: SchemaCheck) -> Entry:
         input_schema, output_schema = describe(model, "validation"), describe(output, "serialization")
         example = _example(model, input_schema) if model and input_schema else None
         return Entry(plugin, model, output, None, example, input_schema, output_schema)
-    except PLUGIN_ERRORS as error:  # ServiceFailed, or a schema that cannot be written as JSON Schema
+    except PLUGIN_ERRORS as error:  # ServiceFailed, or a model without a JSON Schema
         reason = error.message if isinstance(error, ServiceFailed) else f"{plugin.name}: {say(error)}"
         log.error("the schema of service %s is broken, so its jobs are refused: %s", plugin.name, reason)
         return Entry(plugin, None, None, reason, None)
 
 
 def _example(model: type[BaseModel], schema: dict[str, Any]) -> Any:
-    """The first example that the model's JSON Schema holds and the model accepts."""
+    """The first example in the model's JSON Schema that the model accepts."""
     for example in examples_in(schema):
         try:
             model.model_validate_json(to_json(example))
-        except PLUGIN_ERRORS as error:  # a plugin's validator may raise anything
+        except PLUGIN_ERRORS as error:  # a plugin's validator may raise any exception
             log.warning("an example of %s does not fit it: %s", model.__module__, error)
         else:
             return example

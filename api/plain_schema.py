@@ -1,4 +1,4 @@
-"""A plugin's JSON Schema as plain JSON, whatever its author put into it: one service never breaks another's page."""
+"""A plugin's JSON Schema as plain JSON: no value in it can break the documents that show all services."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from worker.errors import PLUGIN_ERRORS, to_utf8
 
 log = logging.getLogger("services.api")
 
-#: Bytes of one schema, as JSON; a larger one is not shown.
+#: Most bytes of a schema as JSON; larger schemas are not shown.
 MAX_SCHEMA_BYTES = 2 * 2**20
-#: Levels; what is nested deeper (or in itself) is left out.
+#: Most levels of nesting; deeper values, and values that contain themselves, are left out.
 MAX_DEPTH = 100
-#: Numbers from here on are none to most readers of JSON.
+#: The least number that rounds to Infinity in a double, which most JSON parsers use.
 MAX_NUMBER = 2**1024 - 2**970
-#: Members of a schema that hold values of the model's, and those of which each item is one.
+#: Members of a schema that contain values of the model, and those of them that are lists of values.
 VALUES = frozenset({"default", "examples", "example", "const", "enum"})
 LISTS = frozenset({"examples", "enum"})
-#: Members of a schema whose own members are named by the author.
+#: Members of a schema that map names given by the author.
 NAMED = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
 
 
 class _NotJson(Exception):
-    """A value that no JSON has."""
+    """The value has no form in JSON."""
 
 
 def describe(model: type[BaseModel] | None, mode: JsonSchemaMode, **options: Any) -> dict[str, Any] | None:
-    """A model's JSON Schema; None for no model, where there is none, and for one that is too large to be shown.
+    """A model's JSON Schema; None without a model, for a type without a JSON Schema, and for a schema above the limit.
 
-    Raises what pydantic, or the plugin, raises where there is none. What JSON has not is left out, such as a default of
-    NaN; what it has another form for is in that form, such as a date in an example.
+    Other exceptions of pydantic and of the plugin pass through. Values without a form in JSON are left out, such as a
+    default of NaN; others are converted, such as a date in an example.
     """
     if model is None:
         return None
     try:
         schema = model.model_json_schema(mode=mode, **options)
-    except PydanticInvalidForJsonSchema as error:  # for some types that pydantic validates it has no JSON Schema
+    except PydanticInvalidForJsonSchema as error:  # pydantic validates some types without a JSON Schema
         why = str(error).partition("\n")[0]
         log.warning("%s.%s has no JSON Schema, so none is shown: %s", model.__module__, model.__name__, why)
         return None
@@ -59,7 +59,7 @@ def describe(model: type[BaseModel] | None, mode: JsonSchemaMode, **options: Any
 
 
 def describe_safely(model: type[BaseModel] | None, mode: JsonSchemaMode, **options: Any) -> dict[str, Any]:
-    """The same for a document of many services: {} where there is none to show."""
+    """The same for a document of many services: {} without a schema, also after an exception."""
     try:
         return describe(model, mode, **options) or {}
     except PLUGIN_ERRORS as error:
@@ -68,7 +68,7 @@ def describe_safely(model: type[BaseModel] | None, mode: JsonSchemaMode, **optio
 
 
 def make_plain(value: Any) -> Any:
-    """A schema in JSON's own types. Members and items that no JSON has are left out; at the top, that is null."""
+    """A schema in JSON's own types. Members and items without a form in JSON are left out; at the top, None."""
     try:
         return _plain(value, (), strictly=False)
     except _NotJson:
@@ -76,9 +76,9 @@ def make_plain(value: Any) -> Any:
 
 
 def mend_refs(components: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """A service's components of a document without any ``$ref`` for which generators of clients refuse all services.
+    """A service's components, without each ``$ref`` that makes generators of clients refuse the whole document.
 
-    That is one that leads nowhere, and a list of lists of itself.
+    Such a ``$ref`` has no target, or makes a list of lists of itself.
     """
     known = {prefix + name for name in components}
     return {
@@ -104,11 +104,12 @@ def _mend(schema: Any, known: Container[str]) -> Any:
 
 
 def _plain(value: Any, within: tuple[int, ...], strictly: bool, has_names: bool = False) -> Any:
-    """Raises ``_NotJson`` for a value that is none; ``strictly``: also where a part of it is none.
+    """The value in JSON's own types. Raises ``_NotJson``.
 
     Args:
-        within: the ids of the objects that it is in.
-        has_names: whether the members of a mapping are named by the author, not by JSON Schema.
+        within: the ids of the objects that contain it.
+        strictly: raise also where only a part of it has no form in JSON.
+        has_names: whether the author, not JSON Schema, has named the members of a mapping.
     """
     if id(value) in within or len(within) > MAX_DEPTH:
         raise _NotJson
@@ -128,10 +129,10 @@ def _plain(value: Any, within: tuple[int, ...], strictly: bool, has_names: bool 
     if isinstance(value, list | tuple | set | frozenset):
         return list(_items(value, inner, strictly))
     try:
-        told = to_jsonable_python(value, fallback=repr, bytes_mode="base64")
-    except Exception as error:  # whatever the object's own code raises
+        jsonable = to_jsonable_python(value, fallback=repr, bytes_mode="base64")
+    except Exception as error:  # the object's own code may raise any exception
         raise _NotJson from error
-    return _plain(told, inner, strictly)
+    return _plain(jsonable, inner, strictly)
 
 
 def _members(
@@ -161,7 +162,7 @@ def _items(values: Iterable[Any], within: tuple[int, ...], strictly: bool) -> It
 
 
 def _wholes(values: Iterable[Any], within: tuple[int, ...]) -> Iterator[Any]:
-    """Those of the model's own values that JSON has: another one without a part of it would be another value."""
+    """The model's own values that have a form in JSON as a whole: without a part, each would be a different value."""
     for value in values:
         with suppress(_NotJson):
             yield _plain(value, within, strictly=True)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.state import state_of
 from worker import errors
 from worker.ledger.data_schema import SchemaTooNew
 
@@ -19,7 +20,7 @@ log = logging.getLogger("services.api")
 
 MEDIA_TYPE = "application/problem+json"
 
-#: The one table of HTTP statuses.
+#: The HTTP status of each error.
 STATUS: dict[type[errors.ServicesError], int] = {
     errors.InvalidInput: 422,
     errors.UnknownService: 404,
@@ -42,14 +43,14 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.ServiceFailed: 503,
 }
 
-#: HTTP methods that the API and its metrics know; any other word that a client may send as a method is "other".
+#: HTTP methods that the API and its metrics know; the metrics count every other method as "other".
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-#: What takes an ``Idempotency-Key``, and what its sender is told beside a 503.
+#: Paths whose POST accepts an ``Idempotency-Key``, and the addition to the message of a 503 there.
 KEYED = frozenset({"/jobs", "/batches"})
 SEND_AGAIN = "It may have been stored all the same: send it again with the same Idempotency-Key, and it runs once."
 
-#: Seconds after which the same request may succeed. Errors with a ``retry_after_s`` tell their own.
+#: Seconds after which the same request may succeed, unless the error has a ``retry_after_s``.
 RETRY_AFTER = {503: "1"}
 
 TITLES = {
@@ -77,7 +78,7 @@ class PayloadTooLarge(errors.ServicesError):
 
 
 class UnsupportedFileType(errors.ServicesError):
-    """Files of this type are not taken."""
+    """Files of this type are not accepted."""
 
     code = "unsupported_file_type"
 
@@ -108,12 +109,12 @@ class BodyTimedOut(errors.ServicesError):
 STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416}
 STATUS |= {LinkInvalid: 403, BodyTimedOut: 408}
 
-#: What is sent with a status, beside the problem. A body that is still on its way is not waited for.
+#: Headers by status. After a 408 the connection closes, since the rest of the body may still arrive.
 HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="libs-service"'}, 408: {"Connection": "close"}}
 
 
 class InferFailed(errors.ServicesError):
-    """A request by the Open Inference Protocol did not get its answer."""
+    """A request by the Open Inference Protocol failed."""
 
     code = "infer_failed"
 
@@ -123,21 +124,23 @@ class InferFailed(errors.ServicesError):
         self.headers = headers or {}
 
 
-#: Where the Open Inference Protocol, whose clients know but one status for a bad request, differs from ``STATUS``.
+#: Differences of the Open Inference Protocol from ``STATUS``: its clients know one status for a bad request.
 OPEN_INFERENCE_STATUS: dict[type[errors.ServicesError], int] = {errors.InvalidInput: 400}
 
 
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
-    """A problem document; ``more`` are further members of it."""
+    """A problem document with ``more`` members, without those that are None."""
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
     body |= {"code": code, **{name: value for name, value in more.items() if value is not None}}
-    told = {**({"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}), **HEADERS.get(status, {})}
-    told |= headers or {}
-    return Response(to_json(body), status, told, MEDIA_TYPE)
+    return Response(to_json(body), status, {**_headers(status), **(headers or {})}, MEDIA_TYPE)
+
+
+def _headers(status: int) -> dict[str, str]:
+    return {**({"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}), **HEADERS.get(status, {})}
 
 
 def answer(error: errors.ServicesError, path: str, services: list[str] | None = None) -> Response:
-    """The problem document of one of our errors, in the form that this path has; ``services``: those that there are."""
+    """The problem document of an error; below ``/v2``, the error object of the Open Inference Protocol."""
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
     if isinstance(error, RangeNotSatisfiable):
@@ -149,7 +152,7 @@ def answer(error: errors.ServicesError, path: str, services: list[str] | None = 
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception with a problem document."""
+    """Make the application answer every exception with a problem document."""
     app.add_exception_handler(errors.ServicesError, _on_services_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
@@ -157,7 +160,7 @@ def install(app: FastAPI) -> None:
 
 
 async def answer_any(request: Request, error: Exception) -> Response:
-    """The answer to whatever a handler raised, where no FastAPI is around it."""
+    """The answer to an exception of a handler that FastAPI does not call."""
     if isinstance(error, ClientDisconnect):
         return await _on_disconnect(request, error)
     return await (_on_services_error if isinstance(error, errors.ServicesError) else _on_bug)(request, error)
@@ -165,7 +168,7 @@ async def answer_any(request: Request, error: Exception) -> Response:
 
 async def _on_services_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.ServicesError)
-    services = list(request.app.state.catalog.entries) if isinstance(error, errors.UnknownService) else None
+    services = list(state_of(request).catalog.entries) if isinstance(error, errors.UnknownService) else None
     if type(error) is errors.StoreUnavailable and request.method == "POST" and request.url.path in KEYED:
         error = errors.StoreUnavailable(f"{error.message} {SEND_AGAIN}")
     return answer(error, request.url.path, services)
@@ -182,36 +185,35 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """What the path takes. Each method has a route of its own, and Starlette tells the methods of the first alone."""
+    """The methods that the path accepts. Starlette would name those of its first route alone."""
 
-    def takes(method: str) -> bool:
+    def accepts(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return ", ".join(sorted(filter(takes, METHODS)))
+    return ", ".join(sorted(filter(accepts, METHODS)))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     log.info("client left before its answer %s %s", request.method, request.url.path[:200])
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client has left
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     log.error("uncaught error in %s %s", request.method, request.url.path, exc_info=error)
-    detail = "An error of the server's own; its log has the traceback."
+    detail = "An error of the server itself; its log has the traceback."
     if _is_open_inference(request.url.path):
         return _plain_error(500, InferFailed(detail, 500))
     return problem(500, "internal_error", detail)
 
 
 def _is_open_inference(path: str) -> bool:
-    """Whether the answer goes to a client of the Open Inference Protocol, to which an error is but a text."""
+    """Whether the client speaks the Open Inference Protocol, in which an error is a text."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 def _plain_error(status: int, error: errors.ServicesError) -> Response:
-    headers = {"Retry-After": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
-    headers |= HEADERS.get(status, {})
+    headers = _headers(status)
     if isinstance(error, errors.QueueFull | errors.RateLimited):
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, InferFailed):

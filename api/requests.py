@@ -1,4 +1,4 @@
-"""Bodies, queries and ``Prefer`` headers, read strictly: what is wrong is named, with where it stands."""
+"""Bodies, queries and headers, read strictly: each error names the field and its place."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from starlette.datastructures import QueryParams
 from api.problems import PayloadTooLarge
 from worker.errors import InvalidInput, field_errors
 
-#: Most bytes of a refused body that are still read, so that its sender is there to hear why.
+#: Most bytes of a refused body that are still read: many clients read the answer only when all is sent.
 DRAIN_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 MAX_DEADLINE_S = 30 * 86_400
 MAX_CACHE_FOR_S = 30 * 86_400
-#: How far ahead ``not_before`` may lie.
+#: Most seconds from now to ``not_before``.
 MAX_AHEAD_S = 30 * 86_400
 
 #: ``wait=<s>`` as one of the preferences of a ``Prefer`` header (RFC 7240).
 WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*("[^"]*"|[^\s,;"]*)""", re.IGNORECASE)
-#: An ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header): 1 to 255 visible characters; blanks inside.
+#: An ``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header): 1 to 255 visible characters, with blanks inside.
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 #: A client's own id of a job.
 OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-#: What to do about a byte order mark, which JSON must not begin with (RFC 8259, section 8.1).
+#: The error for a byte order mark, with which JSON must not begin (RFC 8259, section 8.1).
 BOM_REFUSED = "it begins with a byte order mark (BOM); send UTF-8 without one"
-#: RFC 3339's date-time: its offset is never left out.
+#: A date-time of RFC 3339, which always has an offset.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -54,7 +54,7 @@ def _check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _null_as(default: Any) -> BeforeValidator:
-    """Takes null for what a field is where it is left out: typed clients write their None so."""
+    """Reads null as the default of a field: typed clients send null for an omitted field."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 
@@ -80,7 +80,7 @@ Urgency = Literal["high", "normal", "low"]
 
 
 class JobWebhook(BaseModel):
-    """Who is told of a job's end, and of which ends; None: of all."""
+    """The receiver of the webhook for a job's end, and the ends that it gets; None: all."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -92,7 +92,7 @@ class JobWebhook(BaseModel):
 
 
 class BatchWebhook(BaseModel):
-    """Who is told of a batch's end."""
+    """The receiver of the webhook for a batch's end."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -105,7 +105,7 @@ def _as_webhook(value: Any) -> Any:
 
 
 class JobRequest(BaseModel):
-    """The body of ``POST /jobs``."""
+    """A client's wishes about a job: the body of ``POST /jobs``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -122,7 +122,7 @@ class JobRequest(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """The body of ``POST /batches`` as JSON; as JSON lines it has the defaults of all but ``service``."""
+    """A client's wishes about a batch: the body of ``POST /batches``, or its query beside JSON lines."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -138,9 +138,10 @@ Asked = TypeVar("Asked", JobRequest, BatchRequest)
 
 
 async def read_body(request: Request, limit: int, named: str = "SERVICES_MAX_BODY_BYTES") -> bytes:
-    """The whole body. Raises ``PayloadTooLarge`` above ``limit`` bytes, whether or not it told its length.
+    """The whole body. Raises ``PayloadTooLarge`` above ``limit`` bytes, also without a declared length.
 
-    ``named``: what the limit is called in the error.
+    Args:
+        named: name of the limit in the error.
     """
     declared = request.headers.get("content-length", "0")
     chunks: list[bytes] = []
@@ -158,7 +159,7 @@ async def read_body(request: Request, limit: int, named: str = "SERVICES_MAX_BOD
 
 
 def refuse_encoded(request: Request) -> None:
-    """Raises ``InvalidInput`` for a compressed body, which would be read as it is; ``/v2`` alone takes one."""
+    """Raises ``InvalidInput`` for a compressed body. Only ``/v2`` decompresses bodies."""
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         must = f"expected none, got {coding[:100]!r}; send the body uncompressed"
@@ -166,7 +167,7 @@ def refuse_encoded(request: Request) -> None:
 
 
 async def read_nothing(request: Request) -> None:
-    """Refuse a body where none is taken: what it asks for would be left undone. An empty object will do."""
+    """Raises ``InvalidInput`` for a body on a route without one, where it would have no effect; ``{}`` is allowed."""
     body = await read_body(request, MAX_METADATA_BYTES, "this route takes no body")
     if body.strip() not in (b"", b"{}"):
         must = "this route takes no body"
@@ -174,7 +175,7 @@ async def read_nothing(request: Request) -> None:
 
 
 def unless_head(request: Request, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What a stream sends; nothing to a HEAD, whose answer would else take as long."""
+    """The stream; an empty one for HEAD, whose answer would take as long otherwise."""
     return _nothing() if request.method == "HEAD" else stream
 
 
@@ -184,17 +185,17 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
-    """The body of ``POST /jobs`` without a look at its input. Raises ``InvalidInput``."""
+    """The body of ``POST /jobs``; its input is not validated. Raises ``InvalidInput``."""
     return _parse(JobRequest, body, max_keep_for_s)
 
 
 def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
-    """The body of ``POST /batches`` without a look at its inputs. Raises ``InvalidInput``."""
+    """The body of ``POST /batches``; its inputs are not validated. Raises ``InvalidInput``."""
     return _parse(BatchRequest, body, max_keep_for_s)
 
 
 def read_batch_query(query: Mapping[str, str], max_keep_for_s: float) -> BatchRequest:
-    """What a query asks for whose body is JSON lines. Raises ``InvalidInput``."""
+    """The query of ``POST /batches`` beside a body of JSON lines. Raises ``InvalidInput``."""
     _refuse_cache(query, "query")
     try:
         asked = BatchRequest.model_validate({**query, "inputs": []}, strict=False)
@@ -230,7 +231,7 @@ def _refuse_cache(asked: Mapping[str, Any], where: str) -> None:
 
 
 def _why_no_json(body: bytes, error: ValueError) -> str:
-    """The parser's words, but for the mistakes for which it has none that help."""
+    """The reason why a body is no JSON: a clear text for frequent mistakes, else the parser's."""
     if not body.strip():
         return "it is empty; expected a JSON object"
     if body.startswith(BOM_UTF8):
@@ -252,13 +253,13 @@ def _check_keep_for(asked: JobRequest | BatchRequest, most_s: float, where: str)
 
 
 def read_job_id(request: Request) -> str:
-    """The job's id in the path; see ``front`` for one with a slash."""
+    """The job's id in the path; see ``fast_path`` for ids with a slash."""
     job_id: str = request.scope.get("job_id") or request.path_params["job_id"]
     return job_id
 
 
 def read_idempotency_key(request: Request) -> str:
-    """The ``Idempotency-Key`` header; "" where there is none. Raises ``InvalidInput`` for one that cannot be kept."""
+    """The ``Idempotency-Key`` header; "" where there is none. Raises ``InvalidInput`` for an invalid key."""
     given = request.headers.getlist("idempotency-key")
     if not given:
         return ""
@@ -269,7 +270,7 @@ def read_idempotency_key(request: Request) -> str:
 
 
 def read_own_id(request: Request, text: str) -> str:
-    """The id of ``PUT /jobs/<id>``. Raises ``InvalidInput`` for one that is no UUID, or that has a key beside it."""
+    """The id of ``PUT /jobs/<id>``. Raises ``InvalidInput`` unless it is a UUID, without an idempotency key."""
     if not OWN_ID.fullmatch(text):
         must = "expected a UUID in lower case, such as 0b9f6d4e-2c1a-4b7e-9a51-3d8c7f60e2a4"
         raise _invalid(f"job_id: {must}", ["path", "job_id"], must, "uuid_parsing")
@@ -280,12 +281,12 @@ def read_own_id(request: Request, text: str) -> str:
 
 
 def hash_body(body: JobRequest) -> str:
-    """What two bodies that ask for the same have in common: blanks and the order of members do not count."""
+    """A hash that is equal for bodies with the same wishes: blanks and the order of members do not count."""
     return hashlib.sha256(json.dumps(body.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
 
 
 def dump_strictly(value: Any, name: str) -> bytes:
-    """A part of the body as JSON again. Raises ``InvalidInput`` for 1e400, which reads as Infinity."""
+    """A part of the body, written as JSON. Raises ``InvalidInput`` for a number such as 1e400, read as Infinity."""
     text = to_json(value)
     if b"Infinity" in text:
         try:
@@ -297,7 +298,7 @@ def dump_strictly(value: Any, name: str) -> bytes:
 
 
 def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInput:
-    """Pydantic's errors as ours, each with its place."""
+    """Pydantic's errors as one ``InvalidInput``, each with its place."""
     fields = field_errors(error, where)
     first = ".".join(map(str, fields[0]["loc"]))
     more = f" (and {error.error_count() - 1} more)" if len(fields) > 1 else ""
@@ -305,12 +306,12 @@ def invalid_fields(error: ValidationError, where: list[str | int]) -> InvalidInp
 
 
 def check_query(request: Request, allowed: set[str] | frozenset[str]) -> Mapping[str, str]:
-    """The query's parameters; unknown or repeated ones are refused."""
+    """The query's parameters. Raises ``InvalidInput`` for unknown or repeated parameters."""
     text = request.scope["query_string"]
     return _read_query(text, frozenset(allowed)) if text else {}
 
 
-@lru_cache(maxsize=64)  # nearly all are the same few words, such as "wait=60"
+@lru_cache(maxsize=64)  # nearly all queries are one of a few, such as "wait=60"
 def _read_query(text: bytes, allowed: frozenset[str]) -> Mapping[str, str]:
     given = QueryParams(text).multi_items()
     names = [name for name, _ in given]
@@ -324,14 +325,14 @@ def _read_query(text: bytes, allowed: frozenset[str]) -> Mapping[str, str]:
 
 
 def read_wait(request: Request, query: Mapping[str, str], max_wait_s: float) -> float:
-    """Seconds to hold the answer: of ``?wait=``, else of ``Prefer: wait=``; at most ``max_wait_s``; 0: not at all.
+    """Seconds to wait for a job's end, from ``?wait=``, else from ``Prefer: wait=``; at most ``max_wait_s``; 0: none.
 
-    The scope notes a wait, for ``meter``.
+    The scope gets a wait too, for ``meter``.
     """
     if "wait" in query:
         seconds = read_seconds("wait", query["wait"], ["query", "wait"])
-    elif found := WAIT.search(",".join(request.headers.getlist("prefer"))):
-        seconds = read_seconds("wait", found.group(1).strip('"'), ["header", "prefer"])
+    elif match := WAIT.search(",".join(request.headers.getlist("prefer"))):
+        seconds = read_seconds("wait", match.group(1).strip('"'), ["header", "prefer"])
     else:
         return 0
     request.scope["wait"] = min(seconds, max_wait_s)
@@ -348,7 +349,7 @@ def read_int(query: Mapping[str, str], name: str, default: int, most: int) -> in
 
 
 def invalid_query(name: str, must: str, kind: str) -> InvalidInput:
-    """A query parameter that cannot be."""
+    """The error for a query parameter."""
     return _invalid(f"{name}: {must}", ["query", name], must, kind)
 
 

@@ -1,4 +1,4 @@
-"""Webhooks: whether a receiver may be asked for, and the log of what was sent to it."""
+"""Webhooks: the check of a receiver's URL, and the routes of the log of deliveries."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from api.auth.gate import caller_of
 from api.requests import check_query, read_job_id, read_nothing
+from api.state import state_of
 from worker.errors import AddressRefused, InvalidInput
 from worker.net.addresses import AddressRules, parse_url, resolve
 from worker.settings import Settings
@@ -22,29 +23,29 @@ from worker.webhooks.log import LoggedDelivery, deliver_again, read_deliveries
 log = logging.getLogger("services.api")
 router = APIRouter()
 
-#: Longest that an answer is held for a name server. What it did not answer is checked when the webhook is sent.
+#: Most seconds that a request waits for a name server. Without its answer, the URL is checked when the webhook is sent.
 RESOLVE_S = 1.0
-#: A URL that was found good is not looked at again for this long: it is checked again at each sending anyway.
+#: Seconds for which an allowed URL is not checked again here; each delivery checks it again anyway.
 GOOD_FOR_S = 60.0
 MAX_GOOD = 10_000
-#: Names that are looked up at a time; a URL that finds no turn in time is checked when the webhook is sent.
+#: Names that are looked up at once; a URL that waits longer than ``RESOLVE_S`` is checked when the webhook is sent.
 LOOKUPS = 4
 
 
 class Receivers:
-    """Which URLs may be webhooks."""
+    """The rules for URLs of webhooks."""
 
     def __init__(self, settings: Settings) -> None:
         self._rules: AddressRules = settings.webhook_rules
-        self._good: dict[str, float] = {}  # url -> until when, the oldest first
+        self._good: dict[str, float] = {}  # by URL: the time until which it counts as allowed; the oldest first
         self._turns = asyncio.Semaphore(LOOKUPS)
 
     async def check(self, url: str) -> None:
-        """Raise ``InvalidInput`` for a URL that may not be a webhook."""
+        """Raise ``InvalidInput`` for a forbidden URL."""
         if self._good.get(url, 0) > time.monotonic():
             return
         try:
-            await self._look(url)
+            await self._resolve(url)
         except AddressRefused as error:
             field = {"loc": ["body", "webhook"], "msg": error.message, "type": error.code}
             raise InvalidInput(f"webhook: {error.message}", errors=[field]) from error
@@ -53,14 +54,14 @@ class Receivers:
         if len(self._good) > MAX_GOOD:
             del self._good[next(iter(self._good))]
 
-    async def _look(self, url: str) -> None:
+    async def _resolve(self, url: str) -> None:
         target = parse_url(url)
         try:
             async with asyncio.timeout(RESOLVE_S), self._turns:
                 addresses = await resolve(target, RESOLVE_S)
         except TimeoutError:
             log.warning(
-                "the address of the webhook %s is not known in time; it is checked when it is sent", target.host
+                "the name server gave no address of the webhook %s in time; it is checked when it is sent", target.host
             )
             return
         for address in addresses:
@@ -69,19 +70,19 @@ class Receivers:
 
 @router.get("/jobs/{job_id}/deliveries")
 async def list_job_deliveries(request: Request) -> Response:
-    """What was sent of a job's ends, newest first."""
+    """The webhook deliveries of a job, newest first."""
     check_query(request, set())
     job_id = read_job_id(request)
-    await request.app.state.ledger.get(job_id, caller_of(request).sees)
-    return await _listed(request, "job", job_id)
+    await state_of(request).ledger.get(job_id, caller_of(request).sees)
+    return await _list(request, "job", job_id)
 
 
 @router.get("/batches/{batch_id}/deliveries")
 async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
-    """What was sent of a batch's end, newest first."""
+    """The webhook deliveries of a batch, newest first."""
     check_query(request, set())
-    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
-    return await _listed(request, "batch", batch_id)
+    await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
+    return await _list(request, "batch", batch_id)
 
 
 @router.post("/jobs/{job_id}/deliveries/{delivery_id}/retry")
@@ -89,16 +90,16 @@ async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
     """Send an event of a job again."""
     await _check_empty(request)
     job_id = read_job_id(request)
-    await request.app.state.ledger.get(job_id, caller_of(request).sees)
-    return await _again(request, "job", job_id, delivery_id)
+    await state_of(request).ledger.get(job_id, caller_of(request).sees)
+    return await _deliver_again(request, "job", job_id, delivery_id)
 
 
 @router.post("/batches/{batch_id}/deliveries/{delivery_id}/retry")
 async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Response:
     """Send the event of a batch again."""
     await _check_empty(request)
-    await request.app.state.ledger.get_batch(batch_id, caller_of(request).sees)
-    return await _again(request, "batch", batch_id, delivery_id)
+    await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
+    return await _deliver_again(request, "batch", batch_id, delivery_id)
 
 
 async def _check_empty(request: Request) -> None:
@@ -106,13 +107,13 @@ async def _check_empty(request: Request) -> None:
     await read_nothing(request)
 
 
-async def _listed(request: Request, kind: Kind, id: str) -> Response:
-    found = await read_deliveries(request.app.state.ledger, kind, id)
-    return _json({"deliveries": [delivery.describe() for delivery in found]})
+async def _list(request: Request, kind: Kind, id: str) -> Response:
+    deliveries = await read_deliveries(state_of(request).ledger, kind, id)
+    return _json({"deliveries": [delivery.describe() for delivery in deliveries]})
 
 
-async def _again(request: Request, kind: Kind, id: str, delivery_id: str) -> Response:
-    new: LoggedDelivery = await deliver_again(request.app.state.ledger, kind, id, delivery_id)
+async def _deliver_again(request: Request, kind: Kind, id: str, delivery_id: str) -> Response:
+    new: LoggedDelivery = await deliver_again(state_of(request).ledger, kind, id, delivery_id)
     log.info("webhook queued again id=%s of=%s:%s", new.job.id, kind, id)
     return _json(new.describe(), 202)
 

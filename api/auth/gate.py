@@ -1,6 +1,6 @@
-"""Around every request: who may send it, in how much time, with which headers, and what the log keeps of it.
+"""The gate around every request: it checks the caller, limits the time of the body, and adds headers and a log line.
 
-Plain ASGI, since a request without API keys must cost nothing here that can be measured.
+Plain ASGI: without API keys, its cost per request must be too small to measure.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.auth.keyring import ANYONE, Caller
+from api.state import state_of
 from worker.errors import Forbidden, ServicesError, Unauthorized
 from worker.ledger import api_keys as keys
 from worker.settings import Settings
 
 audit = logging.getLogger("services.audit")
 
-#: What an API key must be allowed for each method; what makes no change is "read".
+#: The scope that a method needs; every other method needs "read".
 SCOPES = {"POST": keys.Scope.SUBMIT, "PUT": keys.Scope.SUBMIT, "PATCH": keys.Scope.SUBMIT, "DELETE": keys.Scope.CANCEL}
-#: What makes no change although it is sent by POST, as Triton has it.
+#: Paths of POST that change nothing, so "read" is enough: Triton's protocol has them so.
 READS = frozenset({"/v2/repository/index"})
-#: A file's content, which a signed link opens too.
+#: The path of a file's content, which a signed link opens too.
 LINK = re.compile(r"/files/[^/]+/content")
-#: What tells of no job and is open to whoever reaches the API: probes, pages and the document of the API.
+#: Paths without any data of jobs, which need no API key: probes, pages and the OpenAPI document.
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-OPEN = frozenset({"/", *PROBES, "/docs", "/openapi.json"})  # and what is below /static/
-#: Bytes of a body for which it gets a second more.
+OPEN = frozenset({"/", *PROBES, "/docs", "/openapi.json"})  # and everything below /static/
+#: Each 16 KiB of a body that have arrived extend its time limit by a second.
 BYTES_PER_S = 16 * 1024
-#: Seconds between two looks for bodies that are late.
+#: Seconds between two searches for late bodies.
 LOOK_S = 0.5
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 NO_STORE = (b"cache-control", b"no-store")
-OF_PAGES = [
+PAGE_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'; base-uri 'none'; object-src 'none'"),
     (b"referrer-policy", b"no-referrer"),
@@ -55,13 +56,13 @@ NEED_A_KEY = (
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sends this request."""
+    """The caller that sends this request."""
     caller: Caller = request.scope.get("caller", ANYONE)
     return caller
 
 
 class Gate:
-    """The middleware that lets requests in."""
+    """The middleware that admits requests."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -80,15 +81,15 @@ class Gate:
             await problems.answer(error, scope["path"])(scope, receive, answer.send)
         else:
             if scope["method"] in SCOPES:
-                receive = Body(receive, scope["app"].state.bodies).receive
+                receive = Body(receive, state_of(scope).bodies).receive
             await self._app(scope, receive, answer.send)
         finally:
             if "presented" in scope and scope["method"] in SCOPES:
                 answer.log()
 
     async def _admit(self, scope: Scope) -> None:
-        """Put the caller into the scope. Raises what keeps it out."""
-        keyring = scope["app"].state.keyring
+        """Put the caller into the scope. Raises ``Unauthorized``, ``Forbidden`` or ``RateLimited``."""
+        keyring = state_of(scope).keyring
         text, host = _read_headers(scope["headers"])
         if not await keyring.are_there_any(fresh=bool(text)):
             client, server = scope.get("client"), scope.get("server")
@@ -101,6 +102,7 @@ class Gate:
             raise Unauthorized()
         caller = await keyring.find(text)
         scope["caller"], scope["presented"] = caller, caller.owner
+        assert caller.key
         await keyring.take(caller.key)
         needed = keys.Scope.READ if scope["path"] in READS else SCOPES.get(scope["method"], keys.Scope.READ)
         if not caller.key.may(needed):
@@ -108,7 +110,7 @@ class Gate:
 
 
 class Answer:
-    """What is sent back: given its headers here, and remembered for the log."""
+    """The answer to a request: gets its headers here, and is noted for the audit log."""
 
     __slots__ = ("_location", "_scope", "_send", "_status", "is_open")
 
@@ -127,7 +129,7 @@ class Answer:
         await self._send(message)
 
     def log(self) -> None:
-        """One line for a request that may have changed something; status 0: it was cut off."""
+        """Log a request that may have changed something; status 0: the client left before the answer."""
         scope = self._scope
         path = scope["path"][:200]
         parts = (self._location or path).split("/")
@@ -137,34 +139,34 @@ class Answer:
         audit.info(line, scope["presented"], client, scope["method"], _quote(path), _quote(job), self._status)
 
     def _complete(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        keeps, is_page, added = self.is_open, False, [NOSNIFF]
+        may_store, is_page, added = self.is_open, False, [NOSNIFF]
         for name, value in headers:
             if name == b"content-type":
                 is_page = value.startswith(b"text/html")
             elif name == b"cache-control":
-                keeps = True
+                may_store = True
             elif name == NOSNIFF[0]:
                 added = []
             elif name == b"location":
                 self._location = value.decode("latin-1")
         headers += added
-        if not keeps:
+        if not may_store:
             headers.append(NO_STORE)
         if is_page:
             own = {name for name, _ in headers}
-            headers += [header for header in OF_PAGES if header[0] not in own]
+            headers += [header for header in PAGE_HEADERS if header[0] not in own]
         return headers
 
 
 class Bodies:
-    """The bodies that are on their way. One look now and then costs a request less than a timer of its own."""
+    """The bodies that are arriving. One search for late ones twice a second costs less than a timer for each."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.waiting: dict[Body, asyncio.Task[Any]] = {}
 
     async def run(self) -> None:
-        """End those that are late, for ever."""
+        """Cancel the requests of late bodies, for ever."""
         while True:
             await asyncio.sleep(min(LOOK_S, self.timeout_s / 2))
             now = time.monotonic()
@@ -175,7 +177,7 @@ class Bodies:
 
 
 class Body:
-    """A request's body, which must come within ``timeout_s``, and a second more for each 16 kB that has come."""
+    """A request's body. It must arrive within ``timeout_s`` and a second more for each ``BYTES_PER_S`` bytes."""
 
     __slots__ = ("_bodies", "_is_whole", "_receive", "is_late", "until")
 
@@ -188,7 +190,7 @@ class Body:
 
     async def receive(self) -> Message:
         """The next piece. Raises ``BodyTimedOut``."""
-        if self._is_whole:  # what comes now is that the client has gone
+        if self._is_whole:  # the next message is that the client has left
             return await self._receive()
         task = asyncio.current_task()
         assert task
@@ -209,7 +211,7 @@ class Body:
 
 
 def bound_elsewhere(argv: Sequence[str]) -> str:
-    """The address that uvicorn's command line binds to, where that is not loopback; else ""."""
+    """The address that uvicorn's command line binds to, unless it is a loopback address; else ""."""
     if Path(argv[0]).name not in ("uvicorn", "__main__.py"):
         return ""
     hosts = [argv[i + 1] for i in range(1, len(argv) - 1) if argv[i] == "--host"]
@@ -218,12 +220,12 @@ def bound_elsewhere(argv: Sequence[str]) -> str:
 
 
 def _is_link(scope: Scope) -> bool:
-    """Whether the address itself is what lets in: a file's signed link, which ``api.files.routes`` checks."""
+    """Whether the URL is a file's signed link, which needs no API key; ``api.files.routes`` checks its signature."""
     return b"signature=" in scope["query_string"] and LINK.fullmatch(scope["path"]) is not None
 
 
 def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes]:
-    """The API key that a request bears ("": none), and the host it asks for. ``Authorization`` goes first."""
+    """The API key of a request ("": none), and its host. ``Authorization`` has precedence over ``X-API-Key``."""
     bearer = key = host = b""
     for name, value in headers:
         if name == b"host":
@@ -237,10 +239,10 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes]:
 
 @lru_cache(maxsize=256)
 def _is_local(client: str, server: str, host: bytes) -> bool:
-    """Whether a request comes from this machine, and not from a web page that has given us a name of its own.
+    """Whether a request comes from this machine, and not from a web page by DNS rebinding, which sends another host.
 
-    A unix socket has no addresses; who may open it decides. The address of our end is looked at too, since that of the
-    client is what a proxy says where uvicorn was told to believe it.
+    A unix socket has no addresses; its file permissions protect it. The server's own address is checked too, since a
+    proxy may have set the client's, where uvicorn trusts proxies.
     """
     name = re.sub(r":\d*$", "", host.decode("latin-1")).strip("[]").rstrip(".").lower()
     named_local = not name or name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
@@ -260,5 +262,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def _quote(text: str) -> str:
-    """What a client has written, safe to stand in a line of the log."""
+    """A client's text, escaped for a line of the log."""
     return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else repr(text)

@@ -14,20 +14,20 @@ from worker.ledger.async_ledger import AsyncLedger
 
 log = logging.getLogger("services.api")
 
-#: Seconds between two looks for a change.
+#: Seconds between two searches for a change.
 LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request, and what that lets it see and do."""
+    """The sender of a request, with its rights."""
 
-    key: Key | None = None  #: None: no API key is needed here
-    sees: str = ""  #: the API key whose jobs it sees; "": everybody's
+    key: Key | None = None  #: None: no API keys are configured
+    sees: str = ""  #: id of the API key whose jobs it sees; "": all jobs
 
     @property
     def owner(self) -> str:
-        """The API key that its jobs belong to; "" for none."""
+        """The id of the API key that its jobs belong to; "" for none."""
         return self.key.id if self.key else ""
 
     @property
@@ -45,23 +45,23 @@ class Caller:
             raise Forbidden(f"the API key may not use the service {service[:100]!r}")
 
 
-#: Whoever asks where no API key is needed.
+#: Every caller while no API keys are configured.
 ANYONE = Caller()
 
 
 class Keyring:
-    """All API keys. ``run`` keeps it up to date."""
+    """All API keys. ``run`` reads changes."""
 
     def __init__(self, ledger: AsyncLedger) -> None:
         self._ledger = ledger
         self._take = ledger.redis.register_script(TAKE)
         self._callers: dict[str, Caller] = {}  # by the hash of the API key
         self._changed: bytes | None = None
-        self._looked = 0.0  # when Redis was asked last that answered; 0: never
+        self._read_at = 0.0  # when Redis answered last; 0: never
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Look for changes for ever. While Redis is away, what was known last goes on."""
+        """Read changes for ever. While Redis is unavailable, the API keys that were read last stay valid."""
         while True:
             try:
                 await self.refresh()
@@ -70,30 +70,31 @@ class Keyring:
             await asyncio.sleep(LOOK_S)
 
     async def refresh(self) -> None:
-        """Read what has changed; those who ask meanwhile are served by the next reading together."""
+        """Read the changed API keys. Calls that arrive during one read share the next read."""
         asked = time.monotonic()
         async with self._turn:
-            if self._looked > asked:
+            if self._read_at > asked:
                 return
-            looked = time.monotonic()
+            read_at = time.monotonic()
             async with self._ledger.guard():
                 changed: Any = await self._ledger.redis.hget(KEYS_KEY, CHANGED)
                 stored: Any = await self._ledger.redis.hgetall(KEYS_KEY) if changed != self._changed else None
             if stored is not None:
                 self._callers = {hashed: _caller(key) for hashed, key in read_keys(stored).items()}
-            self._changed, self._looked = changed, looked
+            self._changed, self._read_at = changed, read_at
 
     async def are_there_any(self, fresh: bool = False) -> bool:
-        """Whether an API key has ever been made; with ``fresh``, none is believed only after another look.
+        """Whether any API key exists. Raises ``StoreUnavailable`` where Redis has never answered.
 
-        Raises ``StoreUnavailable`` where that is not known.
+        Args:
+            fresh: before the answer is no, read Redis again.
         """
-        if not self._callers and (fresh or not self._looked):
+        if not self._callers and (fresh or not self._read_at):
             await self.refresh()
         return bool(self._callers)
 
     async def find(self, text: str) -> Caller:
-        """Whose API key this is. Raises ``Unauthorized`` for one that is not valid."""
+        """The caller with this API key. Raises ``Unauthorized`` for an invalid key."""
         hashed = hash_key(text)
         if hashed not in self._callers:
             await self.refresh()  # it may be new
@@ -105,7 +106,7 @@ class Keyring:
         return caller
 
     async def take(self, key: Key) -> None:
-        """Count one request. Raises ``RateLimited`` where its key has sent as many as it may."""
+        """Count one request against the key's rate. Raises ``RateLimited``."""
         if not key.rate:
             return
         async with self._ledger.guard():

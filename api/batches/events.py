@@ -1,7 +1,7 @@
 """``GET /batches/<id>/events``: a batch's progress and its states, as server-sent events.
 
-Nothing of it is stored: each event tells how the batch's record stands when it has changed, some times a
-second at most. An event's id holds what was told with it, so that any API process can go on from it.
+No event is stored: each shows the batch's record after a change, at most ten a second. The id of an event is a cursor,
+the counts that it shows, so that any API process can continue a stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -19,13 +18,14 @@ from pydantic_core import to_json
 from api.auth.gate import caller_of
 from api.jobs.events import HEADERS, LETTERS, bad_event_id, follow
 from api.requests import check_query, unless_head
+from api.state import State, state_of
 from worker.errors import JobExpired
 from worker.ledger import batch_commands
 from worker.ledger.batches import Bulk
 
 router = APIRouter()
 
-#: Seconds between two looks at a batch: its chunks may end faster than anybody wants to hear of.
+#: Least seconds between two events: chunks may end faster than any client wants to read.
 REST_S = 0.1
 
 _BY_LETTER = {letter: str(status) for status, letter in LETTERS.items()}
@@ -33,11 +33,11 @@ _ID = re.compile(r"([qrsfc])([0-9]{1,17})/([0-9]{1,12})\.([0-9]{1,12})\.([0-9]{1
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """How a batch stood when the client was told last."""
+class Cursor:
+    """A client's place in the stream of a batch: the state and the counts of the last event."""
 
     status: str | None = None
-    since: int = 0  #: when its rows were queued, or when it ended: tells its runs apart
+    since: int = 0  #: when its rows were queued, or when it ended: different in each run
     running: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -49,50 +49,50 @@ class Told:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        """Rows by state; those that are queued are the rest."""
+        """Rows by state; all others are queued."""
         return self.running, self.succeeded, self.failed, self.cancelled
 
     @classmethod
-    def of(cls, batch: Bulk) -> Told:
-        """How it stands."""
+    def of(cls, batch: Bulk) -> Cursor:
+        """The cursor after an event that shows this record."""
         since = batch.finished_us or batch.begun_us
         return cls(batch.status, since, batch.running, batch.succeeded, batch.failed, batch.cancelled)
 
     @classmethod
-    def parse(cls, text: str) -> Told:
-        """What ``Last-Event-ID`` says. Raises ``InvalidInput``."""
+    def parse(cls, text: str) -> Cursor:
+        """Read a ``Last-Event-ID``. Raises ``InvalidInput``."""
         if not text:
             return cls()
-        found = _ID.fullmatch(text)
-        if not found:
+        match = _ID.fullmatch(text)
+        if not match:
             raise bad_event_id("batch")
-        return cls(_BY_LETTER[found[1]], *map(int, found.groups()[1:]))
+        return cls(_BY_LETTER[match[1]], *map(int, match.groups()[1:]))
 
 
 @router.get("/batches/{batch_id}/events")
 async def get_events(request: Request, batch_id: str) -> Response:
-    """A batch's progress and states, from now or from the event after ``Last-Event-ID``, up to its end."""
+    """The progress and the states of a batch, from now or from the event after ``Last-Event-ID``, up to its end."""
     check_query(request, set())
-    told = Told.parse(request.headers.get("last-event-id", ""))
-    state = request.app.state
+    cursor = Cursor.parse(request.headers.get("last-event-id", ""))
+    state = state_of(request)
     batch = await state.ledger.get_batch(batch_id, caller_of(request).sees)
-    if batch.ended and told == Told.of(batch):
-        return Response(status_code=204)  # upon which a browser's EventSource does not come again
-    events = follow(state.waiter, batch.id, told, partial(_next, state.ledger, batch), REST_S)
+    if batch.ended and cursor == Cursor.of(batch):
+        return Response(status_code=204)  # a browser's EventSource does not connect again then
+    events = follow(state.waiter, batch.id, cursor, partial(_next, state, batch), REST_S)
     return EventSourceResponse(unless_head(request, events), headers=HEADERS)
 
 
-async def _next(ledger: Any, batch: Bulk, told: Told) -> tuple[list[bytes], Told, bool]:
-    found: Bulk | None = await ledger.run(batch_commands.follow_batch(batch.service, batch.id))
-    if found is None:
+async def _next(state: State, batch: Bulk, cursor: Cursor) -> tuple[list[bytes], Cursor, bool]:
+    update = await state.ledger.run(batch_commands.follow_batch(batch.service, batch.id))
+    if update is None:
         raise JobExpired
-    now = Told.of(found)
+    now = Cursor.of(update)
     texts = []
-    is_same_state = (told.status, told.since) == (now.status, now.since)
-    if told.status and told.counts != now.counts and (is_same_state or found.ended):
-        data = to_json({"progress": found.progress, "total": found.rows, "counts": found.counts}).decode()
-        heard = replace(now, status="running", since=found.begun_us)  # not yet of an end, where there is one
-        texts.append(format_sse_event(data_str=data, event="progress", id=str(heard if found.ended else now)))
+    is_same_state = (cursor.status, cursor.since) == (now.status, now.since)
+    if cursor.status and cursor.counts != now.counts and (is_same_state or update.ended):
+        data = to_json({"progress": update.progress, "total": update.rows, "counts": update.counts}).decode()
+        before_end = replace(now, status="running", since=update.begun_us)
+        texts.append(format_sse_event(data_str=data, event="progress", id=str(before_end if update.ended else now)))
     if not is_same_state:
-        texts.append(format_sse_event(data_str=found.to_json().decode(), event="status", id=str(now)))
+        texts.append(format_sse_event(data_str=update.to_json().decode(), event="status", id=str(now)))
     return texts, now, False

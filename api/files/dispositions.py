@@ -1,4 +1,4 @@
-"""A file's name in ``Content-Disposition``: as clients send it, and as a download has it (RFC 6266, 5987, 7578)."""
+"""File names in ``Content-Disposition``, read from uploads and written for downloads (RFC 6266, 5987, 7578)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from worker.files import clean_name
 PARAMETER = re.compile(r""";\s*([\w!#$&+^`|~.-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""", re.ASCII)
 #: ``<charset>'<language>'<value>``, the value with percents.
 EXTENDED = re.compile(r"([\w-]+)'[\w-]*'(.*)", re.ASCII | re.DOTALL)
-#: What browsers write for the characters that would end a form's header.
-OF_FORMS = {"%22": '"', "%0D": "\r", "%0A": "\n"}
-#: Characters that a quoted name may not hold as they are, or that some program reads in its own way.
+#: Escapes by which browsers write the characters that would end a form's header.
+FORM_ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
+#: Characters that a quoted name must not contain, or that some programs misread.
 UNSAFE = re.compile(r'[^\x20-\x7e]|["\\%/]')
 
 
 def read_parameters(header: bytes) -> dict[str, str]:
-    """The parameters of a header, by their names in small letters; text that is no UTF-8 is read as Latin-1."""
-    found: dict[str, str] = {}
+    """The parameters of a header, by their names in lower case; text that is not UTF-8 is read as Latin-1."""
+    parameters: dict[str, str] = {}
     for name, value in PARAMETER.findall(header.decode("latin-1")):
         plain = value.strip()
         if plain[:1] == '"' and plain[-1:] == '"':
-            # Not each backslash: browsers write those of a Windows path as they are.
+            # No other backslash is an escape: browsers do not escape those of a Windows path.
             plain = re.sub(r'\\(["\\])', r"\1", plain[1:-1])
-        found.setdefault(name.lower(), _decode(plain.encode("latin-1"), "utf-8"))
-    return found
+        parameters.setdefault(name.lower(), _decode(plain.encode("latin-1"), "utf-8"))
+    return parameters
 
 
 def read_name(parameters: dict[str, str], is_form: bool = False) -> str:
-    """The file's name, without folders and control characters; "" where it has none, or none that can be used."""
+    """The file's name, without folders and control characters; "" where it has no usable name."""
     if (extended := EXTENDED.fullmatch(parameters.get("filename*", "").strip())) and (
         extended[1].lower() in ("utf-8", "iso-8859-1")
     ):
-        told = _decode(unquote_to_bytes(extended[2]), extended[1])
+        name = _decode(unquote_to_bytes(extended[2]), extended[1])
     else:
-        told = parameters.get("filename", "")
+        name = parameters.get("filename", "")
         if is_form:
-            told = re.sub("%22|%0D|%0A", lambda found: OF_FORMS[found[0]], told)
-    return clean_name(told)
+            name = re.sub("%22|%0D|%0A", lambda match: FORM_ESCAPES[match[0]], name)
+    return clean_name(name)
 
 
 def write_attachment(name: str) -> str:
-    """A header for a download of this name."""
+    """The header of a download with this name."""
     plain = UNSAFE.sub("_", name)
     header = f'attachment; filename="{plain}"'
     return header if plain == name else f"{header}; filename*=UTF-8''{quote(name, safe='')}"

@@ -1,4 +1,4 @@
-"""The body of ``POST /files`` as it comes in: raw bytes, or a form with one file; a megabyte in memory at a time."""
+"""The body of ``POST /files`` while it arrives: raw bytes, or a form with one file; one megabyte is in memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from worker.filestore.storage import HEAD_BYTES, PIECE_BYTES, sniff, tell_type
 from worker.settings import Settings
 
 FORM = "multipart/form-data"
-#: What clients declare that were told nothing; curl's ``--data-binary`` is one.
+#: Types that clients send by default, as curl's ``--data-binary`` does; they declare nothing.
 UNDECLARED = frozenset({"", "application/x-www-form-urlencoded"})
-#: Bytes of a form around its file.
+#: Most bytes of a form besides its file.
 ENVELOPE_BYTES = 64 * 1024
-#: Seconds after which a piece that is not full is handed on all the same.
+#: Seconds after which a piece is written although it is not full.
 PIECE_S = 10.0
-#: Kinds of content that the first bytes tell for certain.
-TOLD_KINDS = {"image": "image", "audio": "sound", "video": "sound"}
+#: Kinds of content that the first bytes show reliably.
+RELIABLE_KINDS = {"image": "image", "audio": "sound", "video": "sound"}
 
 
 class Upload:
-    """One file on its way in: its pieces, and its type once the first of them is there."""
+    """One file that is arriving: its pieces, and its type once the first piece is there."""
 
     def __init__(self, request: Request, settings: Settings) -> None:
         refuse_encoded(request)
@@ -46,8 +46,8 @@ class Upload:
         self._size = 0
         self.content_type = ""
 
-    def tell(self) -> tuple[str, str]:
-        """The file's type, and its name of the form's part or of the header ``Content-Disposition``; "" for none."""
+    def describe(self) -> tuple[str, str]:
+        """The file's type, and its name in the form or in the header ``Content-Disposition``; "" for none."""
         return self.content_type, (self._form.name if self._form else "") or self._name
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -55,14 +55,14 @@ class Upload:
         self._check_length()
         async for piece in self._gather():
             if not self.content_type:
-                self.content_type = self._tell_type(piece[:HEAD_BYTES])
+                self.content_type = self._find_type(piece[:HEAD_BYTES])
             yield piece
         if not self._size:
             must = "the file is empty: send its bytes as the body, or a form with one file"
             raise InvalidInput(must, errors=[{"loc": ["body"], "msg": must, "type": "too_short"}])
 
     async def drain(self) -> None:
-        """Of a refused upload: read on for a while, so that the sender is there to hear why."""
+        """Read on after a refusal, for at most ``DRAIN_BYTES``: many clients read the answer only when all is sent."""
         drained = 0
         if self._unread:
             return
@@ -99,10 +99,10 @@ class Upload:
             self._form.finish()
 
     def _check_length(self) -> None:
-        """Refuse by the declared length, before anything is read; who waits for 100-continue then sends nothing."""
+        """Refuse by the declared length before reading: a client that waits for 100-continue then sends nothing."""
         declared = self._request.headers.get("content-length", "0")
-        room = self._settings.max_file_bytes + (ENVELOPE_BYTES if self._form else 0)
-        if declared.isdigit() and int(declared) > room and "expect" in self._request.headers:
+        most = self._settings.max_file_bytes + (ENVELOPE_BYTES if self._form else 0)
+        if declared.isdigit() and int(declared) > most and "expect" in self._request.headers:
             self._unread = True
             raise self._too_large()
 
@@ -111,21 +111,21 @@ class Upload:
             f"the file has more than {self._settings.max_file_bytes} bytes (SERVICES_MAX_FILE_BYTES)"
         )
 
-    def _tell_type(self, head: bytes) -> str:
+    def _find_type(self, head: bytes) -> str:
         """The file's type. Raises ``UnsupportedFileType`` where it is not taken, or the content belies it."""
         declared, shown = self._form.content_type if self._form else self._declared, sniff(head)
         content_type = tell_type(declared, head, (self._form.name if self._form else "") or self._name)
-        told, seen = (TOLD_KINDS.get(kind.partition("/")[0]) for kind in (content_type, shown))
-        if told and shown and told != seen:
+        declared_kind, seen_kind = (RELIABLE_KINDS.get(kind.partition("/")[0]) for kind in (content_type, shown))
+        if declared_kind and shown and declared_kind != seen_kind:
             raise UnsupportedFileType(f"the file was declared as {content_type}, but its content is {shown}")
         if not matches(content_type, self._settings.file_types):
             known = ", ".join(self._settings.file_types)
-            raise UnsupportedFileType(f"the file is {content_type}; taken are {known} (SERVICES_FILE_TYPES)")
+            raise UnsupportedFileType(f"the file is {content_type}; accepted are {known} (SERVICES_FILE_TYPES)")
         return content_type
 
 
 class Form:
-    """Takes the one file out of a ``multipart/form-data`` body."""
+    """Extracts the one file of a ``multipart/form-data`` body."""
 
     def __init__(self, content_type: str) -> None:
         _, options = parse_options_header(content_type)
@@ -144,7 +144,7 @@ class Form:
         self.name = ""
 
     def feed(self, data: bytes) -> bytes:
-        """What of the file is in the next bytes of the body."""
+        """The bytes of the file within the next bytes of the body."""
         try:
             self._parser.write(data)
         except MultipartParseError as error:
@@ -154,7 +154,7 @@ class Form:
         return content
 
     def finish(self) -> None:
-        """At the body's end: the form must have ended too, and held a file."""
+        """At the body's end: check that the form has ended too, with a file. Raises ``InvalidInput``."""
         if not self._ended:
             raise _invalid("the form breaks off before its end")
         if not self._files:
@@ -191,7 +191,7 @@ class Form:
 
 
 def _check_declared(kind: str, where: list[str]) -> str:
-    """A declared content type without its parameters; "" where it says nothing."""
+    """A declared content type, checked; "" where it declares nothing."""
     if kind in UNDECLARED:
         return ""
     if not CONTENT_TYPE.fullmatch(kind):

@@ -16,25 +16,25 @@ log = logging.getLogger("services.api")
 
 
 def ask_cache(entry: Entry, text: bytes, owner: str, cache_for_s: float | None, knob_may_be_set: bool) -> str:
-    """What a job with this valid input (JSON) asks of the cache; "": nothing.
+    """The cache request of a job with this valid input (JSON), as ``NewJob.cache`` has it; "": no cache.
 
     Args:
-        cache_for_s: the job's own; None: its service's.
-        knob_may_be_set: whether that may be more than 0, as far as is known.
+        cache_for_s: seconds that the client wishes; None: as its service's knob says.
+        knob_may_be_set: whether the knob may be more than 0; True while no worker has reported it.
     """
     if cache_for_s == 0 or (cache_for_s is None and not knob_may_be_set):
         return ""
     if entry.output and holds_files(entry.output, "serialization"):
         return ""
-    found = _canonical_input(entry, text)
-    if found is None:
+    canonical_input = _canonical_input(entry, text)
+    if canonical_input is None:
         return ""
-    kind, told = found
-    return ask(fingerprint(entry.plugin.name, entry.plugin.version, owner, told, kind), cache_for_s)
+    kind, canonical_text = canonical_input
+    return ask(fingerprint(entry.plugin.name, entry.plugin.version, owner, canonical_text, kind), cache_for_s)
 
 
 def check_cacheable(entry: Entry, cache_for_s: float | None) -> None:
-    """Raise ``InvalidInput`` for a job that asks for what its service cannot do."""
+    """Raise ``InvalidInput`` for a job that wishes a cache although its service's outputs contain files."""
     if cache_for_s and entry.output and holds_files(entry.output, "serialization"):
         must = f"expected 0 or none: an output of {entry.plugin.name} holds files, which live no longer than its job"
         error = {"loc": ["body", "cache_for_s"], "msg": must, "type": "not_cacheable"}
@@ -42,11 +42,11 @@ def check_cacheable(entry: Entry, cache_for_s: float | None) -> None:
 
 
 def _canonical_input(entry: Entry, text: bytes) -> tuple[str, bytes] | None:
-    """How the input was read, and its canonical text; None where its content is not in it (a URL's file).
+    """The input's kind ("read" or "sent") and canonical text; None where a URL stands for its content.
 
-    As its ``Input`` has read it, so that a default that was left out, or 1 for 1.0, makes no difference. But only where
-    the text says all that was read: where reading it again gives the same. A field that is written as asterisks
-    (``SecretStr``), rounded or left out by a serializer would make two inputs equal that are not.
+    "read": the text that its ``Input`` writes, so that an omitted default, or 1 for 1.0, makes no difference. This text
+    counts only if parsing it again gives the same value: a field that a serializer writes as asterisks (``SecretStr``),
+    rounds or omits would make different inputs equal. "sent": otherwise, the text that the client has sent.
     """
     as_sent = "sent", canonical(from_json(text))
     if entry.input is None:
@@ -56,21 +56,21 @@ def _canonical_input(entry: Entry, text: bytes) -> tuple[str, bytes] | None:
         if holds_files(entry.input):
             files = [file for _, file in find_files(value)]
             return None if any(file.url for file in files) else as_sent
-        told = canonical(_in_order(from_json(value.model_dump_json(by_alias=True)), value.model_dump(by_alias=True)))
-        return ("read", told) if _is_same(entry.input.model_validate_json(told), value) else as_sent
+        read = canonical(_in_order(from_json(value.model_dump_json(by_alias=True)), value.model_dump(by_alias=True)))
+        return ("read", read) if _is_same(entry.input.model_validate_json(read), value) else as_sent
     except Exception as error:  # a plugin's serializer may raise anything
         log.debug("the input of %s is compared as it was sent: %s", entry.plugin.name, error)
         return as_sent
 
 
-def _in_order(told: Any, value: Any) -> Any:
-    """The JSON of a value in which the members of a set stand in an order of their texts: its own is its process's."""
-    if isinstance(told, dict) and isinstance(value, dict) and len(told) == len(value):
-        return {key: _in_order(part, of) for (key, part), of in zip(told.items(), value.values(), strict=True)}
-    if isinstance(told, list) and isinstance(value, list | tuple | set | frozenset) and len(told) == len(value):
-        parts = [_in_order(part, of) for part, of in zip(told, value, strict=True)]
+def _in_order(json: Any, value: Any) -> Any:
+    """A value's JSON with the members of its sets sorted: the order of a set differs between processes."""
+    if isinstance(json, dict) and isinstance(value, dict) and len(json) == len(value):
+        return {key: _in_order(part, of) for (key, part), of in zip(json.items(), value.values(), strict=True)}
+    if isinstance(json, list) and isinstance(value, list | tuple | set | frozenset) and len(json) == len(value):
+        parts = [_in_order(part, of) for part, of in zip(json, value, strict=True)]
         return sorted(parts, key=canonical) if isinstance(value, set | frozenset) else parts
-    return told
+    return json
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Clients that wait for a job's end: one subscription a process, however many wait.
+"""Clients that wait for the ends of jobs share one subscription a process.
 
-Redis forgets what it publishes while nobody listens, so after each (re)subscription every awaited job is read once,
-and each client reads its own once more at its deadline.
+Redis stores no message for a subscriber that is away, so after each (re)subscription every awaited job is read once,
+and each client reads its job once more when its wait is over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -26,14 +26,16 @@ from worker.ledger.keys import ENDED_CHANNEL, TOLD_CHANNEL
 from worker.net.redis_clients import make_async_client
 from worker.settings import Settings
 
-T = TypeVar("T")
-
 log = logging.getLogger("services.api")
 
-#: A subscription that has been silent for this long is asked whether it lives, and given up a while later.
+#: Seconds of silence after which the subscription gets a ping, and after which it counts as lost.
 PING_AFTER_S = 2.0
 DEAD_AFTER_S = 4.0
+#: Seconds until a lost subscription is made again.
 RETRY_S = 0.3
+
+#: Gets the job when it has ended; of a new job, perhaps its end alone; None when the wait is over.
+Awaited = asyncio.Future[Job | None] | asyncio.Future[Job | End | None]
 
 
 class Waiter:
@@ -52,7 +54,7 @@ class Waiter:
         )
 
     async def run(self) -> None:
-        """Listen for ever; a Redis that is away is asked again."""
+        """Listen for ever; connect again when Redis was unavailable."""
         while True:
             try:
                 await self._listen()
@@ -64,9 +66,22 @@ class Waiter:
         """Close the connection."""
         await self._redis.aclose()
 
+    async def read(self, job_id: str, wait_s: float, sees: str) -> Job:
+        """The job as it ends within ``wait_s`` seconds, or as it then stands. Raises ``JobNotFound``, ``JobExpired``.
+
+        Args:
+            sees: the API key whose jobs alone may be read; "": all jobs.
+        """
+        with self.expect(job_id) as end:
+            job = await self._ledger.get(job_id, sees)
+            if wait_s and not job.ended:
+                ended = await ended_within(end, wait_s)
+                job = ended if isinstance(ended, Job) else await self._ledger.get(job_id, sees)
+        return job
+
     @contextmanager
     def expect(self, job_id: str) -> Iterator[asyncio.Future[Job | None]]:
-        """A future that gets the job when it has ended. Enter before the job can end, and no end is missed."""
+        """A future that gets the job when it has ended. Enter it before the job can end, so that no end is missed."""
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(job_id, set()).add(future)
         try:
@@ -79,7 +94,7 @@ class Waiter:
 
     @contextmanager
     def expect_new(self, job_id: str) -> Iterator[asyncio.Future[Job | End | None]]:
-        """The same of a job that is about to be stored, ``awaited``: where its end is told in full, that will do."""
+        """The same for a job that is stored next, as ``awaited``: Redis then publishes the whole end of its run."""
         future: asyncio.Future[Job | End | None] = asyncio.get_running_loop().create_future()
         self._new[job_id] = future
         try:
@@ -89,9 +104,9 @@ class Waiter:
 
     @contextmanager
     def signal(self, id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when whatever has this id may have ended or told something.
+        """An event that is set when the job, batch or chunk with this id may have ended or sent an event.
 
-        Look yourself, and clear it to wait again.
+        Read it then, and clear the event to wait again.
         """
         event = asyncio.Event()
         self._signals.setdefault(id, set()).add(event)
@@ -108,12 +123,12 @@ class Waiter:
             await pubsub.subscribe(ENDED_CHANNEL, TOLD_CHANNEL)
             await self._settle([*self._futures, *self._new])
             self._ring(list(self._signals))
-            heard = time.monotonic()
+            received_at = time.monotonic()
             while True:
                 message = await pubsub.get_message(timeout=PING_AFTER_S)
-                silence = time.monotonic() - heard
+                silence = time.monotonic() - received_at
                 if message is not None:
-                    heard = time.monotonic()
+                    received_at = time.monotonic()
                     await self._on_message(message)
                 elif silence > DEAD_AFTER_S:
                     raise redis.ConnectionError("the subscription answers no ping")
@@ -122,19 +137,19 @@ class Waiter:
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
-            told = from_json(message["data"])
-            ids = [each if isinstance(each, str) else each[0] for each in told]
+            news = from_json(message["data"])  # ids, and whole ends that begin with their ids
+            ids = [item if isinstance(item, str) else item[0] for item in news]
             if self._signals:
                 self._ring(ids)
             if message["channel"] == ENDED_CHANNEL.encode():
-                await self._settle([id for id, each in zip(ids, told, strict=True) if not self._has_all(id, each)])
+                await self._settle([id for id, item in zip(ids, news, strict=True) if not self._has_all(id, item)])
 
-    def _has_all(self, job_id: str, told: str | list[str]) -> bool:
-        """Whether nobody who waits for this job needs its record."""
+    def _has_all(self, job_id: str, news: str | list[str]) -> bool:
+        """Whether no client that waits for this job needs its record."""
         future = self._new.get(job_id)
-        if future is not None and not isinstance(told, str):
+        if future is not None and not isinstance(news, str):
             if not future.done():
-                future.set_result(End.from_told(told[1:]))
+                future.set_result(End.from_told(news[1:]))
             future = None
         return future is None and job_id not in self._futures
 
@@ -144,7 +159,7 @@ class Waiter:
                 event.set()
 
     async def _settle(self, ids: list[str]) -> None:
-        """Read these jobs, in one round trip, and tell who waits for those that have ended."""
+        """Read these jobs in one round trip, and settle the futures of those that have ended."""
         if not ids:
             return
         for job in await self._ledger.get_ended(ids):
@@ -156,23 +171,23 @@ class Waiter:
                     future.set_result(job)
 
 
-class Held:
-    """How many requests of this process are held until a job ends."""
+class WaitingRequests:
+    """Counts the requests of this process that wait for a job's end."""
 
-    now = 0
+    count = 0
 
 
-async def ended_within(future: asyncio.Future[T | None], seconds: float) -> T | None:
-    """What is told of a job's end, if it ends within so many seconds. The future is this caller's own."""
+async def ended_within(future: Awaited, seconds: float) -> Job | End | None:
+    """The job, or its end, when it ends within some seconds, else None. The future belongs to this caller."""
     timer = asyncio.get_running_loop().call_later(seconds, _give_up, future)
-    Held.now += 1
+    WaitingRequests.count += 1
     try:
         return await future
     finally:
         timer.cancel()
-        Held.now -= 1
+        WaitingRequests.count -= 1
 
 
-def _give_up(future: asyncio.Future[T | None]) -> None:
+def _give_up(future: Awaited) -> None:
     if not future.done():
         future.set_result(None)

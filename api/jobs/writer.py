@@ -1,7 +1,7 @@
 """Group commit: jobs that arrive together are stored together, in one round trip.
 
-While one call of the ledger is on its way, further jobs gather; the next call takes them all. So one client waits for
-nothing, and many share their waiting.
+While one call of the ledger is under way, further jobs gather; the next call stores all of them. A single client waits
+for no other, and many clients share one round trip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.commands import Repeated
 from worker.ledger.jobs import Job, NewJob
 
-#: Most jobs, and about the most bytes of input, in one call: Redis serves nobody else meanwhile.
+#: Most jobs, and about the most bytes of input, in one call: Redis serves no other client during it.
 MAX_JOBS = 256
 MAX_BYTES = 8 * 1024 * 1024
 
@@ -22,7 +22,7 @@ Pending = tuple[NewJob, asyncio.Future[Job | Repeated]]
 
 
 class Writer:
-    """Stores jobs. A client that goes away, or a call that fails, concerns no jobs but its own."""
+    """Stores jobs. A client that leaves, or a call that fails, affects no other jobs."""
 
     def __init__(self, ledger: AsyncLedger) -> None:
         self._ledger = ledger
@@ -43,15 +43,15 @@ class Writer:
         return await future
 
     async def _flush(self, service: str) -> None:
-        """Store what waits for one service until nothing does."""
+        """Store the pending jobs of one service until none is left."""
         waiting = self._pending[service]
         while waiting:
             group = _take(waiting)
             try:
                 stored = await self._ledger.create([job for job, _ in group])
-            except Exception as error:  # it is each client's to hear
+            except Exception as error:  # each client of the group gets it
                 if isinstance(error, StoreUnavailable):
-                    # Who waits behind them has waited as long: a turn of its own would double that.
+                    # Later jobs have waited as long already: a call of their own would double their time.
                     group += waiting
                     waiting.clear()
                 for _, future in group:
@@ -74,7 +74,7 @@ def _take(waiting: deque[Pending]) -> list[Pending]:
 
 def _settle(future: asyncio.Future[Job | Repeated], result: Job | Repeated | ServicesError) -> None:
     if future.done():
-        return  # its client has gone
+        return  # its client has left
     if isinstance(result, ServicesError):
         future.set_exception(result)
     else:

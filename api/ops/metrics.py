@@ -21,9 +21,10 @@ from starlette.routing import Mount, Route
 
 from api.auth.gate import caller_of
 from api.catalog import Entry
-from api.jobs.waiter import Held
+from api.jobs.waiter import WaitingRequests
 from api.ops.meter import NO_ROUTE, Meter
 from api.requests import check_query
+from api.state import state_of
 from worker.errors import StoreUnavailable
 from worker.ledger.jobs import TERMINAL
 from worker.ledger.overview import Overview
@@ -46,8 +47,8 @@ _process = ProcessCollector(registry=None)
 async def read_metrics(request: Request) -> Response:
     """All metrics; while Redis is away, those of this process, and ``services_store_up 0``."""
     check_query(request, set())
-    state = request.app.state
-    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
+    state = state_of(request)
+    entries = state.catalog.usable_by(caller_of(request))
     try:
         found = await state.ledger.overviews([entry.plugin.name for entry in entries])
     except StoreUnavailable:
@@ -81,7 +82,7 @@ class Snapshot(Collector):
         """By process: of several behind one port, each scrape meets another one."""
         process = str(os.getpid())
         held = GaugeMetricFamily("services_api_requests_held", "Answers held until a job ends", labels=["process"])
-        held.add_metric([process], Held.now)
+        held.add_metric([process], WaitingRequests.count)
         yield held
         names = ["process", "route", "method"]
         answers = CounterMetricFamily("services_api_requests", "Requests answered", labels=[*names, "status"])

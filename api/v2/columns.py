@@ -1,9 +1,9 @@
-"""The rule by which a plugin's models are tensors (``docs/open-inference.md``).
+"""How a plugin's models become tensors (``docs/open-inference.md``).
 
 Each field of ``Input`` or ``Output`` is a column: one tensor of the field's name, whose first dimension counts the
 rows. Each row is a job. Texts, numbers, truth values and (nested) lists of them are tensors of their own datatype;
-whatever else a field may be is a BYTES tensor with a JSON text for each row. One BYTES tensor ``input`` (or ``output``)
-with the whole of each row as JSON works for every service.
+every other field is a BYTES tensor with a JSON text for each row. A single BYTES tensor ``input`` (or ``output``) with
+the whole of each row as JSON works for every service.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Schema = dict[str, Any]
 
 
 class Kind(StrEnum):
-    """How an element stands for a value."""
+    """The form that a value has as an element of a tensor."""
 
-    PLAIN = "plain"  #: as itself
-    JSON = "json"  #: as a JSON text
-    ROW = "row"  #: as a JSON text of the whole row, all fields together
-    BASE64 = "base64"  #: bytes, which the job's JSON has in base64
+    PLAIN = "plain"  #: the value itself
+    JSON = "json"  #: a JSON text
+    ROW = "row"  #: a JSON text of the whole row, all fields together
+    BASE64 = "base64"  #: bytes, written in base64 in the job's JSON
     BASE64_URL = "base64url"
 
 
 #: The datatype of each type of JSON Schema.
 DATATYPES = {"string": "BYTES", "integer": "INT64", "number": "FP64", "boolean": "BOOL"}
-#: What a column of a datatype takes: whatever its values can be read from.
+#: Datatypes of tensors that a column of a datatype accepts: all from which its values can be read.
 ACCEPTED: dict[str, frozenset[str]] = {
     **dict.fromkeys(INTEGERS, INTEGERS),
     **dict.fromkeys(FLOATS, FLOATS | INTEGERS),
     "BOOL": frozenset({"BOOL"}),
     "BYTES": frozenset({"BYTES"}),
 }
-#: What a field may name as its ``datatype`` (``json_schema_extra``) in the place of that of its type.
+#: Datatypes that a field may choose (``datatype`` in ``json_schema_extra``) instead of the default for its type.
 CHOICES = {"INT64": INTEGERS, "FP64": FLOATS}
 
 
@@ -69,13 +69,13 @@ class Column:
 
     def to_metadata(self) -> dict[str, Any]:
         """The column as model metadata shows it."""
-        told = {"content_type": "json"} if self.kind in (Kind.JSON, Kind.ROW) else {}
-        parameters = told if self.required else {**told, "optional": True}
+        form = {"content_type": "json"} if self.kind in (Kind.JSON, Kind.ROW) else {}
+        parameters = form if self.required else {**form, "optional": True}
         tensor = {"name": self.name, "datatype": self.datatype, "shape": [-1, *self.shape]}
         return {**tensor, "parameters": parameters} if parameters else tensor
 
 
-#: The tensors that hold whole rows.
+#: The tensors of whole rows.
 WHOLE = {
     "validation": Column("input", "BYTES", kind=Kind.ROW),
     "serialization": Column("output", "BYTES", kind=Kind.ROW),
@@ -120,11 +120,11 @@ def _make_column(name: str, field: Schema, required: bool, definitions: Schema, 
         schema, nullable = _without_null(items, definitions)
     datatype = DATATYPES.get(schema.get("type", ""), "")
     if mode == "serialization":
-        # Of all elements of an answer, only a float can say that it is missing: as NaN.
-        told = not lists_nullable and (not nullable or datatype == "FP64")
+        # In an answer, only a float can be missing: as NaN.
+        has_tensor = not lists_nullable and (not nullable or datatype == "FP64")
     else:
-        told = len(shape) < 2 or not lists_nullable
-    if not datatype or not told:
+        has_tensor = len(shape) < 2 or not lists_nullable
+    if not datatype or not has_tensor:
         return Column(name, "BYTES", kind=Kind.JSON, required=required)
     chosen = field.get("datatype", datatype)
     if chosen != datatype and chosen not in CHOICES.get(datatype, ()):
@@ -139,11 +139,11 @@ def _resolve(schema: Schema, definitions: Schema) -> Schema:
         if "$ref" not in schema:
             break
         schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
-    return schema if "$ref" not in schema else {}  # one that leads nowhere
+    return schema if "$ref" not in schema else {}  # a reference without a target
 
 
 def _without_null(schema: Schema, definitions: Schema) -> tuple[Schema, bool]:
-    """A schema without its "or null", and whether it had one."""
+    """A schema without its "or null", and whether it allowed null."""
     schema = _resolve(schema, definitions)
     choices = schema.get("anyOf", ())
     others = [choice for choice in choices if choice.get("type") != "null"]
@@ -170,10 +170,10 @@ def to_inputs(model: str, tensors: Sequence[Tensor], columns: Sequence[Column]) 
     known = find_columns(columns, "validation")
     _check_names(model, tensors, known, columns)
     cells = {tensor.name: _to_cells(model, tensor, known[tensor.name]) for tensor in tensors}
-    counts = {name: len(found) for name, found in cells.items()}
+    counts = {name: len(values) for name, values in cells.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-        raise InvalidInput(f"the inputs differ in their number of rows, their first dimension: {told}")
+        listed = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
+        raise InvalidInput(f"the inputs differ in their number of rows, their first dimension: {listed}")
     if known[tensors[0].name].kind is Kind.ROW:
         return [dump_strictly(row, "inputs") for row in cells[tensors[0].name]]
     return [dump_strictly(dict(zip(cells, row, strict=True)), "inputs") for row in zip(*cells.values(), strict=True)]
@@ -214,11 +214,11 @@ def _to_cells(model: str, tensor: Tensor, column: Column) -> list[Any]:
 
 
 def _to_rows(shape: tuple[int, ...], row: tuple[int, ...]) -> tuple[int, ...] | None:
-    """A tensor's shape with the number of rows before that of each; None where it does not fit."""
+    """A tensor's shape, the number of rows first; None where it does not fit the column."""
     if len(shape) == len(row) and math.prod(shape[:1]) >= 1:
-        shape = (1, *shape)  # one row, without a dimension that counts it
+        shape = (1, *shape)  # a single row, without the dimension of the rows
     if not row and len(shape) == 2 and shape[1] == 1:
-        shape = shape[:1]  # scalars as [n, 1], as Triton's models have them
+        shape = shape[:1]  # Triton's models have scalars as [n, 1]
     fits = len(shape) == len(row) + 1 and all(w in (-1, got) for w, got in zip(row, shape[1:], strict=True))
     return shape if fits else None
 
@@ -231,7 +231,7 @@ def _nest(values: list[Any], shape: tuple[int, ...]) -> list[Any]:
 
 
 def _decode(where: str, tensor: Tensor, column: Column) -> list[Any]:
-    """The elements as JSON has them."""
+    """The elements in JSON's types."""
     values = tensor.values
     if tensor.datatype in FLOATS:
         return _finite(where, list(values), column.nullable)
@@ -244,7 +244,7 @@ def _decode(where: str, tensor: Tensor, column: Column) -> list[Any]:
 
 
 def _finite(where: str, values: list[Any], nullable: bool) -> list[Any]:
-    """Numbers that JSON has; NaN is null where that may be."""
+    """Numbers that JSON can write; NaN is null in a column that allows null."""
     if nullable:
         values = [None if value != value else value for value in values]
     present = values if None not in values else [value for value in values if value is not None]
@@ -283,9 +283,9 @@ def to_tensor(outputs: Sequence[Any], column: Column, binary: bool) -> Tensor:
             raise InvalidOutput(f"output {column.name!r} is not a list in every row")
         lengths = set(map(len, values))
         if len(lengths) > 1:
-            told = " and ".join(map(str, sorted(lengths)[:2]))
+            sizes = " and ".join(map(str, sorted(lengths)[:2]))
             raise InvalidInput(
-                f"output {column.name!r} has lists of {told} elements, which are no tensor; "
+                f"output {column.name!r} has lists of {sizes} elements, which are no tensor; "
                 "send these rows one by one, or ask for 'output', the whole of each row as JSON"
             )
         shape += lengths
@@ -294,7 +294,7 @@ def to_tensor(outputs: Sequence[Any], column: Column, binary: bool) -> Tensor:
 
 
 def _encode(column: Column, values: list[Any], binary: bool) -> list[Any]:
-    """Elements of a job's JSON as a tensor has them."""
+    """Elements of a job's JSON in the types of a tensor."""
     try:
         if column.datatype in FLOATS:
             return [math.nan if value is None else float(value) for value in values]

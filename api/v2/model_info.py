@@ -16,6 +16,7 @@ from pydantic_core import to_json
 
 from api.auth.gate import caller_of
 from api.catalog import Entry
+from api.state import state_of
 from api.v2.columns import Column, list_columns
 from api.v2.requests import find_entry
 from worker.ledger import commands
@@ -32,8 +33,8 @@ DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "comp
 @router.get("/v2/models/stats")
 async def all_stats(request: Request) -> Response:
     """The statistics of every model that the caller may use."""
-    state = request.app.state
-    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
+    state = state_of(request)
+    entries = state.catalog.usable_by(caller_of(request))
     overviews = await asyncio.gather(*(state.ledger.run(commands.overview(entry.plugin.name)) for entry in entries))
     return _stats(entries, overviews)
 
@@ -43,7 +44,7 @@ async def all_stats(request: Request) -> Response:
 async def get_stats(request: Request, name: str, version: str = "") -> Response:
     """A model's statistics."""
     entry = find_entry(request, name, version)
-    return _stats([entry], [await request.app.state.ledger.run(commands.overview(name))])
+    return _stats([entry], [await state_of(request).ledger.run(commands.overview(name))])
 
 
 @router.get("/v2/models/{name}/config")
@@ -55,7 +56,7 @@ async def get_config(request: Request, name: str, version: str = "") -> Response
     rows of many requests are batched, whatever each request holds.
     """
     entry = find_entry(request, name, version)
-    overview: Overview = await request.app.state.ledger.run(commands.overview(name))
+    overview = await state_of(request).ledger.run(commands.overview(name))
     knobs = {key: {"string_value": str(value)} for key, value in (overview.knobs or {}).items()}
     return _json(
         {

@@ -1,37 +1,40 @@
-"""What a request by the Open Inference Protocol asks for, read strictly: its jobs, its answer's columns, its wait."""
+"""A request by the Open Inference Protocol, read strictly: its jobs, the columns of its answer, its wait."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from api.auth.gate import caller_of
 from api.auth.keyring import Caller
 from api.catalog import Entry
-from api.jobs.fingerprint import ask_cache, check_cacheable
+from api.jobs.fingerprint import check_cacheable
+from api.jobs.retention import NamedFiles
+from api.jobs.submit import make_job
 from api.problems import InferFailed, PayloadTooLarge
-from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S, read_body
+from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S, JobRequest, Urgency, read_body
+from api.state import State, state_of
 from api.v2.columns import Column, find_columns, list_columns, to_inputs
 from api.v2.tensors import InferRequest, RequestedOutput, read_infer
 from worker.errors import InvalidInput
-from worker.files import File, Where
-from worker.ledger.jobs import NewJob, Priority
+from worker.ledger.jobs import NewJob
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 #: Seconds that a request without a timeout waits: tritonclient and KServe's client give up after 60.
 WAIT_S = 50.0
-#: Bodies over this many bytes are read in a thread, so that no other client waits for all of that.
+#: Bodies over this many bytes are read in a thread, so that other clients do not wait for it.
 LARGE = 256 * 1024
 
-#: Triton's priorities: 1 is the highest, 0 the default; those below have one place here.
-PRIORITIES = {0: Priority.NORMAL, 1: Priority.HIGH, 2: Priority.NORMAL}
-#: Parameters that ask for what is not there. To ignore one would give another answer than was asked for.
+#: Triton's priorities: 1 is the highest, 0 the default; 3 and more are low.
+PRIORITIES: dict[int, Urgency] = {0: "normal", 1: "high", 2: "normal"}
+URGENCIES: tuple[Urgency, ...] = get_args(Urgency)
+#: Parameters for missing features. To ignore one would give another answer than the request expects.
 REFUSED = ("sequence_id", "sequence_start", "sequence_end")
 REFUSED_OF_OUTPUTS = ("classification", "shared_memory_region")
 
@@ -39,61 +42,50 @@ Made = TypeVar("Made")
 
 
 class Plan:
-    """What a request asks for: its jobs, the columns of its answer, and how long it waits."""
+    """A request as it will be answered: its jobs, the columns of its answer, and the time that it waits."""
 
-    def __init__(
-        self, entry: Entry, body: bytes, length: int | None, settings: Any, caller: Caller, may_cache: bool
-    ) -> None:
+    def __init__(self, state: State, entry: Entry, caller: Caller, body: bytes, length: int | None) -> None:
         self.entry = entry
         self.asked, tensors = read_infer(body, length)
         parameters = self.asked.parameters or {}
         _refuse(parameters, REFUSED, "the request")
         self.timeout_s = _read_timeout(parameters)
-        self.wait_s = min(self.timeout_s or WAIT_S, settings.max_wait_s)
+        self.wait_s = min(self.timeout_s or WAIT_S, state.settings.max_wait_s)
         self.outputs = _read_outputs(entry, self.asked)
         inputs = to_inputs(entry.plugin.name, tensors, list_columns(entry.input, "validation"))
-        self.files: dict[str, list[tuple[Where, File]]] = {}  # by the ids of the jobs that name them
-        self._caller = caller
-        self._may_cache = may_cache
-        self.jobs = self._make_jobs(inputs, parameters, settings)
-
-    def _make_jobs(self, inputs: Sequence[bytes], parameters: dict[str, Any], settings: Any) -> list[NewJob]:
-        rows = len(inputs)
-        priority, cache_for_s = _read_priority(parameters), _read_cache_for(self.entry, parameters)
-        jobs = []
-        for i, text in enumerate(inputs):
-            files = _validate(self.entry, text, i, rows, settings.max_body_bytes)
-            about = {"id": self.asked.id, "row": i, "rows": rows}
-            jobs.append(
-                NewJob(
-                    service=self.entry.plugin.name,
-                    input=text,
-                    version=self.entry.plugin.version,
-                    priority=priority,
-                    finish_within_s=self.timeout_s,
-                    keep_for_s=settings.keep_for_s,
-                    metadata=to_json({"infer": about}),
-                    owner=self._caller.owner,
-                    most_open=self._caller.most_open,
-                    cache=ask_cache(self.entry, text, self._caller.owner, cache_for_s, self._may_cache),
-                )
-            )
-            if files:
-                self.files[jobs[-1].id] = files
-        return jobs
+        options = JobRequest.model_construct(
+            service=entry.plugin.name,
+            input=None,
+            priority=_read_priority(parameters),
+            finish_within_s=self.timeout_s,
+            cache_for_s=_read_cache_for(entry, parameters),
+        )
+        self.jobs: list[NewJob] = []
+        self.files: list[NamedFiles] = []  # of each job
+        for row, text in enumerate(inputs):
+            if len(text) > (limit := state.settings.max_body_bytes):
+                where = _name(row, len(inputs))
+                must = f"as JSON, its input is larger than {limit} bytes (SERVICES_MAX_BODY_BYTES)"
+                raise PayloadTooLarge(f"{where}{must}")
+            metadata = {"infer": {"id": self.asked.id, "row": row, "rows": len(inputs)}}
+            try:
+                job, files = make_job(state, entry, caller, options, text, metadata=metadata)
+            except InvalidInput as error:
+                raise name_row(error, row, len(inputs)) from error
+            self.jobs.append(job)
+            self.files.append(files)
 
 
 def find_entry(request: Request, name: str, version: str) -> Entry:
     """The service that is the model. Raises ``UnknownService``, or ``InferFailed`` for another version than its own."""
-    caller_of(request).check_service(name)
-    entry: Entry = request.app.state.catalog.get(name)
+    entry = state_of(request).catalog.find(name, caller_of(request))
     if version and version != entry.plugin.version:
         raise InferFailed(f"model {name!r} has no version {version[:100]!r}; it has {entry.plugin.version!r}", 404)
     return entry
 
 
 async def read_encoded(request: Request, limit: int) -> bytes:
-    """The body, decompressed where its ``Content-Encoding`` says so."""
+    """The body, decompressed according to its ``Content-Encoding``."""
     body = await read_body(request, limit)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding == "identity":
@@ -131,7 +123,7 @@ MAX_INDEX_BYTES = 1024
 
 
 async def read_index(request: Request) -> bool:
-    """Whether only ready models are asked for."""
+    """Whether the request asks for ready models only."""
     body = await read_body(request, MAX_INDEX_BYTES, 'all that this route takes is {"ready": true}')
     try:
         asked = from_json(body) if body.strip() else {}
@@ -158,7 +150,7 @@ def _read_timeout(parameters: dict[str, Any]) -> float:
 
 
 def _read_cache_for(entry: Entry, parameters: dict[str, Any]) -> float | None:
-    """Seconds; None for as long as the service says."""
+    """Seconds; None for the default of the service."""
     value = parameters.get("cache_for_s")
     if value is None:
         return None
@@ -168,16 +160,17 @@ def _read_cache_for(entry: Entry, parameters: dict[str, Any]) -> float | None:
     return value
 
 
-def _read_priority(parameters: dict[str, Any]) -> Priority:
+def _read_priority(parameters: dict[str, Any]) -> Urgency:
     value = parameters.get("priority", 0)
-    if isinstance(value, str) and value in set(Priority):
-        return Priority(value)
+    for urgency in URGENCIES:
+        if value == urgency:
+            return urgency
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidInput(
             "parameters.priority: expected 1 (high), 2 (normal), 3 or more (low), 0 (the default, normal), "
-            f"or one of {', '.join(Priority)}"
+            f"or one of {', '.join(URGENCIES)}"
         )
-    return PRIORITIES.get(value, Priority.LOW)
+    return PRIORITIES.get(value, "low")
 
 
 def _read_outputs(entry: Entry, asked: InferRequest) -> list[tuple[Column, bool]]:
@@ -204,23 +197,15 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
     return bool((output.parameters or {}).get("binary_data", default))
 
 
-def _validate(entry: Entry, text: bytes, row: int, rows: int, limit: int) -> list[tuple[Where, File]]:
-    """Check a row's input; the files that it names."""
-    where = f"row {row}: " if rows > 1 else ""
-    if len(text) > limit:
-        raise PayloadTooLarge(f"{where}as JSON, its input is larger than {limit} bytes (SERVICES_MAX_BODY_BYTES)")
-    try:
-        return entry.validate(text)
-    except InvalidInput as error:
-        raise name_row(error, row, rows) from error
-
-
 def name_row(error: InvalidInput, row: int, rows: int) -> InvalidInput:
-    """What is wrong with a row's input, with its row where there are several."""
-    where = f"row {row}: " if rows > 1 else ""
-    return InvalidInput(f"{where}{error.message.replace('body.input', 'input', 1)}")
+    """The error of a row's input, with the number of its row where there are several."""
+    return InvalidInput(f"{_name(row, rows)}{error.message.replace('body.input', 'input', 1)}")
+
+
+def _name(row: int, rows: int) -> str:
+    return f"row {row}: " if rows > 1 else ""
 
 
 async def aside(size: int, make: Callable[[], Made]) -> Made:
-    """What ``make`` gives; in a thread where it is much work."""
+    """The result of ``make``, which runs in a thread where it reads more than ``LARGE`` bytes."""
     return await asyncio.to_thread(make) if size > LARGE else make()

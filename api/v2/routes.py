@@ -19,15 +19,17 @@ from starlette.requests import ClientDisconnect
 
 from api.auth.gate import caller_of
 from api.catalog import Entry
-from api.jobs.routes import log_stored
+from api.jobs.retention import retain_files
+from api.jobs.submit import store_all
 from api.problems import InferFailed
+from api.state import State, state_of
 from api.v2.columns import list_columns, to_tensor
 from api.v2.model_info import PLATFORM
 from api.v2.requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
 from api.v2.tensors import to_binary, to_values
-from worker.errors import InvalidInput, JobNotFound, QueueFull, RateLimited, ServicesError
+from worker.errors import InvalidInput, JobNotFound, ServicesError
 from worker.ledger import commands
-from worker.ledger.commands import Repeated
+from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.data_schema import own_version
 from worker.ledger.jobs import Job, NewJob, Status
 
@@ -51,14 +53,14 @@ async def get_server(request: Request) -> Response:
 
 @router.get("/v2/health/live")
 async def live(request: Request) -> Response:
-    """The process lives."""
+    """The process is alive."""
     return _json({"live": True})
 
 
 @router.get("/v2/health/ready")
 async def ready(request: Request) -> Response:
-    """The server can take requests: Redis answers. Whether a model has a worker, its own readiness tells."""
-    await request.app.state.ledger.ping()
+    """The server can accept requests: Redis answers. ``/v2/models/<name>/ready`` is about a model's workers."""
+    await state_of(request).ledger.ping()
     return _json({"ready": True, "live": True})
 
 
@@ -84,7 +86,7 @@ async def get_model(request: Request, name: str, version: str = "") -> Response:
 async def model_ready(request: Request, name: str, version: str = "") -> Response:
     """Whether a worker of the model is ready."""
     entry = find_entry(request, name, version)
-    state, reason = entry.state(await request.app.state.ledger.run(commands.overview(name)))
+    state, reason = entry.state(await state_of(request).ledger.run(commands.overview(name)))
     if state != "ready":
         raise InferFailed(f"model {name!r} is not ready: {state}{f': {reason}' if reason else ''}", 503)
     return _json({"name": name, "ready": True})
@@ -93,9 +95,9 @@ async def model_ready(request: Request, name: str, version: str = "") -> Respons
 @router.post("/v2/repository/index")
 async def index(request: Request) -> Response:
     """Every model and its state, as Triton's model repository extension lists them."""
-    state = request.app.state
+    state = state_of(request)
     only_ready = await read_index(request)
-    entries = [entry for name, entry in state.catalog.entries.items() if caller_of(request).may_use(name)]
+    entries = state.catalog.usable_by(caller_of(request))
     overviews = await asyncio.gather(*(state.ledger.run(commands.overview(entry.plugin.name)) for entry in entries))
     listed = [_index_row(entry, *entry.state(overview)) for entry, overview in zip(entries, overviews, strict=True)]
     return _json([row for row in listed if row["state"] == "READY" or not only_ready])
@@ -105,12 +107,12 @@ async def index(request: Request) -> Response:
 @router.post("/v2/models/{name}/versions/{version}/infer")
 async def infer(request: Request, name: str, version: str = "") -> Response:
     """Run the model on the rows of the request's tensors."""
-    state = request.app.state
+    state = state_of(request)
     entry = find_entry(request, name, version)
     body = await read_encoded(request, state.settings.max_body_bytes)
     length = read_length(request)
-    caller, may_cache = caller_of(request), state.ledger.may_cache(name)
-    plan = await aside(len(body), lambda: Plan(entry, body, length, state.settings, caller, may_cache))
+    caller = caller_of(request)
+    plan = await aside(len(body), lambda: Plan(state, entry, caller, body, length))
     jobs = await _run(request, plan)
     size = sum(len(job.output or b"") for job in jobs)
     return await aside(size, lambda: _answer(request, plan, jobs))
@@ -120,15 +122,15 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
 
 
 async def _run(request: Request, plan: Plan) -> list[Job]:
-    """The jobs as they succeeded. Raises what became of the first that did not."""
-    state = request.app.state
-    await _hold_files(state, plan)
+    """Store the jobs and wait until all have succeeded. Raises ``InferFailed`` for the first that has not."""
+    state = state_of(request)
+    await _retain_files(state, plan)
     with ExitStack() as stack:
         ends = [stack.enter_context(state.waiter.expect(new.id)) for new in plan.jobs]
-        stored = await _store(state, plan.jobs)
+        stored = await store_all(state, plan.jobs)
         request.scope["stored"] = stored[0].id  # for the audit log
         for end, job in zip(ends, stored, strict=True):
-            if job.ended and not end.done():  # it took another's output
+            if job.ended and not end.done():  # it has the output of an equal job
                 end.set_result(job)
         leaving = asyncio.create_task(_give_up_at_leave(request, ends))
         try:
@@ -153,7 +155,7 @@ async def _run(request: Request, plan: Plan) -> list[Job]:
 
 
 async def _give_up_at_leave(request: Request, ends: Sequence[asyncio.Future[Job | None]]) -> None:
-    """When the client closes its connection, wait for nothing any more: the ends that are open become None."""
+    """When the client closes its connection, end the waiting: the open futures become None."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     for end in ends:
@@ -161,49 +163,27 @@ async def _give_up_at_leave(request: Request, ends: Sequence[asyncio.Future[Job 
             end.set_result(None)
 
 
-async def _withdraw(ledger: Any, jobs: Sequence[NewJob]) -> None:
-    """Cancel what has not begun, since nobody will read it: a client that gave up sends its rows again.
+async def _withdraw(ledger: AsyncLedger, jobs: Sequence[NewJob]) -> None:
+    """Cancel the jobs that have not begun, since nobody will read them: a client that gave up sends its rows again.
 
-    What runs is left alone. To stop it is to end its process, and with that the model and the batch's other jobs.
+    Running jobs go on: to stop one ends its process, and with that the model and the other jobs of its batch.
     """
     left = [ledger.run(commands.cancel(job.service, job.id, but_running=True)) for job in jobs]
-    with suppress(ServicesError):  # Redis is away: they run for nobody
+    with suppress(ServicesError):  # Redis is unavailable: nobody reads their results
         await asyncio.gather(*left)
     log.info("client left, its jobs that had not begun are cancelled service=%s jobs=%d", jobs[0].service, len(jobs))
 
 
-async def _hold_files(state: Any, plan: Plan) -> None:
-    """The files that the rows name stay until their jobs have ended."""
-    for row, new in enumerate(plan.jobs):
-        if files := plan.files.get(new.id):
-            try:
-                await state.files.hold(new, files)
-            except InvalidInput as error:
-                raise name_row(error, row, len(plan.jobs)) from error
-
-
-async def _store(state: Any, jobs: Sequence[NewJob]) -> list[Job]:
-    """Store all jobs; where the queue has no room for all, none of them is run."""
-    stored = await asyncio.gather(*(state.writer.store(job) for job in jobs), return_exceptions=True)
-    for job in stored:
-        if isinstance(job, Job):
-            log_stored(job)
-    refused = [error for error in stored if isinstance(error, BaseException)]
-    assert not any(isinstance(job, Repeated) for job in stored)  # no idempotency key was given
-    if any(isinstance(error, QueueFull | RateLimited) for error in refused):
-        await asyncio.gather(*(_cancel(state.ledger, job.id) for job in stored if isinstance(job, Job)))
-    if refused:
-        raise refused[0]
-    return [job for job in stored if isinstance(job, Job)]
-
-
-async def _cancel(ledger: Any, job_id: str) -> None:
-    with suppress(ServicesError):  # it has ended, or Redis is away: then it runs for nobody
-        await ledger.cancel(job_id)
+async def _retain_files(state: State, plan: Plan) -> None:
+    for row, (job, files) in enumerate(zip(plan.jobs, plan.files, strict=True)):
+        try:
+            await retain_files(state, plan.entry, job, files)
+        except InvalidInput as error:
+            raise name_row(error, row, len(plan.jobs)) from error
 
 
 def _failed(job: Job, row: int, rows: int) -> InferFailed:
-    """What to say of a job that did not succeed."""
+    """The error for a job that did not succeed."""
     error = from_json(job.error) if job.error else {"code": job.status, "message": f"the job is {job.status}"}
     where = f"row {row}: " if rows > 1 else ""
     status = 504 if job.status == Status.EXPIRED else FAILED.get(error["code"], 500)
@@ -213,7 +193,7 @@ def _failed(job: Job, row: int, rows: int) -> InferFailed:
 
 
 def _late(waiting: Sequence[Job], rows: int, plan: Plan) -> InferFailed:
-    """What to say when the wait is over before the jobs."""
+    """The error for a wait that is over before the jobs have ended."""
     first = waiting[0]
     of = f"{len(waiting)} of {rows} rows have" if rows > 1 else "the job has"
     then = "it ends at the request's timeout" if plan.timeout_s else "it goes on"
@@ -227,31 +207,31 @@ def _late(waiting: Sequence[Job], rows: int, plan: Plan) -> InferFailed:
 def _answer(request: Request, plan: Plan, jobs: Sequence[Job]) -> Response:
     """The jobs' outputs, joined; the binary ones follow the JSON."""
     rows = [from_json(job.output or b"null") for job in jobs]
-    told: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
     pieces: list[bytes] = []
     for column, binary in plan.outputs:
         tensor = to_tensor(rows, column, binary)
         output = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if binary:
             pieces.append(to_binary(tensor))
-            told.append({**output, "parameters": {"binary_data_size": len(pieces[-1])}})
+            outputs.append({**output, "parameters": {"binary_data_size": len(pieces[-1])}})
         else:
-            told.append({**output, "data": to_values(tensor)})
+            outputs.append({**output, "data": to_values(tensor)})
     head: dict[str, Any] = {"model_name": plan.entry.plugin.name, "model_version": jobs[0].version}
     if plan.asked.id is not None:
         head["id"] = plan.asked.id
     if len(jobs) == 1:
         head["parameters"] = {"job_id": jobs[0].id}
-    text = to_json({**head, "outputs": told})
+    text = to_json({**head, "outputs": outputs})
     headers = {JSON_LENGTH: str(len(text))} if pieces else {}
     media_type = "application/octet-stream" if pieces else "application/json"
     return _compressed(request, b"".join([text, *pieces]), headers, media_type)
 
 
 def _compressed(request: Request, body: bytes, headers: dict[str, str], media_type: str) -> Response:
-    """Compressed where one coding alone is asked for, as tritonclient does on its user's word.
+    """The answer, compressed where the request accepts one coding alone, as tritonclient does when its user asks so.
 
-    Most clients list what they can read whether or not they want it, and numbers cost more to compress than to send.
+    Most clients list all codings that they can read, and numbers cost more to compress than to send.
     """
     coding = request.headers.get("accept-encoding", "").strip().lower()
     if coding in ("gzip", "deflate") and len(body) >= MIN_COMPRESSED:
@@ -263,12 +243,11 @@ def _compressed(request: Request, body: bytes, headers: dict[str, str], media_ty
 
 def _index_row(entry: Entry, state: str, reason: str | None) -> dict[str, Any]:
     states = {"ready": "READY", "loading": "LOADING"}
-    told = reason or ("" if state == "ready" else state)
     return {
         "name": entry.plugin.name,
         "version": entry.plugin.version,
         "state": states.get(state, "UNAVAILABLE"),
-        "reason": told,
+        "reason": reason or ("" if state == "ready" else state),
     }
 
 

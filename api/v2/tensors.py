@@ -1,7 +1,8 @@
 """Tensors on the wire, as the Open Inference Protocol and Triton's binary extension write them.
 
-A tensor is its name, datatype, shape and elements in row-major order. In JSON they stand in ``data``, flat or nested;
-in the binary form they follow the JSON, little-endian and without gaps, each BYTES element after its length in 4 bytes.
+A tensor has a name, a datatype, a shape, and elements in row-major order. In JSON the elements are in ``data``, flat or
+nested. In the binary form they follow the JSON, little-endian and without gaps, each BYTES element after its length in
+4 bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic_core import from_json, to_json
 from api.requests import invalid_fields
 from worker.errors import InvalidInput, InvalidOutput
 
-#: Each datatype of a fixed size, as ``struct`` names it.
+#: The code of ``struct`` for each datatype of a fixed size.
 CODES = {
     "BOOL": "?",
     "INT8": "b",
@@ -37,7 +38,7 @@ CODES = {
 INTEGERS = frozenset(name for name in CODES if "INT" in name)
 FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
-#: What ``data`` may hold for a datatype; an integer is a float too.
+#: Types of the elements of ``data`` for each datatype; an integer is a float too.
 _JSON_TYPES: dict[str, frozenset[type]] = {
     **dict.fromkeys(INTEGERS, frozenset({int})),
     **dict.fromkeys(FLOATS, frozenset({int, float})),
@@ -67,8 +68,7 @@ Datatype = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor. Elements of BYTES are ``bytes`` where they came in binary and texts where they came in JSON; an
-    element is None where ``data`` has null."""
+    """One tensor. Elements of BYTES are ``bytes`` if they were sent in binary, texts if in JSON; null is None."""
 
     name: str
     datatype: str
@@ -77,7 +77,7 @@ class Tensor:
 
 
 class _Part(BaseModel):
-    # Members that we do not know are left alone: KServe's client sends `model_name`, MLServer's others.
+    # Unknown members are ignored: KServe's client sends `model_name`, MLServer's others.
     model_config = ConfigDict(strict=True, extra="ignore")
 
     parameters: dict[str, Any] | None = None
@@ -107,7 +107,11 @@ class InferRequest(_Part):
 
 
 def read_infer(body: bytes, json_length: int | None) -> tuple[InferRequest, list[Tensor]]:
-    """A request's head and its tensors; the first ``json_length`` bytes are JSON. Raises ``InvalidInput``."""
+    """A request's head and its tensors. Raises ``InvalidInput``.
+
+    Args:
+        json_length: bytes of JSON at the start of the body; None: all of it is JSON.
+    """
     if json_length is not None and json_length > len(body):
         raise InvalidInput(f"Inference-Header-Content-Length is {json_length}, but the body has only {len(body)} bytes")
     asked = _parse(body if json_length is None else body[:json_length])
@@ -133,7 +137,7 @@ def to_values(tensor: Tensor) -> list[Any]:
 
 
 def to_binary(tensor: Tensor) -> bytes:
-    """A tensor's elements as they follow the JSON. Raises ``InvalidOutput`` for what the datatype cannot hold."""
+    """A tensor's elements in the binary form. Raises ``InvalidOutput`` for a value outside the datatype."""
     if tensor.datatype == "BYTES":
         texts = [value if isinstance(value, bytes) else value.encode() for value in tensor.values]
         return b"".join(chain.from_iterable((struct.pack("<I", len(text)), text) for text in texts))
@@ -157,7 +161,7 @@ def _parse(text: bytes) -> InferRequest:
 
 
 def _binary_size(head: TensorHead, left: int) -> int | None:
-    """The bytes that an input has behind the JSON; None where its elements are in ``data``."""
+    """Bytes of an input after the JSON; None where its elements are in ``data``."""
     parameters = head.parameters or {}
     if "shared_memory_region" in parameters:
         raise InvalidInput(f"input {head.name!r}: shared memory is not supported; send the tensor in the request")
@@ -180,14 +184,14 @@ def _from_json(head: TensorHead) -> Tensor:
     values = _flatten(head.name, head.data)
     _check_count(head, len(values))
     types = set(map(type, values))
-    found = types - {type(None)}
-    if not found <= _JSON_TYPES[head.datatype]:
+    present = types - {type(None)}
+    if not present <= _JSON_TYPES[head.datatype]:
         wrong = next(
             i for i, value in enumerate(values) if type(value) not in (*_JSON_TYPES[head.datatype], type(None))
         )
         got = to_json(values[wrong]).decode()[:100]
         raise InvalidInput(f"input {head.name!r}: element {wrong} is no {head.datatype}: {got}")
-    if head.datatype in INTEGERS and found:
+    if head.datatype in INTEGERS and present:
         _check_range(head, values if len(types) == 1 else [value for value in values if value is not None])
     return Tensor(head.name, head.datatype, tuple(head.shape), values)
 

@@ -336,7 +336,7 @@ def test_while_it_is_not_known_whether_there_are_keys_nobody_is_let_in(system: S
     api = system.start("uvicorn", "api:app", "--port", str(system.port), "--host", "0.0.0.0")
     with system.client() as near, httpx.Client(base_url=f"http://{elsewhere}:{system.port}", trust_env=False) as far:
         poll(lambda: _status(far, "/healthz") == 200, what="it is up")
-        assert "Redis does not say whether there are API keys" in api.output
+        assert "get 503 until the API keys can be read" in api.output
         for client in (near, far):
             assert_problem(client.post("/jobs", content=body()), 503, "store_unavailable")
             assert_problem(client.get("/services", headers={"X-API-Key": "guess"}), 503, "store_unavailable")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,20 @@ def assert_held(system: System, client: httpx.Client, file_id: str) -> None:
 def assert_dropped(system: System, client: httpx.Client, file_id: str) -> None:
     let_time_pass(system, file_id)
     poll(lambda: client.get(f"/files/{file_id}").status_code == 404, what="its time is over")
+
+
+def test_files_of_a_row_of_the_open_inference_protocol_stay_without_a_schema_too(
+    system: System, client: httpx.Client
+) -> None:
+    file_id = upload(client)
+    row = {"name": "input", "datatype": "BYTES", "shape": [1], "data": [json.dumps(naming(file_id))]}
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(client.post, "/v2/models/untold/infer", json={"inputs": [row]})
+        (job,) = poll(lambda: client.get("/jobs").json()["jobs"], what="the row is a job")
+        assert_held(system, client, file_id)
+        client.delete(f"/jobs/{job['id']}")
+        assert answer.result().status_code == 500
+    assert_dropped(system, client, file_id)
 
 
 @pytest.mark.parametrize("service", SERVICES)
