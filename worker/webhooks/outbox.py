@@ -41,7 +41,7 @@ class Mover(threading.Thread):
             try:
                 moved = move_all(self._ledger)
             except redis.RedisError as error:
-                log.debug("outboxes not read: %s", error)  # the keeper says that Redis is away
+                log.debug("outboxes not read: %s", error)  # the lease thread logs that Redis is away
                 moved = 0
             except Exception:
                 log.exception("the outboxes could not be emptied; trying again")

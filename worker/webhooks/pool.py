@@ -41,14 +41,14 @@ class WebhookPool(LeasedPool):
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
-        self.keeper.ready(self.about)
+        self.renewer.ready(self.about)
         self.feeder = Feeder(
-            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.keeper.worker, self.about, lambda: None
+            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.renewer.worker, self.about, lambda: None
         )
         self.feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self.sending = threading.Thread(target=self._run_loop, name="sender", daemon=True)
         mover = Mover(Ledger(self.settings), self.stopping)
-        for thread in (self.keeper, self.reporter, self.sending, mover):
+        for thread in (self.renewer, self.reporter, self.sending, mover):
             thread.start()
 
     def stop_claiming(self) -> None:
@@ -63,7 +63,7 @@ class WebhookPool(LeasedPool):
         if state.should_terminate:  # Celery comes here from the signal handler of a second Ctrl-C too
             self.loop.call_soon_threadsafe(self.sender.abandon)
         self.sending.join()
-        self.keeper.leave()
+        self.renewer.leave()
 
     def on_terminate(self) -> None:
         """A cold shutdown: give back deliveries under way too; they are sent again elsewhere."""
