@@ -365,7 +365,7 @@ def _become_a_fork(link: Connection, lease: SharedLease, handover: Handover) -> 
 
 def _send(link: Connection, message: dict[str, Any]) -> None:
     if _is_fork:  # the batch belongs to the process that it was forked from
-        log.error("process %d is a fork of a pool process and returned from its plugin's code: ending it", os.getpid())
+        log.error("process %d is a fork of a pool process and came back from its plugin's code: ending it", os.getpid())
         os._exit(1)
     with _sending:  # the feeder's thread sends too
         link.send_bytes(json.dumps(message).encode())
