@@ -37,7 +37,7 @@ import redis
 from worker.broker.sample import Sample
 from worker.discovery import find_plugins, load_service
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
-from worker.filestore.batch_files import Attachments
+from worker.filestore.batch_files import FileStore
 from worker.inference.reporting import Teller, capture
 from worker.inference.runner import run_batch
 from worker.ledger import worker_commands
@@ -133,7 +133,7 @@ class Runs:
         self._listener = listener
         self._ledger = Ledger(settings)
         self._sample = Sample(listener.event_rate())
-        self._attachments = Attachments(settings, self._ledger)
+        self._file_store = FileStore(settings, self._ledger)
         self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
         self._most_bytes = settings.max_output_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
@@ -169,8 +169,8 @@ class Runs:
             _send(self._link, {step: batch.token} | details)
 
         service, cancelled = self._services[batch.service], self._listener.cancelled
-        attachments, teller, most_bytes = self._attachments, self._teller, self._most_bytes
-        complete = run_batch(service, self._ledger, batch, cancelled, report, attachments, teller, most_bytes)
+        file_store, teller, most_bytes = self._file_store, self._teller, self._most_bytes
+        complete = run_batch(service, self._ledger, batch, cancelled, report, file_store, teller, most_bytes)
 
         def end() -> None:
             ended = complete()
