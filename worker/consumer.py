@@ -93,7 +93,7 @@ def check_queues(queues: dict[str, Any] | None) -> list[str]:
 
 
 def check_data() -> None:
-    """End the process with exit code 2 where a later release has written to Redis; the keeper looks if that is away."""
+    """End the process with exit code 2 if a later release has written to Redis; the lease thread checks again later."""
     settings, wait_s = get_settings(), SCHEMA_WAIT_S
     client = make_client(settings.url, socket_timeout=wait_s, socket_connect_timeout=wait_s)
     try:

@@ -15,7 +15,7 @@ from api.problems import PayloadTooLarge, UnsupportedFileType
 from api.requests import DRAIN_BYTES, refuse_encoded
 from worker.errors import InvalidInput
 from worker.files import CONTENT_TYPE, matches
-from worker.filestore.storage import HEAD_BYTES, PIECE_BYTES, sniff, tell_type
+from worker.filestore.storage import HEAD_BYTES, PIECE_BYTES, find_type, sniff
 from worker.settings import Settings
 
 FORM = "multipart/form-data"
@@ -114,7 +114,7 @@ class Upload:
     def _find_type(self, head: bytes) -> str:
         """The file's type. Raises ``UnsupportedFileType`` where it is not taken, or the content belies it."""
         declared, shown = self._form.content_type if self._form else self._declared, sniff(head)
-        content_type = tell_type(declared, head, (self._form.name if self._form else "") or self._name)
+        content_type = find_type(declared, head, (self._form.name if self._form else "") or self._name)
         declared_kind, seen_kind = (RELIABLE_KINDS.get(kind.partition("/")[0]) for kind in (content_type, shown))
         if declared_kind and shown and declared_kind != seen_kind:
             raise UnsupportedFileType(f"the file was declared as {content_type}, but its content is {shown}")

@@ -18,7 +18,7 @@ from tests.kit.services import write_turning, write_untold
 from tests.kit.system import System, finished, poll, running_system, status_of
 from worker.errors import InvalidInput
 from worker.files import File
-from worker.filestore.batch_files import Attachments
+from worker.filestore.batch_files import FileStore
 from worker.inference.stages import Item
 from worker.ledger.api_keys import Scope
 from worker.ledger.sync_ledger import Ledger
@@ -252,7 +252,7 @@ def test_a_job_whose_record_is_gone_may_use_nothing(guarded: Guarded, alice: htt
     hers = upload(alice, os.urandom(64))["id"]
     settings = Settings(redis_url=guarded.system.redis.url, data_dir=str(guarded.system.folder / "data"))
     ledger = Ledger(settings)
-    files = Attachments(settings, ledger).of_batch("turning", lambda _: None, lambda call: call())
+    files = FileStore(settings, ledger).of_batch("turning", lambda _: None, lambda call: call())
     item = Item("gone", File(id=hers))
     files.bring([item])
     files.clear()

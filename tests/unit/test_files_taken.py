@@ -18,8 +18,8 @@ from worker.errors import InvalidOutput
 from worker.file_types import ALIASES, ENDINGS, canonical
 from worker.files import File, FileRules, clean_name, matches, name_in_url
 from worker.filestore.copying import copy_content
-from worker.filestore.output_files import Taker, take_file
-from worker.filestore.storage import tell_type
+from worker.filestore.output_files import OutputFiles, take_file
+from worker.filestore.storage import find_type
 from worker.service import Service
 from worker.testing import run_inline
 
@@ -88,7 +88,7 @@ def test_the_table_is_sound() -> None:
 
 @pytest.mark.parametrize(("head", "kind"), HEADS.items())
 def test_a_type_that_is_told_by_the_first_bytes_has_its_one_name(head: bytes, kind: str) -> None:
-    assert tell_type("", head + b"\x00" * 300) == kind
+    assert find_type("", head + b"\x00" * 300) == kind
 
 
 def test_rules_take_a_type_by_any_of_its_names() -> None:
@@ -241,7 +241,7 @@ def test_what_cannot_be_taken_is_named(tmp_path: Path) -> None:
 def test_a_plugin_has_its_objects_back_and_each_result_its_own_content(tmp_path: Path) -> None:
     path, folder = tmp_path / "out.txt", tmp_path / "folder"
     folder.mkdir()
-    taker = Taker(lambda: folder, lambda _file, _size: None)
+    taker = OutputFiles(lambda: folder, lambda _file, _size: None)
     kept = File.from_path(path)
     outputs = []
     for text in ("one", "two"):

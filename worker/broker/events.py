@@ -56,7 +56,7 @@ class JobRequest:
         }
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Flower's "terminate" button: the job is cancelled, and the keeper ends its process."""
+        """Flower's "terminate" button: the job is cancelled, and the lease thread ends its process."""
         self._cancel(self.id)
 
 

@@ -44,7 +44,7 @@ class PriorityMover(threading.Thread):
                     "BLMOVE", self._from, self._to, "RIGHT", "LEFT", BLOCK_S
                 )
             except redis.RedisError as error:
-                log.debug("no message moved: %s", error)  # the keeper says that Redis is away
+                log.debug("no message moved: %s", error)  # the lease thread logs that Redis is away
                 self._stopping.wait(AWAY_S)
 
 

@@ -1,4 +1,4 @@
-"""The API's side of files: uploads, downloads, holds of jobs, and the sweep."""
+"""The API's side of files: uploads, downloads, the holds of jobs on files, and the sweep of expired files."""
 
 from __future__ import annotations
 
@@ -51,65 +51,66 @@ from worker.settings import Settings
 
 log = logging.getLogger("services.api")
 
-#: Calls of the storage at a time, in one API process.
+#: Calls of the storage at a time in an API process.
 THREADS = 8
 #: Longest wait of a refused client for the removal of its upload (seconds); the removal continues without the client.
 DISCARD_S = 2.0
-#: Seconds between two sweeps, and how much one does at most.
+#: Seconds between two sweeps, and the most files and blobs of a sweep.
 SWEEP_S = 1.0
 SWEEP_FILES = 20
 SWEEP_BLOBS = 50
-#: A file that is held lives so much longer, again and again.
+#: A sweep extends the life of an expired file by a minute if a job still holds the file.
 POSTPONE_US = 60 * 1_000_000
-#: Holders that are looked at in one step, and in how many steps at most.
+#: Holders that are checked in a step, and the most steps.
 HOLDERS = 100
 STEPS = 100
-#: From so many holders on, each hundredth new one makes us look for those that have ended.
+#: If a file has more holders than this, each hundredth new holder triggers the removal of those that have ended.
 MANY = 1000
-#: Times that a complete upload is told to Redis.
+#: Attempts to record a complete upload in Redis.
 BIND_TRIES = 3
 
 T = TypeVar("T")
 
 
 class AsyncFiles:
-    """The files, for one API process. Raises ``StoreUnavailable`` (Redis) and ``StorageUnavailable`` (the bytes)."""
+    """The files, for an API process. Raises ``StoreUnavailable`` (Redis) and ``StorageUnavailable`` (the bytes)."""
 
     def __init__(self, ledger: AsyncLedger, settings: Settings) -> None:
         self._ledger = ledger
         self._settings = settings
         self._storage = Storage(settings)
         self._script = ledger.redis.register_script(LUA)
-        # Threads of its own: a storage that hangs must not keep others from looking up a host's name.
+        # A separate pool: a storage that hangs must not block the lookup of host names in the default threads.
         self._threads = ThreadPoolExecutor(THREADS, "files")
         self._secret = settings.link_secret.encode()
         self._discards: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
-        """Wait for no storage that hangs."""
+        """Release the threads without waiting for a storage that hangs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def get(self, file_id: str, owner: str, sees: str) -> FileRecord:
-        """The file that an API key has, or, where it sees everybody's, else another's. Raises ``FileMissing``.
+        """The file of this content that belongs to ``owner``, else another visible one. Raises ``FileMissing``.
 
-        ``sees``: an API key that sees its own files alone, here and below; "": all are seen.
+        ``sees`` (here and below): the API key to whose files the caller is limited; "": the caller sees all files.
         """
-        found = await self._find(file_id, sees)
-        return next((record for record in found if record.owner == owner), found[0])
+        files = await self._find(file_id, sees)
+        return next((record for record in files if record.owner == owner), files[0])
 
     async def get_of(self, owner: str, file_id: str) -> FileRecord:
-        """The file that belongs to this API key; "": to none. Raises ``FileMissing``."""
+        """The file that belongs to this API key ("": to none). Raises ``FileMissing``."""
         for record in await self._find(file_id, owner):
             if record.owner == owner:
                 return record
         raise _missing(file_id)
 
     async def store(
-        self, pieces: AsyncIterator[bytes], tell: Callable[[], tuple[str, str]], keep_for_s: float, owner: str
+        self, pieces: AsyncIterator[bytes], describe: Callable[[], tuple[str, str]], keep_for_s: float, owner: str
     ) -> tuple[FileRecord, bool]:
-        """Store an upload as it comes in, and whether its content is new to its owner (an API key; "": none).
+        """Store an upload as its pieces arrive; returns its record, and whether its content is new to its owner.
 
-        Nothing is left of one that fails. ``tell`` is called when all pieces are there: its type, and its name or "".
+        An upload that fails leaves nothing behind. The owner is an API key ("": none). ``describe`` is called after the
+        last piece and returns the file's type, and its name or "".
         """
         blob = new_blob()
         await self._call("open", blob, LEASE_US, "new")
@@ -124,7 +125,7 @@ class AsyncFiles:
             discard.add_done_callback(self._discards.discard)
             await asyncio.wait([discard], timeout=DISCARD_S)
             raise
-        kind, filename = tell()
+        kind, filename = describe()
         keep_us = round(keep_for_s * 1e6)
         record = await self._bind(blob, file_name(owner, file_id), filename, writing.size, kind, keep_us)
         if record is None or record.blob != blob:
@@ -134,7 +135,7 @@ class AsyncFiles:
         return record, record.blob == blob
 
     async def read(self, record: FileRecord, first: int, length: int) -> AsyncIterator[bytes]:
-        """A part of a file's content, opened at once, so that a missing file is known before the answer begins."""
+        """A part of a file's content. It is opened at once, so that a missing file shows before the response begins."""
         try:
             source = await self._in_thread(lambda: self._storage.read(record.blob))
         except FileMissing as error:
@@ -143,9 +144,9 @@ class AsyncFiles:
         return self._pieces(source, first, length)
 
     async def hold(self, job: NewJob, files: Sequence[tuple[Where, File]]) -> None:
-        """Before a job is accepted: its files belong to its owner, fit their rules, and stay until it has ended.
+        """Before a job is accepted: check that its owner may use its files, check their rules, and hold the files.
 
-        Raises ``InvalidInput`` that names each field.
+        A held file is not removed before the job has ended. Raises ``InvalidInput`` that names each field.
         """
         records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
         problems = [(where, kind) for where, file in files if (kind := self._problem(file, records.get(file.id)))]
@@ -156,7 +157,7 @@ class AsyncFiles:
             raise InvalidInput(f"{first}: {errors[0]['msg']}{more}", errors=errors)
 
     async def hold_again(self, job: Job, files: Sequence[tuple[Where, File]]) -> None:
-        """The same before an ended job is run again. Raises ``JobNotRetryable`` where a file is gone."""
+        """Hold the files of an ended job that runs again. Raises ``JobNotRetryable`` if a file is gone."""
         records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
         for where, file in files:
             if file.id and file.id not in records:
@@ -165,19 +166,19 @@ class AsyncFiles:
                 raise JobNotRetryable(f"job {job.id} cannot run again: {must}")
 
     async def hold_named(self, service: str, job_id: str, owner: str, text: bytes) -> None:
-        """Before a job, or a chunk of a batch, is accepted without validation here: the files that its JSON names stay.
+        """Hold the files that an input's JSON names, for a job or chunk that is accepted without validation.
 
-        The worker reports missing ones.
+        The worker reports missing files.
         """
         if ids := named_ids(text):
             await self._hold(service, job_id, owner, ids)
 
     async def delete(self, file_id: str, sees: str) -> None:
-        """Drop a file; where everybody's are seen, all of this content. Raises ``FileMissing`` or ``FileInUse``."""
+        """Drop all visible files of this content. Raises ``FileMissing`` or ``FileInUse``."""
         names = [record.name for record in await self._find(file_id, sees)]
         in_use = FileInUse(f"the file {file_id} is named in the input of a job that has not ended")
         for name in names:
-            if await self._is_held(name) is not False:
+            if await self._is_in_use(name) is not False:
                 raise in_use
         for name in names:
             if not await self._call("drop", name, "force"):
@@ -189,7 +190,7 @@ class AsyncFiles:
         return hmac.digest(await self._load_secret(), text.encode(), "sha256").hex()
 
     async def run(self) -> None:
-        """Sweep for ever. Several processes at once do no harm, and each does a bounded part a second."""
+        """Sweep for ever. Several processes may sweep at the same time, each a bounded part per second."""
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
@@ -197,45 +198,45 @@ class AsyncFiles:
             except (StoreUnavailable, StorageUnavailable) as error:
                 log.debug("files not swept: %s", error)
             except Exception:
-                log.exception("the sweep of files failed; it goes on")
+                log.exception("the sweep of files failed; the next one follows")
 
     async def sweep(self) -> None:
-        """Drop files whose time is over and that no unfinished job names; remove blobs that belong to none."""
+        """Drop expired files that no unfinished job names, and remove blobs that belong to no file."""
         for raw in await self._call("due", SWEEP_FILES):
             name = raw.decode()
-            is_held = await self._is_held(name)
-            if is_held:
+            is_in_use = await self._is_in_use(name)
+            if is_in_use:
                 await self._call("keep", name, POSTPONE_US)
-            elif is_held is False and await self._call("drop", name, ""):
+            elif is_in_use is False and await self._call("drop", name, ""):
                 log.info("file dropped id=%s: its keep_for_s was over", name)
         for raw in await self._call("orphans", SWEEP_BLOBS):
             await self._discard(raw.decode(), None)
 
     async def _find(self, file_id: str, sees: str) -> list[FileRecord]:
-        """The files with this content that are seen, one at least. Raises ``FileMissing``."""
-        found = (await self._call("find", sees, file_id))[0] if ID.fullmatch(file_id) else []
-        records = [record for told in found if (record := FileRecord.read_found(told))]
+        """The visible files with this content, at least one. Raises ``FileMissing``."""
+        replies = (await self._call("find", sees, file_id))[0] if ID.fullmatch(file_id) else []
+        records = [record for reply in replies if (record := FileRecord.read_found(reply))]
         if not records:
             raise _missing(file_id)
         return records
 
     async def _hold(self, service: str, job_id: str, owner: str, ids: Iterable[str]) -> dict[str, FileRecord]:
-        """Have files stay until a job has ended; those that are there, by their ids."""
+        """Hold files until a job has ended; returns the existing files by id."""
         wanted = list(dict.fromkeys(ids))
         records: dict[str, FileRecord] = {}
         for start in range(0, len(wanted), AT_ONCE):
-            found = await self._call("hold", f"{service}/{job_id}", GRACE_US, owner, *wanted[start : start + AT_ONCE])
-            for told in found:
-                if record := FileRecord.read_found(told):
+            replies = await self._call("hold", f"{service}/{job_id}", GRACE_US, owner, *wanted[start : start + AT_ONCE])
+            for reply in replies:
+                if record := FileRecord.read_found(reply):
                     records[record.id] = record
-                    if told[7] > MANY and told[7] % HOLDERS == 0:
+                    if reply[7] > MANY and reply[7] % HOLDERS == 0:
                         await self._forget_ended(record.name)
         return records
 
     async def _bind(self, blob: str, name: str, filename: str, *about: Any) -> FileRecord | None:
-        """Make a complete upload a file's, or learn which blob the file has already; None where it came too late.
+        """Bind the blob of a complete upload to its file, unless the file has a blob already; None if it is too late.
 
-        A complete upload is worth a few tries. If none is answered, the sweep removes the blob.
+        A complete upload is worth several attempts. If Redis answers none of them, the sweep removes the blob.
         """
         for left in reversed(range(BIND_TRIES)):
             try:
@@ -250,7 +251,7 @@ class AsyncFiles:
                     with suppress(StoreUnavailable):
                         await self._call("release", blob)
                     raise
-        raise AssertionError  # the last try gives or raises
+        raise AssertionError  # the last attempt returns or raises
 
     async def _write(self, writing: Writing, blob: str, pieces: AsyncIterator[bytes]) -> None:
         renewed = time.monotonic()
@@ -258,7 +259,7 @@ class AsyncFiles:
             await self._in_thread(partial(writing.write, piece))
             if time.monotonic() - renewed > RENEW_S:
                 renewed = time.monotonic()
-                with suppress(StoreUnavailable):  # there is time for many more
+                with suppress(StoreUnavailable):  # the time suffices for many further renewals
                     if not await self._call("open", blob, LEASE_US, ""):
                         raise UploadTooLate
 
@@ -276,7 +277,7 @@ class AsyncFiles:
                 await asyncio.shield(self._in_thread(source.close))
 
     async def _discard(self, blob: str, writing: Writing | None) -> None:
-        """Remove a blob that belongs to no file. If that fails, the sweep does so ten minutes later."""
+        """Remove a blob that belongs to no file. If this fails, the sweep removes it ten minutes later."""
         try:
             if writing:
                 with suppress(ServicesError):
@@ -287,21 +288,21 @@ class AsyncFiles:
         except (ServicesError, RuntimeError) as error:
             log.warning("blob %s is left for the sweep: %s", blob, error)
 
-    async def _is_held(self, name: str) -> bool | None:
-        """Whether an unfinished job names a file; None: there are too many to tell, and the next look goes on.
+    async def _is_in_use(self, name: str) -> bool | None:
+        """Whether an unfinished job names a file; None: undecided, since too many holders were to be checked.
 
-        Those that have ended are forgotten on the way.
+        Holders that have ended are removed on the way, so that the next check continues from there.
         """
         for _ in range(STEPS):
-            looked_at, ended = await self._forget_ended(name)
-            if not looked_at or ended < looked_at:
-                return bool(looked_at)
+            checked, ended = await self._forget_ended(name)
+            if not checked or ended < checked:
+                return bool(checked)
         return None
 
     async def _forget_ended(self, name: str) -> tuple[int, int]:
-        """Forget those of a file's oldest holders that have ended: how many were looked at, and how many had."""
-        found = await self._call("holders", name, GRACE_US, HOLDERS)
-        holders = [(raw.decode(), int(since), bool(y)) for raw, since, y in zip(*[iter(found)] * 3, strict=True)]
+        """Remove those of a file's oldest holders that have ended; returns the numbers of checked and ended holders."""
+        reply = await self._call("holders", name, GRACE_US, HOLDERS)
+        holders = [(raw.decode(), int(since), bool(y)) for raw, since, y in zip(*[iter(reply)] * 3, strict=True)]
         ended = await self._ended(holders) if holders else []
         if ended:
             async with self._ledger.guard():
@@ -309,9 +310,9 @@ class AsyncFiles:
         return len(holders), len(ended)
 
     async def _ended(self, holders: Sequence[tuple[str, int, bool]]) -> list[str]:
-        """Those of these jobs that need their files no more.
+        """The holders that no longer need their files.
 
-        One that ended before it took hold is about to be run again. A chunk whose batch is on its way has no status.
+        A job whose end is older than its hold is about to run again. A chunk of an unfinished upload has no status yet.
         """
         async with self._ledger.guard(), self._ledger.redis.pipeline(transaction=False) as pipe:
             for holder, _, _ in holders:
@@ -330,7 +331,7 @@ class AsyncFiles:
         return ended
 
     def _problem(self, file: File, record: FileRecord | None) -> tuple[str, str] | None:
-        """The error of an input's file, as text and type, as far as it is known here."""
+        """The error of an input's file as text and type, as far as the API can know it."""
         if file.id:
             if record is None:
                 return "no file has this id: upload it by POST /files, or again where its keep_for_s was over", "file"
@@ -347,8 +348,8 @@ class AsyncFiles:
         if not self._secret:
             async with self._ledger.guard():
                 await self._ledger.redis.set(SECRET_KEY, secrets.token_hex(32), nx=True)
-                found: Any = await self._ledger.redis.get(SECRET_KEY)
-            self._secret = found
+                secret: Any = await self._ledger.redis.get(SECRET_KEY)
+            self._secret = secret
         return self._secret
 
     async def _call(self, operation: str, *arguments: Any) -> Any:
@@ -359,11 +360,11 @@ class AsyncFiles:
         timeout_s = self._settings.storage_timeout_s
         try:
             return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._threads, call), timeout_s)
-        except TimeoutError as error:  # a thread that hangs there goes on by itself
+        except TimeoutError as error:  # the thread itself cannot be ended
             away = f"the storage of the files: no answer within {timeout_s:g} s (SERVICES_STORAGE_TIMEOUT_S)"
             raise StorageUnavailable(away) from error
 
 
 def _missing(file_id: str) -> FileMissing:
-    """The error for an id that was never seen, or that is another API key's."""
+    """The error for an unknown id; also for a file of another API key, of which it reveals nothing."""
     return FileMissing(f"no file has the id {file_id[:100]!r}, or its keep_for_s was over")

@@ -1,4 +1,4 @@
-"""One local file's content into another: shared until one of the two is written to, where the disk can, else copied."""
+"""Copy the content of a local file: as shared blocks (copy on write) if the disk supports it, else byte by byte."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import shutil
 import sys
 from typing import BinaryIO
 
-#: ``ioctl`` of Linux (btrfs, XFS, bcachefs, overlays of them): the same blocks, of which a write makes its own.
+#: ``ioctl`` of Linux (btrfs, XFS, bcachefs, overlays of them): share the blocks until a write copies them.
 FICLONE = 0x40049409
-#: Bytes of one call of the kernel's copy, so that a signal is served between two.
+#: Bytes of a call of the kernel's copy, so that signals are served between two calls.
 RANGE_BYTES = 256 * 1024 * 1024
-#: The disk that is written to is full, or may not be written to: nothing that a plugin did.
+#: The target disk is full or read-only: not the plugin's fault.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 def copy_content(source: BinaryIO, target: BinaryIO) -> None:
-    """All of a source that stands at its beginning. Neither is a link to the other: each may be changed alone."""
+    """Copy a source, from its beginning. A later change of either file does not affect the other."""
     if _clone(source, target) or _copy_in_kernel(source, target):
         return
     source.seek(0)
@@ -32,13 +32,13 @@ def _clone(source: BinaryIO, target: BinaryIO) -> bool:
         return False
     try:
         fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
-    except OSError:  # another disk, or one that cannot
+    except OSError:  # another disk, or a file system without it
         return False
     return True
 
 
 def _copy_in_kernel(source: BinaryIO, target: BinaryIO) -> bool:
-    """Whether it could be done; a file without a size (of ``/proc``) has a content all the same, to be read."""
+    """Whether the kernel could copy it. A file of size 0, such as in ``/proc``, may have content: it must be read."""
     if sys.platform != "linux" or not os.fstat(source.fileno()).st_size:
         return False
     try:

@@ -1,7 +1,7 @@
 """Fetch a file of an input by its URL, from the worker.
 
-The address is checked where the connection is made: the host's name is looked up once, and each address is checked
-and connected to, so that a name which changes its mind (DNS rebinding) leads nowhere else.
+The address is checked where the connection is made: the host's name is looked up once, and the connection is made to a
+checked address, so that a changed DNS answer (DNS rebinding) has no effect.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from worker.errors import AddressRefused, InvalidInput
 from worker.files import MAX_URL
 from worker.net.addresses import AddressRules, Target, parse_url
 
-#: Redirects that are followed; each is checked as the first URL was.
+#: Redirects that are followed at most; each is checked like the first URL.
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-#: Longest wait for one step: connecting, or the next bytes.
+#: Longest wait for a step (connecting, or the next bytes), in seconds.
 STEP_S = 10.0
 PIECE_BYTES = 256 * 1024
 
 
 def check_url(url: str, rules: AddressRules) -> None:
-    """For the API, which may not see the host's network: raise ``AddressRefused`` as far as the URL alone shows it."""
+    """Check a URL without a name lookup, for the API, which may be on another network. Raises ``AddressRefused``."""
     if _parse(url).scheme != "https" and not rules.allowed:
         raise AddressRefused(f"expected https://; http is refused unless {rules.setting} names the host's network")
 
 
 def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: AddressRules) -> str:
-    """Write the content of a URL into a file, and give its content type. Raises ``InvalidInput`` with the reason."""
+    """Write the content of a URL into a file; returns its content type. Raises ``InvalidInput`` with the reason."""
     deadline = time.monotonic() + timeout_s
     try:
         target = _parse(url)
@@ -54,12 +54,12 @@ def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: Add
 
 
 def find_addresses(target: Target, rules: AddressRules) -> list[str]:
-    """The addresses of a target's host. Raises ``AddressRefused`` where one of them may not be connected to."""
+    """The addresses of a target's host. Raises ``AddressRefused`` if any of them is forbidden."""
     try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error}") from error
-    addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
+    addresses = list(dict.fromkeys(str(place[0]) for *_, place in infos))
     for address in addresses:
         try:
             rules.check(target.scheme, address, target.port)
@@ -69,7 +69,7 @@ def find_addresses(target: Target, rules: AddressRules) -> list[str]:
 
 
 def _parse(url: str) -> Target:
-    """A URL without its fragment, which no server is told."""
+    """Parse a URL without its fragment, which is never sent to a server."""
     return parse_url(url.partition("#")[0], MAX_URL)
 
 
@@ -89,8 +89,8 @@ def _connect(target: Target, deadline: float, rules: AddressRules) -> Iterator[H
 
 @contextmanager
 def _cut_off(connected: socket.socket, deadline: float) -> Iterator[None]:
-    """End the connection at the deadline. Its own timeout counts from the last byte, and a server may drip them."""
-    same = connected.dup()  # TLS takes the socket over; this one stays ours
+    """Close the connection at the deadline: a socket's timeout starts anew with each byte of a slow server."""
+    same = connected.dup()  # TLS takes over the socket; the duplicate stays usable here
 
     def end() -> None:
         with suppress(OSError):
@@ -137,8 +137,8 @@ def _read(response: HTTPResponse, file: BinaryIO, max_bytes: int, deadline: floa
         if size > max_bytes:
             raise _too_large(max_bytes)
         file.write(piece)
-    _left(deadline)  # a cut connection may look like an answer's end
-    if response.length:  # read1 does not say that the connection was cut
+    _left(deadline)  # a connection that was cut at the deadline may look like the response's end
+    if response.length:  # read1 raises nothing if the connection was cut
         raise InvalidInput(f"the URL's answer broke off {response.length} bytes before its end")
     return response.headers.get_content_type()
 
@@ -147,9 +147,9 @@ def _next(target: Target, location: str) -> Target:
     try:
         following = _parse(urljoin(target.url, location))
     except AddressRefused as error:
-        raise AddressRefused(f"the URL is redirected to what is none: {error.message}") from error
+        raise AddressRefused(f"the URL redirects to an invalid URL: {error.message}") from error
     if not location or (target.scheme == "https" and following.scheme != "https"):
-        raise InvalidInput("the URL is redirected to what is not https://")
+        raise InvalidInput("the URL redirects to an address without https://")
     return following
 
 

@@ -12,10 +12,10 @@
 --   F:owners:<sha256> set     API keys that have a file of this content
 --   F:expires         zset    every file's name by the time at which it is dropped
 --   F:holds:<name>    zset    "<service>/<job>" by the time of its acceptance: jobs whose input names the file. A job that
---                             has ended is taken out when the holders are read (files_async.py), not at its end
+--                             has ended is taken out when the holders are read (async_store.py), not at its end
 --   F:blobs           zset    blobs that belong to no file, by the time at which they may be removed: uploads on their way,
 --                             and the blobs of dropped files
---   F:secret          string  the secret that signs download links (written by files_async.py)
+--   F:secret          string  the secret that signs download links (written by async_store.py)
 --
 -- A blob's name is used once, so the removal of a blob never meets a new upload of the same content. All times are
 -- microseconds by Redis's own clock. A file exists as long as its record does.

@@ -1,7 +1,7 @@
-"""Files stay while a job that names them has not ended: the worker's side of it.
+"""The holds of jobs on files, on the worker's side: a held file is not removed before the job has ended.
 
-The API does so as it accepts a job (``async_store``). Jobs that other Celery producers send, and those that `services
-retry` runs again, does not pass there.
+The API holds files when it accepts a job (``async_store``). This module does so for the jobs of other Celery producers,
+and for those that ``services retry`` runs again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from worker.ledger.sync_ledger import Ledger
 
 
 def hold_named(ledger: Ledger, service: str, job_id: str, owner: str, input: bytes) -> None:
-    """Have the files stay that a job's input (JSON) names. A missing file is reported when the job runs.
+    """Hold the files that a job's input (JSON) names. A missing file is reported when the job runs.
 
     Args:
-        owner: the API key that the job belongs to; "": none, so it may use everybody's files.
+        owner: the API key to which the job belongs; "": none, so the job may use the files of all keys.
     """
     ids = named_ids(input)
     if not ids:

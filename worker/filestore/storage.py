@@ -1,7 +1,7 @@
-"""The storage of files' bytes: a local folder, or any store of fsspec.
+"""The storage of files' bytes: a local folder, or any file system of fsspec.
 
-A file's bytes are a *blob* with a name that is used once. Which blob belongs to a file is in Redis (``files.lua``). All
-calls block; the API makes them in threads.
+A file's bytes are a *blob* with a name that is used once. Redis stores which blob belongs to a file (``files.lua``).
+All calls block; the API makes them in threads.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ LUA = files("worker.filestore").joinpath("files.lua").read_text()
 EXPIRES_KEY = "{.files}:expires"
 BLOBS_KEY = "{.files}:blobs"
 SECRET_KEY = "{.files}:secret"  # the key's name, no secret
-#: A blob that nothing more was written to for so long may be removed.
+#: A blob without a file may be removed when its upload was not renewed for this time, in microseconds.
 LEASE_US = 600 * 1_000_000
-#: Seconds between two renewals of that time, while an upload goes on.
+#: Seconds between two renewals during an upload.
 RENEW_S = 20.0
 
-#: A job's record is there so long after it was promised a file, or never.
+#: A job that holds a file has a record within this time after the hold (microseconds), or never.
 GRACE_US = 300 * 1_000_000
-#: Files that are asked for in one call: Lua takes some thousands of arguments.
+#: Files in a call of the script, at most: Lua takes some thousands of arguments.
 AT_ONCE = 1000
 
-#: Bytes of a blob that are held in memory at a time, on the way to and from the storage.
+#: Bytes of a blob that are in memory at a time, on the way to and from the storage.
 BLOCK_BYTES = 8 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
-#: Leading bytes by which a type is told.
+#: Leading bytes that decide a file's type.
 HEAD_BYTES = 8192
 
 
 def file_name(owner: str, file_id: str) -> str:
-    """The name in ``files.lua`` of a file that belongs to this API key; "": to none."""
+    """The name in ``files.lua`` of a file that belongs to this API key ("": to none)."""
     return f"{owner}/{file_id}" if owner else file_id
 
 
@@ -62,17 +62,17 @@ class FileRecord:
     """A stored file. Times are microseconds since the epoch by Redis's clock."""
 
     id: str  #: the SHA-256 of its content
-    owner: str  #: id of the API key that it belongs to; "" for none
+    owner: str  #: id of the API key to which it belongs; "" for none
     blob: str
     size: int
     content_type: str
     created_us: int
     expires_us: int
-    filename: str | None = None  #: that it was sent with last; None where it was sent with none
+    filename: str | None = None  #: as the last upload named it; None if no upload did
 
     @classmethod
     def read(cls, name: str, values: Sequence[bytes | None]) -> FileRecord | None:
-        """Read the reply of ``files.lua`` about the file of this name; None where there is none."""
+        """Read the reply of ``files.lua`` about the file of this name; None if there is no such file."""
         if not values or values[0] is None:
             return None
         blob, size, kind, created, expires, called = (value or b"" for value in values)
@@ -81,9 +81,9 @@ class FileRecord:
         return cls(file_id, owner, *about, called.decode() or None)
 
     @classmethod
-    def read_found(cls, told: Sequence[bytes]) -> FileRecord | None:
-        """The same with the name before it, as ``find`` and ``hold`` give it."""
-        return cls.read(told[0].decode(), told[1:7]) if told else None
+    def read_found(cls, reply: Sequence[bytes]) -> FileRecord | None:
+        """Read a reply of ``find`` or ``hold``, which begins with the file's name."""
+        return cls.read(reply[0].decode(), reply[1:7]) if reply else None
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ class Writing:
         self.size += len(data)
 
     def finish(self) -> str:
-        """Have all of it in the storage (a local one: on its disk), and give the SHA-256."""
+        """Complete the blob in the storage (a local one: on its disk); returns its SHA-256."""
         with guarded():
             self._file.flush()
             if self._local:
@@ -129,7 +129,7 @@ class Writing:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        """Leave off; the blob is then for the caller to remove."""
+        """Close an incomplete blob, which the caller then removes."""
         with guarded():
             self._file.close()
 
@@ -139,7 +139,7 @@ class Storage:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.files_url or str(settings.data_folder / "files")
-        # botocore's own are a minute, five times, in each of the five times that s3fs tries.
+        # botocore's defaults are a minute per attempt and five attempts, for each of the five attempts of s3fs.
         waits = dict.fromkeys(("connect_timeout", "read_timeout"), settings.storage_timeout_s)
         is_s3 = self._url.startswith(("s3://", "s3a://"))
         self._options = {"config_kwargs": {**waits, "retries": {"total_max_attempts": 1}}} if is_s3 else {}
@@ -169,8 +169,8 @@ class Storage:
                 return Path(f"{root}/{blob}").open("rb")
             return filesystem.open(f"{root}/{blob}", "rb", block_size=BLOCK_BYTES, cache_type="readahead")
 
-    def bring(self, blob: str, path: Path) -> None:
-        """Have a blob as a local file, which is no link to it: a plugin's changes of the file do not reach the blob."""
+    def download(self, blob: str, path: Path) -> None:
+        """Copy a blob to a local file. A plugin's changes of the file do not affect the blob."""
         with self.read(blob) as source, guarded(), path.open("xb") as file:
             if self.is_local:
                 copy_content(source, file)
@@ -178,13 +178,13 @@ class Storage:
                 shutil.copyfileobj(source, file, PIECE_BYTES)
 
     def has(self, blob: str) -> bool:
-        """Whether a blob is there."""
+        """Whether a blob exists."""
         with guarded():
             filesystem, root = self._open()
             return bool(filesystem.exists(f"{root}/{blob}"))
 
     def remove(self, blob: str) -> None:
-        """Remove a blob, if it is there."""
+        """Remove a blob if it exists."""
         try:
             with guarded():
                 filesystem, root = self._open()
@@ -193,7 +193,7 @@ class Storage:
             pass
 
     def _open(self) -> tuple[Any, str]:
-        """fsspec's file system and the folder in it; imported here, since a process without files needs neither."""
+        """The file system and the folder in it. fsspec is imported here: a process without files does not need it."""
         with self._lock:
             if self._opened is None:
                 import fsspec
@@ -204,19 +204,19 @@ class Storage:
 
 
 def new_blob() -> str:
-    """A name that no blob has had."""
+    """A new, unique name of a blob."""
     return uuid.uuid4().hex
 
 
-def tell_type(declared: str, head: bytes, name: str = "") -> str:
-    """The type of a file: as it was declared, else by its first bytes, else by its name's ending."""
+def find_type(declared: str, head: bytes, name: str = "") -> str:
+    """The type of a file: as declared, else by its first bytes, else by its name's ending."""
     if declared not in ("", UNKNOWN_TYPE):
         return declared
     return sniff(head) or type_of(name)
 
 
 def sniff(head: bytes) -> str:
-    """The type that a file's first bytes show; "" where they show none."""
+    """The type that a file's first bytes show; "" if they show none."""
     import filetype
 
     kind = filetype.guess(head)
@@ -225,7 +225,7 @@ def sniff(head: bytes) -> str:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Storage's errors, of which each has its own, as ours."""
+    """Turn the errors of any storage's library into ``FileMissing`` and ``StorageUnavailable``."""
     try:
         yield
     except (FileMissing, StorageUnavailable):

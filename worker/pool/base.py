@@ -14,7 +14,7 @@ from celery.worker import state
 from worker.broker.events import Reporter
 from worker.ledger.sync_ledger import Ledger
 from worker.ledger.worker_commands import CancelledRun
-from worker.pool.lease import Keeper
+from worker.pool.lease import LeaseRenewer
 from worker.settings import EX_USAGE, Settings, get_settings
 
 log = logging.getLogger("services.worker")
@@ -24,22 +24,22 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
     """The pool of ``celery worker``; its own threads start in ``on_start``, after ``prepare``."""
 
     def prepare(self, cancel: Callable[[str], object] | None = None) -> None:
-        """Make the common parts; start nothing and wait for nothing.
+        """Create the common parts; start no thread and block on nothing.
 
         Args:
-            cancel: called for "terminate" in Flower; by default, the ledger's own cancel.
+            cancel: called with the job's id for "terminate" in Flower; by default, the ledger's own cancel.
         """
         self.app.services_pool = self  # for the signal handlers of consumer.py
         self.settings: Settings = get_settings()
         self.names = _take_queues(self.app)
         self.stopping = threading.Event()
         self.ledger = Ledger(self.settings)
-        self.keeper = Keeper(self.settings, self.names, self.on_cancel, self.on_lease_lost, self.refuse)
+        self.renewer = LeaseRenewer(self.settings, self.names, self.on_cancel, self.on_lease_lost, self.refuse)
         hostname = getattr(self.app, "services_hostname", socket.gethostname())
         self.reporter = Reporter(self._dispatcher, hostname, cancel or self.ledger.cancel)
 
     def stop_claiming(self) -> None:
-        """Claim nothing more; safe in a signal handler, which may come before ``on_start``."""
+        """Claim no further batch; safe in a signal handler, which may run before ``on_start``."""
         raise NotImplementedError
 
     def refuse(self, reason: str) -> None:
@@ -53,7 +53,7 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
         raise NotImplementedError
 
     def on_lease_lost(self) -> None:
-        """The lease had lapsed: others run its jobs now, so its own runs must end."""
+        """The lease had expired: other workers run its jobs now, so its own runs must end."""
         raise NotImplementedError
 
     def _dispatcher(self) -> Any:
@@ -62,7 +62,7 @@ class LeasedPool(BasePool):  # type: ignore[misc]  # celery ships no types
 
 
 def _take_queues(app: Any) -> list[str]:
-    """The names of ``-Q``. Celery's consumer is left with no queue: the feeders take the messages."""
+    """The queue names of ``-Q``. Celery's own consumer gets no queue, since the feeders take the messages."""
     names = list(app.amqp.queues.consume_from)
     app.amqp.queues._consume_from = {}
     return names

@@ -2,17 +2,18 @@
 
 ``python -m worker.pool.child FD LEASE_FD HANDOVER_FD PROCESS NAME…``
 
-Its parent is a guardian (``guardian.py``), which ends the processes that it leaves. It talks with its slot
-(``slots.py``) in JSON messages over a socket. Child to slot: ``loaded`` or ``failed`` once, then for each batch
-``begun``, ``computed`` and ``ended`` (by which time the next may have begun), ``ahead`` where it has claimed a batch
-before the run of another has ended, ``fenced`` where the ledger does not know its worker, and ``leaving`` where it ends
-itself in the midst of a batch. Slot to child: ``worker`` (the id of its worker, and how many jobs a second are to be
-shown), ``cancelled`` with ids of the running ``batch``, and ``stop``. It is a process of its own, started fresh rather
-than forked, so that so the effects of a model's library (threads, CUDA, a segfault) stay in it.
+Its parent is a guardian (``guardian.py``), which kills the processes that this one leaves behind. It is started fresh
+rather than forked, so that the effects of a model's library (threads, CUDA, a segfault) stay in it.
 
-A second thread (``Listener``) reads the slot's messages while the model computes. Should the slot's process be stopped
-(SIGSTOP, a debugger, a swapping host), the listener renews the lease of the running batch, so that nobody runs it a
-second time; and where the lease has lapsed all the same, it ends this process.
+This process and its slot (``slots.py``) exchange JSON messages over a socket. From the process: ``loaded`` or
+``failed`` once; for each batch ``begun``, ``computed`` and ``ended`` (the next batch may have begun by then); ``ahead``
+when it has claimed a batch before the running one has ended; ``fenced`` when the ledger does not know its worker;
+``leaving`` when it ends itself in the middle of a batch. From the slot: ``worker`` (the worker's id, and how many jobs
+a second are shown in Celery's events), ``cancelled`` with job ids of the running ``batch``, and ``stop``.
+
+A second thread (``Listener``) reads the slot's messages while the model computes. If the slot's process is stopped
+(SIGSTOP, a debugger, a swapping host), the listener renews the lease of the running batch, so that no other worker
+runs it again. If the lease has expired all the same, it ends this process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import redis
 from worker.broker.sample import Sample
 from worker.discovery import find_plugins, load_service
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
-from worker.filestore.batch_files import Attachments
+from worker.filestore.batch_files import FileStore
 from worker.inference.reporting import Teller, capture
 from worker.inference.runner import run_batch
 from worker.ledger import worker_commands
@@ -53,23 +54,23 @@ log = logging.getLogger("services.worker")
 
 #: Seconds between two renewals of the lease by a pool process.
 EXTEND_S = 0.5
-#: Seconds after ``time_limit_s`` at which a process ends itself, should its slot be stopped.
+#: A process ends itself this many seconds after ``time_limit_s`` if its slot, which should do so, is stopped.
 LAST_GRACE_S = 2.0
 
-#: So long before its lease lapses, a process that could not renew it ends itself. More than its worker allows itself
-#: (``keeper.SAFETY_S``), which knows when the last renewal was.
+#: Safety margin: a process that cannot renew the lease ends itself this many seconds before the lease expires. It is
+#: larger than the worker's margin (``lease.SAFETY_S``), since the worker knows the time of the last renewal.
 SAFETY_S = 1.25
-#: Seconds between two looks at these limits.
+#: Seconds between two checks of these limits.
 GUARD_S = 0.2
 
-#: So many objects of each input of a full batch are alive at once, about. They are to set off no search for garbage:
-#: that took 5 % of the time of batches of 4,096 rows (measured).
+#: Objects that each input of a full batch keeps alive, roughly. They raise the garbage collector's threshold, since its
+#: searches took 5 % of the time of batches of 4,096 rows (measured).
 OBJECTS_OF_AN_INPUT = 8
 
-#: Exit codes of a process that ended itself: its batch was no longer its own, or took too long. For the log alone: a
-#: plugin's library may leave by any code (70 is ``os.EX_SOFTWARE``), so the slot goes by the message ``leaving``.
+#: Exit codes of a process that ended itself: its batch had gone to another worker, or took too long. They are for the
+#: log only: a plugin's library may exit with any code (70 is ``os.EX_SOFTWARE``), so the slot relies on ``leaving``.
 EX_GONE, EX_TIMED_OUT = 70, 71
-#: Seconds in which that message must be sent.
+#: Longest wait for sending that message, in seconds.
 LEAVE_S = 0.2
 
 #: A process over this share of its service's ``memory_limit_mb`` is replaced after its batch.
@@ -83,7 +84,7 @@ _is_fork = False
 
 
 def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str]) -> None:
-    """Load the services, then run batches until the slot says stop or closes the socket."""
+    """Load the services, then run batches until the slot sends ``stop`` or closes the socket."""
     hold_signals()
     settings = get_settings()
     handler = keep_logging(settings.log_level)
@@ -116,7 +117,7 @@ def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str
 
 
 class Runs:
-    """One batch after the other, telling the slot as they go."""
+    """Runs batches in turn and reports each step to the slot."""
 
     def __init__(
         self,
@@ -132,14 +133,14 @@ class Runs:
         self._listener = listener
         self._ledger = Ledger(settings)
         self._sample = Sample(listener.event_rate())
-        self._attachments = Attachments(settings, self._ledger)
+        self._file_store = FileStore(settings, self._ledger)
         self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
         self._most_bytes = settings.max_output_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
         self._completing: Future[None] | None = None
 
     def run(self, feeder: Feeder) -> None:
-        """Until the feeder stops, or this process has grown too large."""
+        """Run batches until the feeder stops, or this process has grown too large."""
         while batch := feeder.next_batch():
             self._listener.begin(batch)
             feeder.look_ahead(batch)
@@ -158,36 +159,36 @@ class Runs:
         feeder.hand_back()
 
     def _compute(self, batch: Batch) -> Callable[[], None]:
-        """Run the model; the ledger and then the slot have yet to be told."""
+        """Run the model; the returned function writes the results to the ledger and reports the end to the slot."""
         shown = {job.id for job in batch.jobs if self._sample.take()}
         time_limit_s = self._about[batch.service][1]["time_limit_s"]
 
-        def tell(what: str) -> None:
-            self._listener.set_limit(time_limit_s if what == "begun" else None)
-            about = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if what == "begun" else {}
-            _send(self._link, {what: batch.token} | about)
+        def report(step: str) -> None:
+            self._listener.set_limit(time_limit_s if step == "begun" else None)
+            details = {"service": batch.service, "ids": batch.ids, "shown": sorted(shown)} if step == "begun" else {}
+            _send(self._link, {step: batch.token} | details)
 
         service, cancelled = self._services[batch.service], self._listener.cancelled
-        attachments, teller, most_bytes = self._attachments, self._teller, self._most_bytes
-        complete = run_batch(service, self._ledger, batch, cancelled, tell, attachments, teller, most_bytes)
+        file_store, teller, most_bytes = self._file_store, self._teller, self._most_bytes
+        complete = run_batch(service, self._ledger, batch, cancelled, report, file_store, teller, most_bytes)
 
         def end() -> None:
             ended = complete()
-            told = [job.describe() for job in ended if job.job_id in shown]
-            _send(self._link, {"ended": told, "batch": batch.token, "service": batch.service, "count": len(ended)})
+            results = [job.describe() for job in ended if job.job_id in shown]
+            _send(self._link, {"ended": results, "batch": batch.token, "service": batch.service, "count": len(ended)})
             self._listener.end(batch)
 
         return end
 
     def _wait(self) -> None:
-        """Wait until the ends of the previous batch are written: one batch at a time, even while Redis is away."""
+        """Wait until the previous batch's results are written: one batch at a time, even while Redis is away."""
         completing, self._completing = self._completing, None
         if completing:
             completing.result()
 
 
 def _is_too_large(about: About) -> bool:
-    """Whether this process should be replaced now, before it grows over its limit in the midst of a batch."""
+    """Whether this process should be replaced now, before it exceeds its limit in the middle of a batch."""
     limits = [knobs["memory_limit_mb"] * RECYCLE_SHARE for _, knobs in about.values() if knobs["memory_limit_mb"]]
     used = resident_mb(os.getpid()) if limits else 0
     if not limits or used <= min(limits):
@@ -197,14 +198,14 @@ def _is_too_large(about: About) -> bool:
 
 
 class Listener(threading.Thread):
-    """Reads the slot's messages and watches over the batch that runs."""
+    """Reads the slot's messages, and watches the lease and the time limit of the running batch."""
 
     def __init__(self, link: Connection, ledger: Ledger, lease_s: float, lease: SharedLease) -> None:
         super().__init__(name="listener", daemon=True)
         self.cancelled: set[str] = set()
         self.on_stop: Callable[[], None] = lambda: None
         self._running: Batch | None = None
-        self._turn = threading.Lock()  # between the begin of a batch, its end, a cancel and a stop
+        self._turn = threading.Lock()  # one at a time: a batch begins, a batch ends, a cancel, a stop
         self._about: dict[str, Any] = {"worker": "", "event_rate": 0}
         self._greeted = threading.Event()
         self._link = link
@@ -219,24 +220,24 @@ class Listener(threading.Thread):
         return str(self._about["worker"])
 
     def event_rate(self) -> float:
-        """Jobs a second that this process is to show, once the slot has told."""
+        """Jobs a second that this process shows in Celery's events; blocks until the slot has sent the number."""
         self._greeted.wait()
         return float(self._about["event_rate"])
 
     def begin(self, batch: Batch) -> None:
-        """A batch is about to run."""
+        """Watch this batch, which is about to run."""
         with self._turn:
             self._running = batch
             self.cancelled.clear()
 
     def end(self, batch: Batch) -> None:
-        """Its ends are written. The next one may run by now."""
+        """The batch's results are written: stop watching it, unless the next batch runs already."""
         with self._turn:
             if self._running is batch:
                 self._running = None
 
     def run(self) -> None:
-        """Until the slot closes the socket; a batch that runs then is ended by the slot itself."""
+        """Read messages until the slot closes the socket; the slot itself ends a batch that still runs then."""
         while True:
             try:
                 if self._link.poll(EXTEND_S):
@@ -248,7 +249,7 @@ class Listener(threading.Thread):
                 return
 
     def set_limit(self, seconds: float | None) -> None:
-        """From now on, the batch may take so long; None: as long as it likes."""
+        """Start the batch's time limit now, of this many seconds; None: no limit."""
         now = time.monotonic()
         self._deadline = math.inf if seconds is None else now + seconds + LAST_GRACE_S
         self._safe_until = math.inf if seconds is None else now + self._lease_s - SAFETY_S
@@ -265,45 +266,46 @@ class Listener(threading.Thread):
             self._stop()
 
     def _stop(self) -> None:
-        """Begin no further batch. A process that runs none has nothing to wait for: its worker gives back the rest."""
+        """Begin no further batch. An idle process exits at once: its worker gives back the claimed jobs."""
         self.on_stop()
         with self._turn:
             if not self._running:
                 os._exit(0)
 
     def _watch(self, batch: Batch) -> None:
-        """While a batch runs: keep its lease, or end it where that is gone."""
+        """Renew the lease of a running batch; end this process if the lease is lost."""
         asked = time.monotonic()
         try:
-            held = self._ledger.run(worker_commands.extend(batch.service, batch.worker, self._lease_s))
+            renewed = self._ledger.run(worker_commands.extend(batch.service, batch.worker, self._lease_s))
             if self._safe_until < math.inf:
                 self._safe_until = asked + self._lease_s - SAFETY_S
         except redis.RedisError as error:
             log.debug("could not extend the lease: %s", error)
             return
-        if not held and self._running is batch:  # pillar: fencing, lease
-            log.error("the lease of batch %s has lapsed, others run it now: ending it", batch.token)
+        if not renewed and self._running is batch:  # pillar: fencing, lease
+            log.error("the lease of batch %s has expired and another worker runs it: ending it", batch.token)
             self._leave("handed_back", EX_GONE)
 
     def guard(self) -> None:
-        """In a thread of its own, which no call of Redis holds up: end a batch whose time or lease is over.
+        """End a batch whose time limit or lease is over; in a thread of its own, which never waits for Redis.
 
-        Where the model holds the GIL, it is held up all the same, and so is the renewal from this process.
+        A model that holds the GIL delays this thread all the same, and the renewal from this process as well.
         """
         while True:
             time.sleep(GUARD_S)
             now = time.monotonic()
             if now > self._deadline:
-                log.error("a batch is over its time_limit_s and its worker does not end it: ending it")
+                log.error("the batch exceeds its time_limit_s and its worker does not end it: ending it")
                 self._leave("timed_out", EX_TIMED_OUT)
             if now > self._safe_until and now > self._lease.safe_until:  # pillar: fencing
-                log.error("the lease could not be renewed in time: ending the batch, to be run again")
+                log.error("the lease could not be renewed in time: ending the batch, which runs again elsewhere")
                 self._leave("handed_back", EX_GONE)
 
     def _leave(self, reason: str, code: int) -> NoReturn:
-        """End this process in the midst of its batch, after telling the slot why: any other end is a death.
+        """End this process in the middle of its batch, after sending the reason to the slot: any other end is a crash.
 
-        Not where that cannot be sent, since the slot's process is stopped for long: others have the batch by then.
+        If the slot's process is stopped for so long that the reason cannot be sent, the process ends without it: other
+        workers have the batch by then.
         """
         writable = select.poll()
         writable.register(self._link.fileno(), select.POLLOUT)
@@ -313,7 +315,7 @@ class Listener(threading.Thread):
 
 
 def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, Any]], About]:
-    """Each service's instance, version and knobs; none where one could not be loaded, after telling the slot why."""
+    """Each service's instance, version and knobs; both empty if a service fails to load, which the slot is sent."""
     log.info("service loading name=%s pid=%d", ",".join(names), os.getpid())
     services: dict[str, Service[Any, Any]] = {}
     about: About = {}
@@ -333,10 +335,10 @@ def _load(names: list[str], link: Connection) -> tuple[dict[str, Service[Any, An
         about[plugin.name] = (plugin.version, cls.knobs())
     _send(link, {"loaded": about})
     gc.collect()
-    if threshold := gc.get_threshold()[0]:  # 0: an author has turned it off
+    if threshold := gc.get_threshold()[0]:  # 0: a plugin has turned the collector off
         most = max(service.max_batch_size for service in services.values())
         gc.set_threshold(threshold + OBJECTS_OF_AN_INPUT * most)
-    gc.freeze()  # objects of the model's libraries stay: no collection looks at it again (a tenth of a batch's time)
+    gc.freeze()  # exempts the objects of the model's libraries from each collection (10 % of a batch's time, measured)
     return services, about
 
 
@@ -353,7 +355,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _become_a_fork(link: Connection, lease: SharedLease, handover: Handover) -> None:
-    """In a fork that a plugin makes of this process: have nothing of the worker's."""
+    """In a process that a plugin forks from this process: close all that belongs to the worker."""
     global _is_fork
     _is_fork = True
     link.close()
@@ -362,10 +364,8 @@ def _become_a_fork(link: Connection, lease: SharedLease, handover: Handover) -> 
 
 
 def _send(link: Connection, message: dict[str, Any]) -> None:
-    if _is_fork:  # the batch is the other process's
-        log.error(
-            "process %d is a fork of a pool process, and came back from its plugin's code: ending it", os.getpid()
-        )
+    if _is_fork:  # the batch belongs to the process that it was forked from
+        log.error("process %d is a fork of a pool process and came back from its plugin's code: ending it", os.getpid())
         os._exit(1)
     with _sending:  # the feeder's thread sends too
         link.send_bytes(json.dumps(message).encode())
@@ -377,4 +377,4 @@ if __name__ == "__main__":
     except BaseException:
         log.exception("a pool process failed")
         end_at_once(1)
-    end_at_once(0)  # despite threads and pools that a plugin has left: nothing may hold up a worker's stop
+    end_at_once(0)  # without waiting for threads and pools that a plugin has left: they must not delay a worker's stop

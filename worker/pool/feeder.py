@@ -1,10 +1,10 @@
 """Find the next batch for a pool process.
 
-Work-conserving: a free process takes the waiting jobs, up to ``max_batch_size``, at once; while all are busy, the next
-batch grows in Redis. So there is nothing to tune, and no job is in a process's hands before it can run, with one
-exception: where a whole further batch waits already, and the run is measured to end within ``AHEAD_S``, that batch is
-claimed while the model computes, since waiting would not make it any fuller. Where the run takes longer than it was
-measured to, the process's slot gives the batch back (``pool.Slot``), so that no job waits behind a long one.
+Work-conserving: a free process claims the waiting jobs at once, up to ``max_batch_size``. While all processes are busy,
+the next batch grows in Redis. There is nothing to tune, and no process claims a job before it can run it, with one
+exception: if a full further batch waits, and the run is expected to end within ``AHEAD_S``, that batch is claimed while
+the model computes, since waiting would not make it fuller. If the run then takes longer than expected, the process's
+slot (``slots.Slot``) gives the batch back, so that no job waits behind a long run.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ log = logging.getLogger("services.worker")
 
 #: Seconds before the expected end of a run at which the next batch is claimed.
 AHEAD_S = 0.03
-#: Seconds of the longest run that has the next batch claimed ahead: beside a longer one, a claim takes no time at all.
+#: Longest run, in seconds, during which the next batch is claimed ahead: beside a longer run, a claim costs nothing.
 MAX_AHEAD_RUN_S = 0.25
-#: Weight of the last run in the mean of the runs' times.
+#: Weight of the last run in the moving average of the runs' times.
 LAST_RUN = 0.25
 
-#: Seconds to wait for a message before looking at the ledger again, which finds jobs whose message was lost.
+#: Seconds to wait for a message before claiming again, which finds jobs whose message was lost.
 LOOK_AGAIN_S = 1.0
-#: The same with several queues, of which only one can be waited on at a time.
+#: The same for a worker of several queues, since a process can wait on only one of them at a time.
 TURN_S = 0.02
-#: Seconds between two looks at a batch that is held back for more.
+#: Seconds between two checks of a batch that waits for more jobs (``max_queue_delay_ms``).
 HOLD_STEP_S = 0.002
-#: Pause before asking again where Redis is away, or where the worker's lease has lapsed and is not renewed yet.
+#: Seconds before the next attempt when Redis is away, or when the worker's lease has expired and is not renewed yet.
 AWAY_S = 0.2
 
 
 class RunTimes:
-    """How long this process's runs take: the mean of the last ones, for a batch of jobs, and for a row of a chunk."""
+    """Moving averages of this process's run times: per batch of jobs, and per row of a chunk."""
 
     def __init__(self) -> None:
         self._mean: dict[bool, float] = {}
 
     def expect(self, batch: Batch) -> float | None:
-        """Seconds that this batch's run is expected to take; None where no such run was measured yet."""
+        """Seconds that this batch's run is expected to take; None before the first such run was measured."""
         rows = batch.chunk_rows
         mean = self._mean.get(rows > 0)
         return None if mean is None else mean * (rows or 1)
 
     def add(self, batch: Batch, seconds: float) -> None:
-        """A run has ended."""
+        """Record the time of a run that has ended."""
         rows = batch.chunk_rows
         each = seconds / (rows or 1)
         mean = self._mean.get(rows > 0, each)
@@ -70,11 +70,11 @@ class Feeder:
 
     Args:
         process: the process's name, with which all its tokens begin.
-        worker: gives the worker's id.
-        about: each service's version and its author's knobs.
+        worker: returns the worker's id.
+        about: each service's version and knobs.
         on_fenced: called when the ledger does not know the worker (any more).
-        on_ahead: called, in a thread of the feeder's, with a batch that was claimed ahead.
-        take: called with a batch that was claimed ahead, before it runs: whether it is still this process's.
+        on_ahead: called, in the feeder's thread, with a batch that was claimed ahead.
+        take: called with a batch that was claimed ahead, before it runs; returns whether this process still owns it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Feeder:
         self._worker = worker
         self._about = about
         self._names = list(about)
-        self._models = {name: digest_model(*told) for name, told in about.items()}
+        self._models = {name: digest_model(*model) for name, model in about.items()}
         self._on_fenced = on_fenced
         self._on_ahead = on_ahead
         self._take = take
@@ -105,16 +105,16 @@ class Feeder:
         self._run_ended = threading.Event()
 
     def stop(self) -> None:
-        """Claim nothing more; from any thread."""
+        """Claim no further batch; may be called from any thread."""
         self._stopping.set()
 
     def next_batch(self) -> Batch | None:
-        """The next batch, however long it takes to come; None once stopped."""
+        """Wait for the next batch, without a time limit; None once stopped."""
         while not self._stopping.is_set():
             try:
                 batch = self._take_ahead() or self._ask()
             except redis.RedisError as error:
-                log.debug("no batch: %s", error)  # the keeper says that Redis is away
+                log.debug("no batch: %s", error)  # the lease thread logs that Redis is away
                 self._stopping.wait(AWAY_S)
                 continue
             if batch:
@@ -122,10 +122,10 @@ class Feeder:
         return None
 
     def look_ahead(self, batch: Batch) -> None:
-        """While ``batch`` computes, claim the next one, if a whole one waits and this one is about to end.
+        """While ``batch`` computes, claim the next batch if a full batch waits and the run is about to end.
 
-        Measured: a queue of jobs without a model is worked off 1.1 times as fast, since Redis and the process work at
-        the same time.
+        Measured: the throughput of jobs without a model is 1.1 times as high, since Redis and the process work at the
+        same time.
         """
         if not batch.more or len(self._names) > 1 or self._stopping.is_set():
             return
@@ -136,23 +136,23 @@ class Feeder:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the next batch is claimed already, or about to be."""
+        """Whether the next batch is claimed already, or is about to be claimed."""
         return self._ahead is not None
 
     def hand_back(self) -> None:
         """Give back a batch that was claimed ahead and has not begun."""
         self._run_ended.set()
-        with self._thread:  # a claim that is on its way ends first
+        with self._thread:  # waits for a claim in progress
             pass
         try:
             batch = self._take_ahead()
             if batch:
                 self._ledger.run(worker_commands.give_up(batch.service, batch.worker, batch.token, "handed_back"))
         except redis.RedisError as error:
-            log.warning("could not hand back what had not begun: %s; its worker does as it leaves", error)
+            log.warning("could not give back the batch that had not begun: %s; its worker does so as it stops", error)
 
     def _claim_ahead(self, pause_s: float) -> Batch | None:
-        """Claim after this pause; nothing where the run has ended by then, so that a claim without a pause is due."""
+        """Claim after this pause; None if the run has ended by then, since a claim without a pause follows at once."""
         if pause_s > 0 and self._run_ended.wait(pause_s):
             return None
         batch = self._claim(self._names[0])
@@ -161,7 +161,7 @@ class Feeder:
         return batch
 
     def _take_ahead(self) -> Batch | None:
-        """The batch that was claimed ahead, if it is still this process's."""
+        """The batch that was claimed ahead, if it still belongs to this process."""
         ahead, self._ahead = self._ahead, None
         self._run_ended.set()
         batch = ahead.result() if ahead else None
@@ -170,7 +170,7 @@ class Feeder:
         return replace(batch, waited_s=time.monotonic() - batch.claimed)
 
     def _ask(self) -> Batch | None:
-        """A batch, or None after a second (or so) without work."""
+        """A batch, or None after about a second without work."""
         for _ in self._names:
             name = self._names[0]
             self._names.append(self._names.pop(0))  # in turn, so that no queue starves another
@@ -182,7 +182,7 @@ class Feeder:
         return None
 
     def _claim(self, name: str) -> Batch | None:
-        """Claim, adopting other producers' messages and holding a batch back as its author asked."""
+        """Claim; adopt other producers' messages, and wait for a fuller batch as ``max_queue_delay_ms`` says."""
         version, knobs = self._about[name]
         worker, token = self._worker(), f"{self._process}.{self._number}"
         while not self._stopping.is_set():
@@ -205,5 +205,5 @@ class Feeder:
         if not claim.jobs:
             return None
         number = self._number
-        self._number += 1  # only now: a claim whose answer was lost is asked again under its token
+        self._number += 1  # only now: a claim whose reply was lost is repeated under the same token
         return Batch(name, worker, token, claim.jobs, claim.more, number, time.monotonic())

@@ -1,11 +1,11 @@
 """Shared memory between a worker's main process and its pool processes.
 
-``SharedLease``: until when the worker's lease is safe. A pool process can neither renew the lease nor hear of it while
-its model holds the GIL, for minutes perhaps. When its threads run again, they find here that the main process has kept
-the lease meanwhile.
+``SharedLease``: the time until which the worker's lease is safe. While a model holds the GIL, perhaps for minutes, its
+pool process can neither renew the lease nor receive a message about it. When its threads run again, they read here that
+the main process has renewed the lease meanwhile.
 
-``Handover``: which of the two has a batch that the pool process claimed ahead. The pool process may not be able to give
-it back, for the same reason; its slot in the main process then does.
+``Handover``: which of the two owns a batch that the pool process claimed ahead. For the same reason, the pool process
+may be unable to give the batch back; its slot in the main process then does so.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NUMBER = struct.Struct("@q")
 
 
 class SharedLease:
-    """One moment by ``time.monotonic``, which all processes of a host share; 0: not known yet.
+    """A moment by ``time.monotonic``, which all processes of a host share; 0: not known yet.
 
     Args:
-        fd: the ``fd`` of another process's, which this one has inherited; None: a new one.
+        fd: the inherited ``fd`` of the main process's object; None: create new memory.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -33,7 +33,7 @@ class SharedLease:
 
     @property
     def safe_until(self) -> float:
-        """From then on, others may run the worker's claimed jobs."""
+        """From then on, other workers may run the worker's claimed jobs."""
         moment: float = _FORMAT.unpack_from(self._memory)[0]
         return moment
 
@@ -42,19 +42,19 @@ class SharedLease:
         _FORMAT.pack_into(self._memory, 0, moment)
 
     def close(self) -> None:
-        """Have no part in it any more: a fork's copy."""
+        """Release the memory in a forked process."""
         self._memory.close()
         os.close(self.fd)
 
 
 class Handover:
-    """Decides once, between a pool process and its slot, which of the two has a batch that was claimed ahead.
+    """Decides once, between a pool process and its slot, which of the two owns a batch that was claimed ahead.
 
-    Batches have the numbers of their tokens, which only grow. The file is locked meanwhile (POSIX locks are a process's
-    own, and the kernel releases those of a process that dies), so both cannot take one batch.
+    A batch has the number of its token, and these numbers only grow. The file is locked during the decision, so the two
+    cannot take the same batch. POSIX locks belong to a process, and the kernel releases those of a process that dies.
 
     Args:
-        fd: the ``fd`` of the other side's, which this process has inherited; None: a new one.
+        fd: the inherited ``fd`` of the slot's object; None: create new memory.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -62,10 +62,10 @@ class Handover:
         self._memory = mmap.mmap(self.fd, _NUMBER.size)
 
     def take(self, number: int, wait: bool = True) -> bool:
-        """Take the batch of this number; False where the other side has taken it.
+        """Take the batch of this number; False if the other side has taken it.
 
         Args:
-            wait: whether to wait for the other side's lock. Otherwise False where it holds that: ask again.
+            wait: whether to wait for the other side's lock. Without waiting, False may also mean "locked": try again.
         """
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -80,14 +80,14 @@ class Handover:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Give the memory back; doing so twice is the same as once."""
+        """Release the memory; a second call has no effect."""
         if not self._memory.closed:
             self._memory.close()
             os.close(self.fd)
 
 
 def _make_memory(size: int) -> int:
-    """The descriptor of a file without a name, of so many bytes."""
+    """The descriptor of an unnamed file of this many bytes."""
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
         return os.dup(file.fileno())

@@ -16,8 +16,8 @@ from typing import Any
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, load_schema, load_service
 from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFailed, ServicesError, say
 from worker.files import find_files, suffix_of
-from worker.filestore.output_files import Taker, misfit
-from worker.filestore.storage import HEAD_BYTES, tell_type
+from worker.filestore.output_files import OutputFiles, field_error
+from worker.filestore.storage import HEAD_BYTES, find_type
 from worker.inference.items import Outcome, Passage
 from worker.inference.stages import Item, run_stages
 from worker.service import Service
@@ -89,7 +89,7 @@ class InlineFiles:
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._taker = Taker(self._make_folder, lambda _file, _size: None)
+        self._outputs = OutputFiles(self._make_folder, lambda _file, _size: None)
 
     def bring(self, items: Sequence[Item]) -> None:
         """Write the ``data:`` of the inputs into files."""
@@ -107,11 +107,11 @@ class InlineFiles:
 
     def look(self, raw: Any) -> Any:
         """The result of ``predict``, its files taken as they are."""
-        return self._taker.look(raw)
+        return self._outputs.look(raw)
 
     def take(self, output: Any) -> Any:
         """The result of ``postprocess``, its files taken as they are; raises where one cannot be."""
-        return self._taker.take(output)
+        return self._outputs.take(output)
 
     def keep(self, items: Sequence[Item]) -> None:
         """Name the files of the outputs, as a worker that stores them would."""
@@ -120,17 +120,17 @@ class InlineFiles:
                 try:
                     content = file.read_bytes()
                 except (OSError, RuntimeError) as error:
-                    item.error = misfit(InvalidOutput, where, f"the file cannot be read: {error}", "file")
+                    item.error = field_error(InvalidOutput, where, f"the file cannot be read: {error}", "file")
                     break
-                kind = tell_type(file.content_type, content[:HEAD_BYTES])
+                kind = find_type(file.content_type, content[:HEAD_BYTES])
                 if file.rules and (problem := file.rules.problem(len(content), kind)):
-                    item.error = misfit(InvalidOutput, where, problem, "file_rules")
+                    item.error = field_error(InvalidOutput, where, problem, "file_rules")
                     break
                 file.id, file.size, file.content_type = hashlib.sha256(content).hexdigest(), len(content), kind
 
     def clear(self) -> None:
         """Remove the written files."""
-        self._taker.give_back()
+        self._outputs.give_back()
         if self._folder:
             self._folder.cleanup()
             self._folder = None

@@ -1,8 +1,8 @@
-"""Webhooks: the events of a job's end, their receivers, and the secrets that sign them.
+"""Webhooks: the events of a job's end, their deliveries, and the secrets that sign them.
 
-The end of a job and its *event* are written in one step of the ledger, into the service's outbox. The worker of the
-queue ``webhooks`` makes of each event a *delivery*: a job of a service of its own, ``webhooks``, with the event as its
-input, so that all rules of jobs (leases, recovery, pauses before a retry, the history of attempts) hold for it.
+One step of the ledger writes both the end of a job and its *event*, the latter into the service's outbox. The worker of
+the queue ``webhooks`` turns each event into a *delivery*: a job of the service ``webhooks`` with the event as its
+input. All rules of jobs (leases, recovery, pauses before a retry, the history of attempts) thus apply to deliveries.
 
 Keys of this module, beside those of the ledger (W is "{webhooks}"):
   S:outbox             stream events that are no deliveries yet, from ``lua/lib/webhooks.lua`` to ``outbox.py``
@@ -28,7 +28,7 @@ from worker.net.signing import make_secret
 from worker.settings import Settings
 
 SECRET_KEY = f"{{{WEBHOOKS}}}:secret"
-#: Secrets with which is signed while one takes over from the other.
+#: Secrets that sign at the same time, after a rotation: the new one and the one before.
 LIVE_SECRETS = 2
 
 JOB_EVENTS = tuple(sorted(f"job.{status}" for status in TERMINAL))
@@ -36,21 +36,21 @@ BATCH_EVENTS = ("batch.finished",)
 
 Kind = Literal["job", "batch"]
 
-#: So that an event that is read twice becomes the same delivery.
+#: Namespace of deliveries' ids: an event that is read twice becomes the same delivery.
 NAMESPACE = uuid.UUID("5c0a3b0e-51e5-4d2c-9f0e-1f1c1f7f6f0e")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """The end of a job or batch, as the outbox holds it."""
+class EndEvent:
+    """The end of a job or batch, as the outbox stores it."""
 
     kind: Kind
-    id: str  #: the job's or batch's
+    id: str  #: of the job or batch
     type: str  #: "job.succeeded", ...
     record: dict[bytes, bytes]  #: as it ended; an output or error of more than 256 KiB is left out
 
     @classmethod
-    def from_entry(cls, fields: dict[bytes, bytes]) -> Event:
+    def from_entry(cls, fields: dict[bytes, bytes]) -> EndEvent:
         """Read an entry of the outbox."""
         flat = [text.encode() for text in json.loads(fields[b"record"])]
         kind: Kind = "batch" if fields[b"kind"] == b"batch" else "job"
@@ -59,7 +59,7 @@ class Event:
 
     @property
     def delivery_id(self) -> str:
-        """The same for the same end."""
+        """The id of the event's delivery: equal for equal ends."""
         return str(uuid.uuid5(NAMESPACE, f"{self.id} {self.record[b'finished'].decode()}"))
 
     def payload(self) -> bytes:
@@ -78,9 +78,9 @@ class Event:
         if self.kind == "batch":
             return Bulk.from_record(self.id, self.record).to_json()
         job = Job.from_record(self.id, self.record)
-        told = job.to_json()
+        text = job.to_json()
         left_out = {"succeeded": job.output, "failed": job.error}.get(job.status, b"") is None
-        return told[:-1] + b',"left_out":true}' if left_out else told
+        return text[:-1] + b',"left_out":true}' if left_out else text
 
 
 def index_key(kind: Kind, id: str) -> str:
@@ -94,28 +94,28 @@ def outbox_key(service: str) -> str:
 
 
 def dump_webhook(url: str, events: Sequence[str]) -> bytes:
-    """The fields that the ledger keeps of a webhook. No event: all."""
+    """The webhook as the ledger stores it; an empty list of events means all events."""
     return to_json({"url": url, "events": list(events)} if events else {"url": url})
 
 
 def read_secrets(client: redis.Redis, settings: Settings) -> list[str]:
-    """The secrets to sign with, newest first; makes one where there is none."""
+    """The secrets to sign with, newest first; makes the first secret if there is none."""
     if settings.webhook_secrets:
         return list(settings.webhook_secrets)
     if not client.exists(SECRET_KEY):
         _add_secret(client, only_first=True)
-    found: Any = client.lrange(SECRET_KEY, 0, -1)
-    return [secret.decode() for secret in found]
+    secrets: Any = client.lrange(SECRET_KEY, 0, -1)
+    return [secret.decode() for secret in secrets]
 
 
 def rotate_secrets(client: redis.Redis, settings: Settings) -> list[str]:
-    """Add a new secret; the one before goes on to sign beside it, until the next rotation."""
+    """Add a new secret; the previous one signs as well until the next rotation."""
     read_secrets(client, settings)
     _add_secret(client, only_first=False)
     return read_secrets(client, settings)
 
 
-#: Two that come at once for the first secret must get the same.
+#: A script, since two processes that make the first secret at the same time must get the same one.
 _ADD = """
 if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then return end
 redis.call('LPUSH', KEYS[1], ARGV[1])

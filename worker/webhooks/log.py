@@ -1,4 +1,4 @@
-"""The log of a job's webhooks, for the API: deliveries, their attempts and results; and sending again."""
+"""The log of a job's webhooks, for the API: deliveries with their attempts and results, and sending again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.ledger.keys import record_key
 from worker.names import WEBHOOKS
 from worker.webhooks.events import Kind, index_key
 
-#: Deliveries of one job that are told, newest first.
+#: Deliveries of a job that are listed, newest first.
 MOST = 100
 
 STATUSES = {
@@ -32,7 +32,7 @@ class LoggedDelivery:
     """One event and the attempts to deliver it."""
 
     job: Job  #: its record in the service ``webhooks``
-    next_us: int  #: when it is tried again; 0: now, or never
+    next_us: int  #: time of the next attempt; 0: now, or never
 
     def describe(self) -> dict[str, Any]:
         """As ``docs/webhooks.md`` shows it."""
@@ -50,17 +50,17 @@ class LoggedDelivery:
         }
 
     def _attempts(self) -> list[dict[str, Any]]:
-        """Oldest first. An attempt that its worker did not live to tell of has no status and no duration."""
-        told = [json.loads(line) for line in self.job.history]
-        attempts = [_attempt(line["ended_us"], line["error"] or {"message": line["outcome"]}) for line in told]
+        """The attempts, oldest first. If the worker died during an attempt, it has no status and no duration."""
+        history = [json.loads(line) for line in self.job.history]
+        attempts = [_attempt(line["ended_us"], line["error"] or {"message": line["outcome"]}) for line in history]
         if self.job.status is Status.SUCCEEDED:
             attempts.append(_attempt(self.job.finished_us, json.loads(self.job.output or b"{}")))
         return attempts
 
 
-def _attempt(ended_us: int, told: dict[str, Any]) -> dict[str, Any]:
-    seen = {name: told.get(name) for name in ("status_code", "duration_ms")}
-    return {"ended_at": rfc3339(ended_us), **seen, "error": told.get("message")}
+def _attempt(ended_us: int, result: dict[str, Any]) -> dict[str, Any]:
+    measured = {name: result.get(name) for name in ("status_code", "duration_ms")}
+    return {"ended_at": rfc3339(ended_us), **measured, "error": result.get("message")}
 
 
 async def read_deliveries(ledger: AsyncLedger, kind: Kind, id: str) -> list[LoggedDelivery]:
@@ -73,20 +73,21 @@ async def read_deliveries(ledger: AsyncLedger, kind: Kind, id: str) -> list[Logg
             pipe.hgetall(record_key(WEBHOOKS, delivery_id.decode()))
             pipe.zscore(f"{{{WEBHOOKS}}}:delayed", delivery_id)
         replies = await pipe.execute() if ids else []
-    found = zip(ids, replies[0::2], replies[1::2], strict=True)
-    return [LoggedDelivery(Job.from_record(i.decode(), record), int(due or 0)) for i, record, due in found if record]
+    rows = zip(ids, replies[0::2], replies[1::2], strict=True)
+    return [LoggedDelivery(Job.from_record(i.decode(), record), int(due or 0)) for i, record, due in rows if record]
 
 
 async def deliver_again(ledger: AsyncLedger, kind: Kind, id: str, delivery_id: str) -> LoggedDelivery:
-    """Send an event once more, at once and with all its attempts; gives the new delivery. Its webhook-id is the same.
+    """Send an event again, at once and with the full number of attempts. Returns the new delivery.
 
-    One that is still being tried is cancelled: the new one stands for it. Raises ``DeliveryNotFound``.
+    The new delivery has the same webhook-id. It replaces the earlier delivery, which is cancelled if it has not ended.
+    Raises ``DeliveryNotFound``.
     """
-    found = {delivery.job.id: delivery.job for delivery in await read_deliveries(ledger, kind, id)}
-    earlier = found.get(delivery_id)
+    jobs = {delivery.job.id: delivery.job for delivery in await read_deliveries(ledger, kind, id)}
+    earlier = jobs.get(delivery_id)
     if earlier is None:
         raise DeliveryNotFound(f"{kind} {id} has no delivery {delivery_id[:100]!r}")
-    newest = max(job.created_us for job in found.values())
+    newest = max(job.created_us for job in jobs.values())
     async with ledger.pipeline() as pipe:
         pipe.hget(record_key(WEBHOOKS, delivery_id), "keep")
         (keep,) = await pipe.execute()

@@ -1,7 +1,8 @@
 """Make deliveries of the events in the services' outboxes.
 
-A thread of each worker of ``webhooks``. It may stop anywhere and others may do the same at the same time: a delivery's
-id follows from its event, so an event that is read twice becomes one delivery, and leaves its outbox after that.
+A thread of each worker of ``webhooks`` does this. It may stop at any point, and several may work at the same time: a
+delivery's id follows from its event, so an event that is read twice becomes one delivery. Only then is it removed from
+its outbox.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import redis
 from worker.ledger.keys import SERVICES_KEY
 from worker.ledger.sync_ledger import Ledger
 from worker.names import WEBHOOKS
-from worker.webhooks.events import Event, index_key, outbox_key
+from worker.webhooks.events import EndEvent, index_key, outbox_key
 
 log = logging.getLogger("services.worker")
 
-#: Seconds between two looks into all outboxes, in one round trip: so late is an event at most.
+#: Seconds between two reads of all outboxes, in one round trip: the longest delay of an event.
 LOOK_S = 0.2
 #: Events of one service that are moved together.
 MOST = 100
@@ -27,8 +28,8 @@ MOST = 100
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
-class Mover(threading.Thread):
-    """Looks into every outbox until it is stopped."""
+class OutboxMover(threading.Thread):
+    """Empties every outbox until it is stopped."""
 
     def __init__(self, ledger: Ledger, stopping: threading.Event) -> None:
         super().__init__(name="outbox", daemon=True)
@@ -36,12 +37,12 @@ class Mover(threading.Thread):
         self._stopping = stopping
 
     def run(self) -> None:
-        """Look, move, and pause where there is nothing. Redis being away is a matter of waiting."""
+        """Move events; pause while the outboxes are empty or Redis is away."""
         while not self._stopping.is_set():
             try:
                 moved = move_all(self._ledger)
             except redis.RedisError as error:
-                log.debug("outboxes not read: %s", error)  # the keeper says that Redis is away
+                log.debug("outboxes not read: %s", error)  # the lease thread logs that Redis is away
                 moved = 0
             except Exception:
                 log.exception("the outboxes could not be emptied; trying again")
@@ -51,7 +52,7 @@ class Mover(threading.Thread):
 
 
 def move_all(ledger: Ledger) -> int:
-    """Move up to ``MOST`` events of each service; how many there were."""
+    """Move up to ``MOST`` events of each service; returns the number of moved events."""
     names: Any = ledger.redis.smembers(SERVICES_KEY)
     services = sorted(name.decode() for name in names)
     pipe = ledger.redis.pipeline(transaction=False)
@@ -71,7 +72,7 @@ def _move(ledger: Ledger, service: str, entries: list[Entry]) -> None:
     for event in events:
         key = index_key(event.kind, event.id)
         pipe.zadd(key, {event.delivery_id: int(event.record[b"finished"])})
-        # As long as the job may be asked for, and again from each further end of it.
+        # The index lives as long as the job's result, counted from each end of the job.
         pipe.pexpire(key, max(1, int(event.record[b"keep"]) // 1000))
     pipe.execute()
     ledger.adopt(WEBHOOKS, [event.to_delivery() for event in events], [b""] * len(events))
@@ -79,9 +80,9 @@ def _move(ledger: Ledger, service: str, entries: list[Entry]) -> None:
     ledger.redis.xdel(outbox_key(service), *[entry_id for entry_id, _ in entries])
 
 
-def _read(service: str, entry: Entry) -> Event | None:
+def _read(service: str, entry: Entry) -> EndEvent | None:
     try:
-        return Event.from_entry(entry[1])
+        return EndEvent.from_entry(entry[1])
     except (KeyError, ValueError, TypeError, AttributeError) as problem:
         log.error("dropped an entry of the outbox of %s: %s: %s", service, type(problem).__name__, problem)
         return None

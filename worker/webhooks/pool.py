@@ -1,7 +1,8 @@
 """The pool of a worker of ``webhooks``: threads that claim deliveries and one event loop that sends them.
 
-It stands where other workers have ``pool.ServicePool``. A delivery waits on the network and computes nothing, so a loop
-sends hundreds at once and no pool process is needed; claims, leases and completion are those of any job.
+It takes the place of ``worker.pool.slots.ServicePool``. A delivery waits for the network and computes nothing, so an
+event loop sends hundreds at the same time and no pool process is needed. Claims, leases and completion are those of any
+job.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from worker.names import WEBHOOKS
 from worker.pool.base import LeasedPool
 from worker.pool.feeder import Feeder
 from worker.service import Service
-from worker.webhooks.outbox import Mover
-from worker.webhooks.sender import MAX_HELD, Sender
+from worker.webhooks.outbox import OutboxMover
+from worker.webhooks.sender import MAX_CLAIMED, Sender
 
 log = logging.getLogger("services.worker")
 
-#: Deliveries of one claim.
+#: Most deliveries of a claim.
 CLAIM = 50
-#: Attempts are bounded by time (``SERVICES_WEBHOOK_GIVE_UP_S``), not by their number.
+#: In effect unlimited: attempts are limited by time (``SERVICES_WEBHOOK_GIVE_UP_S``), not by number.
 MAX_ATTEMPTS = 1_000_000
 
 
@@ -41,32 +42,32 @@ class WebhookPool(LeasedPool):
         self.sender = Sender(self.settings, self.ledger, self.reporter)
         self.loop = asyncio.new_event_loop()
         self.about = {WEBHOOKS: ("", {**Service.knobs(), "max_batch_size": CLAIM, "max_attempts": MAX_ATTEMPTS})}
-        self.keeper.ready(self.about)
+        self.renewer.ready(self.about)
         self.feeder = Feeder(
-            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.keeper.worker, self.about, lambda: None
+            self.settings, f"webhooks-{uuid.uuid4().hex}", lambda: self.renewer.worker, self.about, lambda: None
         )
         self.feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self.sending = threading.Thread(target=self._run_loop, name="sender", daemon=True)
-        mover = Mover(Ledger(self.settings), self.stopping)
-        for thread in (self.keeper, self.reporter, self.sending, mover):
+        mover = OutboxMover(Ledger(self.settings), self.stopping)
+        for thread in (self.renewer, self.reporter, self.sending, mover):
             thread.start()
 
     def stop_claiming(self) -> None:
-        """Take no further delivery; safe in a signal handler."""
+        """Claim no further delivery; safe in a signal handler."""
         if hasattr(self, "feeder"):
             self.stopping.set()
             self.feeder.stop()
 
     def on_stop(self) -> None:
-        """A warm shutdown: let requests under way end, then give back the rest."""
+        """A warm shutdown: let open requests end, then give back the other deliveries."""
         self.stop_claiming()
         if state.should_terminate:  # Celery comes here from the signal handler of a second Ctrl-C too
             self.loop.call_soon_threadsafe(self.sender.abandon)
         self.sending.join()
-        self.keeper.leave()
+        self.renewer.leave()
 
     def on_terminate(self) -> None:
-        """A cold shutdown: give back deliveries under way too; they are sent again elsewhere."""
+        """A cold shutdown: cancel open requests and give back all deliveries, which another worker then sends again."""
         self.stop_claiming()
         self.loop.call_soon_threadsafe(self.sender.abandon)
         self.on_stop()
@@ -84,9 +85,9 @@ class WebhookPool(LeasedPool):
         await self.sender.finish()
 
     def _feed(self) -> None:
-        """Claim deliveries as long as there is room for them."""
+        """Claim deliveries while the sender has fewer than ``MAX_CLAIMED``."""
         while not self.stopping.is_set():
-            if self.sender.held >= MAX_HELD:
+            if self.sender.claimed >= MAX_CLAIMED:
                 self.stopping.wait(0.05)
             elif batch := self.feeder.next_batch():
                 self._hand_over(batch)
@@ -102,9 +103,9 @@ class WebhookPool(LeasedPool):
             log.error("batch %s was not taken; it is sent when this worker ends", batch.token, exc_info=error)
 
     def on_cancel(self, runs: list[CancelledRun]) -> None:
-        """They are not sent any more."""
+        """Stop sending the cancelled deliveries."""
         self.loop.call_soon_threadsafe(self.sender.abandon, [run.job_id for run in runs])
 
     def on_lease_lost(self) -> None:
-        """None is sent any more."""
+        """Stop sending all deliveries."""
         self.loop.call_soon_threadsafe(self.sender.abandon)

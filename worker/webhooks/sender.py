@@ -1,8 +1,8 @@
-"""Send webhooks: many at once, and none is held up by another's receiver.
+"""Send webhooks: many at the same time, and no receiver delays the deliveries to another.
 
-An *origin* (scheme, host and port) is given few connections at first and more with each answer. One that hangs falls
-back to a single connection, and its other deliveries are put back to wait in Redis, so that it occupies nothing
-here. A receiver that answers, be it with an error, or refuses the connection at once, holds up nobody.
+An *origin* (scheme, host and port) gets 4 connections at first, and twice as many after each answer, up to 32. An
+origin that hangs falls back to a single connection, and its other deliveries are postponed in Redis, so that they
+occupy nothing here. An origin that answers at once, even with an error or a refused connection, delays no other.
 """
 
 from __future__ import annotations
@@ -42,32 +42,31 @@ from worker.webhooks.events import read_secrets
 
 log = logging.getLogger("services.worker")
 
-#: Connections of one origin: at first, and at most. Doubled with each answer.
+#: Connections of an origin: at first, and at most. The limit doubles with each answer.
 FIRST_LIMIT, MAX_LIMIT = 4, 32
-#: Deliveries that wait here for a connection of their origin; more wait in Redis.
+#: Deliveries that wait in this process for a connection of their origin; further ones wait in Redis.
 MAX_WAITING = 200
-#: Deliveries that one worker holds at a time.
-MAX_HELD = 2000
-#: No answer within this time: the origin hangs.
+#: Deliveries that a worker has claimed at a time, at most.
+MAX_CLAIMED = 2000
+#: An origin that gives no answer within this time (milliseconds) hangs.
 SLOW_MS = 1000
-#: Seconds for which a delivery waits in Redis when its origin has no free connection: the first pause, doubled while
-#: the origin
-#: fails, up to the last.
+#: Seconds for which a delivery waits in Redis when its origin has no free connection: 1 s, doubled with each failure of
+#: the origin, at most 60 s.
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
-#: Longest pause between two attempts, unless the receiver asks for more.
+#: Longest pause between two attempts in seconds, unless the receiver asks for more by ``Retry-After``.
 MAX_BACKOFF_S = 3600.0
-#: Seconds for which the secrets are kept.
+#: Seconds for which the secrets are cached.
 SECRETS_S = 5.0
-#: Origins that are remembered.
+#: Origins whose state is remembered, at most.
 MAX_ORIGINS = 10_000
-#: Threads for Redis, and for names: a name server that hangs must hold up nothing but its own receivers.
+#: Threads for calls of Redis, and for name lookups: a name server that hangs must delay only its own receivers.
 LEDGER_THREADS, NAME_THREADS = 8, 64
-#: Seconds before a Redis that is away is asked again.
+#: Seconds between two attempts to call Redis while it is away.
 AGAIN_S = 0.3
 GONE = 410
-#: Bytes of an answer that are read, so that its connection can be used again.
+#: Bytes of an answer's body that are read, so that its connection can be used again.
 MAX_ANSWER = 16 * 1024
-#: The fields of a record that say how to send it; its input is read when it is sent.
+#: The fields of a delivery's record except for its body, which is read when it is sent.
 FIELDS = DELIVERY_FIELDS
 
 T = TypeVar("T")
@@ -81,12 +80,12 @@ class Delivery:
     token: str  #: under which it was claimed
     webhook_id: str
     target: Target
-    tries: int  #: this attempt's number, since it was made or sent anew
-    age_s: float  #: since then
+    tries: int  #: number of this attempt, counted since the delivery was made
+    age_s: float  #: seconds since then
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AttemptResult:
     """The result of one attempt."""
 
     status: int | None  #: None: no answer
@@ -95,8 +94,8 @@ class Answer:
     retry_after_s: float = 0
 
     @property
-    def taken(self) -> bool:
-        """Whether the receiver has it."""
+    def delivered(self) -> bool:
+        """Whether the receiver has accepted the delivery."""
         return self.status is not None and 200 <= self.status < 300
 
 
@@ -106,12 +105,12 @@ class Origin:
 
     limit: int = FIRST_LIMIT
     running: int = 0
-    failures: int = 0  #: in a row: it took its time and gave no answer
+    failures: int = 0  #: consecutive attempts without an answer within ``SLOW_MS``
     waiting: deque[Delivery] = field(default_factory=deque)
 
     @property
     def has_room(self) -> bool:
-        """Whether one more can be held for it. While it fails, it gets one at a time."""
+        """Whether a further delivery can be sent or wait here. While the origin fails, it gets one at a time."""
         return self.running < self.limit or (not self.failures and len(self.waiting) < MAX_WAITING)
 
     @property
@@ -119,15 +118,15 @@ class Origin:
         """Seconds for which a delivery without a free connection waits."""
         return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.failures, 20)) * random.uniform(0.5, 1.0)
 
-    def learn(self, answer: Answer) -> None:
-        """Take an attempt's result into the origin's state."""
-        answered = answer.status is not None or answer.duration_ms < SLOW_MS
+    def learn(self, result: AttemptResult) -> None:
+        """Update the origin's state by the result of an attempt."""
+        answered = result.status is not None or result.duration_ms < SLOW_MS
         self.failures = 0 if answered else self.failures + 1
         self.limit = min(MAX_LIMIT, self.limit * 2) if answered else 1
 
 
 class Sender:
-    """Sends deliveries, on the event loop in which it was started."""
+    """Sends deliveries on the event loop in which it was started."""
 
     def __init__(self, settings: Settings, ledger: Ledger, reporter: Reporter) -> None:
         self._settings = settings
@@ -142,12 +141,12 @@ class Sender:
         self._stopping = False
 
     @property
-    def held(self) -> int:
-        """Deliveries that are this worker's."""
+    def claimed(self) -> int:
+        """The number of deliveries that this worker has claimed and not settled."""
         return len(self._tasks) + sum(len(origin.waiting) for origin in list(self._origins.values()))
 
     async def start(self) -> None:
-        """Open the sessions: one a scheme, since the allowed addresses depend on it."""
+        """Open the sessions, one for each scheme, since the allowed addresses depend on the scheme."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS, "names"))
         for scheme in ("https", "http"):
             check = partial(self._settings.webhook_rules.open_socket, scheme)
@@ -159,7 +158,7 @@ class Sender:
             )
 
     async def finish(self) -> None:
-        """Take nothing more, let requests under way end, and close. The lease thread gives back the waiting ones."""
+        """Let open requests end, and close. The lease thread gives back the waiting deliveries."""
         self._stopping = True
         for origin in self._origins.values():
             origin.waiting.clear()
@@ -170,20 +169,20 @@ class Sender:
         self._threads.shutdown()
 
     def abandon(self, ids: Sequence[str] | None = None) -> None:
-        """Stop sending these deliveries, or all: they are no longer this worker's."""
+        """Stop sending these deliveries, or all (None): they no longer belong to this worker."""
         for delivery_id, task in list(self._tasks.items()):
             if ids is None or delivery_id in ids:
                 task.cancel()
         for origin in self._origins.values():
-            kept = [] if ids is None else [delivery for delivery in origin.waiting if delivery.id not in ids]
-            origin.waiting = deque(kept)
+            remaining = [] if ids is None else [delivery for delivery in origin.waiting if delivery.id not in ids]
+            origin.waiting = deque(remaining)
 
     async def take(self, batch: Batch) -> None:
-        """Send the deliveries of a batch that find room; put the others back."""
+        """Send the deliveries of a batch whose origins have room; postpone the others."""
         back: dict[str, list[Delivery]] = {}
         for delivery_id, record in zip(batch.ids, await self._ask(partial(self._read, batch.ids)), strict=True):
             try:
-                delivery = read(delivery_id, batch.token, record)
+                delivery = read_delivery(delivery_id, batch.token, record)
             except ServicesError as error:
                 await self._end(batch.token, delivery_id, Status.FAILED, error.to_dict())
                 continue
@@ -198,7 +197,7 @@ class Sender:
         self._forget_origins()
 
     def _pump(self, origin: Origin) -> None:
-        """Begin waiting deliveries, as far as their origin has connections."""
+        """Send waiting deliveries while their origin has free connections."""
         while origin.waiting and origin.running < origin.limit and not self._stopping:
             delivery = origin.waiting.popleft()
             origin.running += 1
@@ -212,25 +211,25 @@ class Sender:
             log.error("webhook %s was not settled; it is sent again when this worker ends", delivery_id, exc_info=error)
 
     async def _deliver(self, delivery: Delivery, origin: Origin) -> None:
-        """One attempt and its consequences."""
+        """Make an attempt, store its result, and go on with the origin's waiting deliveries."""
         shown = [delivery.id] if self._sample.take() else []
         self._reporter.started(delivery.id, WEBHOOKS, shown, os.getpid())
-        told: list[dict[str, Any]] = []
+        shown_results: list[dict[str, Any]] = []
         try:
             body = await self._ask(lambda: self._ledger.redis.hget(record_key(WEBHOOKS, delivery.id), "input"))
-            answer = await self._post(delivery, bytes(body or b""))  # type: ignore[arg-type]
-            origin.learn(answer)
-            told = [await self._settle(delivery, answer)]
+            result = await self._post(delivery, bytes(body or b""))  # type: ignore[arg-type]
+            origin.learn(result)
+            shown_results = [await self._settle(delivery, result)]
         finally:
-            self._reporter.ended(delivery.id, WEBHOOKS, told if shown else [], 1)
+            self._reporter.ended(delivery.id, WEBHOOKS, shown_results if shown else [], 1)
             origin.running -= 1
             if origin.failures:
                 back, origin.waiting = list(origin.waiting), deque()
                 await self._postpone(origin, back)
             self._pump(origin)
 
-    async def _post(self, delivery: Delivery, body: bytes) -> Answer:
-        """Send one request. No redirect is followed; no answer is believed beyond its status."""
+    async def _post(self, delivery: Delivery, body: bytes) -> AttemptResult:
+        """Send a request. Redirects are not followed; of the answer, only the status and ``Retry-After`` count."""
         secrets = await self._ask(self._read_secrets)
         started = time.perf_counter()
         status, error, retry_after_s = None, "", 0.0
@@ -244,39 +243,39 @@ class Sender:
                 await response.content.read(MAX_ANSWER)
         except TimeoutError:
             error = error or f"no answer within {self._settings.webhook_timeout_s:g} s"
-        except Exception as problem:  # any error that a URL or an answer causes is the receiver's
+        except Exception as problem:  # any error that a URL or an answer causes counts as the receiver's
             error = error or f"{type(problem).__name__}: {problem}"[:500]
-        return Answer(status, error, round((time.perf_counter() - started) * 1000, 1), retry_after_s)
+        return AttemptResult(status, error, round((time.perf_counter() - started) * 1000, 1), retry_after_s)
 
-    async def _settle(self, delivery: Delivery, answer: Answer) -> dict[str, Any]:
-        """Write the result of an attempt; gives it for Celery's events."""
+    async def _settle(self, delivery: Delivery, result: AttemptResult) -> dict[str, Any]:
+        """Store the result of an attempt; returns it for Celery's events."""
         pause_s = 0.0
-        told: dict[str, Any] = {"status_code": answer.status, "duration_ms": answer.duration_ms}
-        if not answer.taken:
-            pause_s = self._pause_s(delivery, answer)
-            told |= DeliveryFailed(answer.error).to_dict() | {"retryable": answer.status != GONE}
-        status = Status.SUCCEEDED if answer.taken else Status.FAILED
-        became = await self._end(delivery.token, delivery.id, status, told, pause_s)
-        words = {Stored.ENDED: "delivered" if answer.taken else "failed", Stored.RETRIED: "will be retried"}
+        output: dict[str, Any] = {"status_code": result.status, "duration_ms": result.duration_ms}
+        if not result.delivered:
+            pause_s = self._pause_s(delivery, result)
+            output |= DeliveryFailed(result.error).to_dict() | {"retryable": result.status != GONE}
+        status = Status.SUCCEEDED if result.delivered else Status.FAILED
+        became = await self._end(delivery.token, delivery.id, status, output, pause_s)
+        words = {Stored.ENDED: "delivered" if result.delivered else "failed", Stored.RETRIED: "will be retried"}
         line = "webhook %s id=%s url=%s attempt=%d ms=%.1f %s"
         values = (words.get(became, "dropped"), delivery.id, delivery.target.origin, delivery.tries)
-        log.log(logging.INFO if answer.taken else logging.WARNING, line, *values, answer.duration_ms, answer.error)
-        error, seconds = answer.error or None, answer.duration_ms / 1000
+        log.log(logging.INFO if result.delivered else logging.WARNING, line, *values, result.duration_ms, result.error)
+        error, seconds = result.error or None, result.duration_ms / 1000
         retried = became == Stored.RETRIED
-        return {"id": delivery.id, "error": error, "retried": retried, "result": str(answer.status), "seconds": seconds}
+        return {"id": delivery.id, "error": error, "retried": retried, "result": str(result.status), "seconds": seconds}
 
-    def _pause_s(self, delivery: Delivery, answer: Answer) -> float:
-        """Seconds before the next attempt, the last of which is when its time is over; 0: no further one."""
+    def _pause_s(self, delivery: Delivery, result: AttemptResult) -> float:
+        """Seconds before the next attempt; 0: none. The last attempt is at the end of the allowed time."""
         left_s = self._settings.webhook_give_up_s - delivery.age_s
-        if answer.status == GONE or left_s <= 0:
+        if result.status == GONE or left_s <= 0:
             return 0
         wanted = backoff_s(self._settings.webhook_backoff_s, delivery.tries)
-        return min(max(wanted, answer.retry_after_s), left_s)
+        return min(max(wanted, result.retry_after_s), left_s)
 
     async def _end(
-        self, token: str, delivery_id: str, status: Status, told: dict[str, Any], pause_s: float = 0
+        self, token: str, delivery_id: str, status: Status, output: dict[str, Any], pause_s: float = 0
     ) -> Stored:
-        ending = Ending(delivery_id, status, to_json(told), b"{}", 1, pause_s=pause_s)
+        ending = Ending(delivery_id, status, to_json(output), b"{}", 1, pause_s=pause_s)
         stored = await self._ask(partial(self._ledger.run, worker_commands.complete(WEBHOOKS, token, [ending])))
         return stored[0]
 
@@ -286,7 +285,7 @@ class Sender:
             await self._ask(partial(self._ledger.run, worker_commands.postpone(WEBHOOKS, token, ids, origin.pause_s)))
 
     async def _ask(self, call: Callable[[], T]) -> T:
-        """A call of the ledger, in a thread, until Redis answers; or until the worker stops, which gives all back."""
+        """Call the ledger in a thread; while Redis is away, repeat the call until the worker stops."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -315,8 +314,8 @@ class Sender:
             del self._origins[name]
 
 
-def read(delivery_id: str, token: str, record: list[Any]) -> Delivery:
-    """A delivery from its record. Raises ``InvalidInput`` or ``AddressRefused`` for one that cannot be sent."""
+def read_delivery(delivery_id: str, token: str, record: list[Any]) -> Delivery:
+    """Read a delivery from its record. Raises ``InvalidInput`` or ``AddressRefused`` if it cannot be sent."""
     metadata, attempt, base, started, score = record
     message = json.loads(metadata or b"{}")
     if "url" not in message:
@@ -327,12 +326,12 @@ def read(delivery_id: str, token: str, record: list[Any]) -> Delivery:
 
 
 def backoff_s(first_s: float, attempt: int) -> float:
-    """Seconds before the next attempt: doubled for each, up to an hour, with jitter so that retries do not meet."""
+    """Seconds before the next attempt: doubled per attempt, up to an hour, with jitter so that retries spread out."""
     return min(MAX_BACKOFF_S, first_s * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
 
 
 def parse_retry_after(text: str | None) -> float:
-    """Seconds of a ``Retry-After`` header, in either of its forms; 0 for none or another form."""
+    """Seconds of a ``Retry-After`` header, in either of its forms; 0 for no header or an unknown form."""
     if not text:
         return 0
     if text.strip().isdecimal():
