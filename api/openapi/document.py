@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, with each installed service's own Input, Output and examples in it.
 
 It is written out rather than derived from the handlers: they answer with JSON texts that are stored already, and the
-bodies depend on what is installed.
+bodies depend on the installed plugins.
 """
 
 from __future__ import annotations

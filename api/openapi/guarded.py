@@ -16,7 +16,7 @@ EITHER_OR_NONE: list[Schema] = [{}, {"bearer": []}, {"api_key": []}]
 
 
 def guarded(paths: Schema) -> Schema:
-    """The paths with what the gate may answer before any of them."""
+    """The paths, each with the answers that the gate may give before it."""
     for path, operations in paths.items():
         describe = _plain if path.startswith("/v2") else make_problems
         for method, operation in operations.items():

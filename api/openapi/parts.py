@@ -1,4 +1,4 @@
-"""What the operations of the OpenAPI document are made of: parameters, headers, answers, problems."""
+"""Parts of the operations of the OpenAPI document: parameters, headers, answers, problems."""
 
 from __future__ import annotations
 

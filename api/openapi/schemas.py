@@ -177,7 +177,7 @@ BATCH = make_object(
 
 
 def make_webhook(events: Sequence[str]) -> Schema:
-    """What a request says of its webhook."""
+    """The webhook of a request."""
     url: Schema = {"type": "string", "format": "uri", "maxLength": MAX_URL}
     named: Schema = {"type": ["array", "null"], "items": make_enum(events), "minItems": 1}
     full = {**make_object({"url": url, "events": named}, ["url"]), "additionalProperties": False}
@@ -223,14 +223,14 @@ _STREAM = """Server-sent events up to the job's end; a comment after 15 s withou
 `status`: the job, as `GET /jobs/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "message"}`, from
 0 to 1. `log`: `{"level", "message", "logger"?}`. `output`: `{"index", "output"}`, a partial output."""
 
-#: What ``GET /jobs/{id}/events`` answers, and what it may be asked.
+#: The answer of ``GET /jobs/{id}/events``, and its header.
 STREAM: Schema = {"description": _STREAM, "content": {"text/event-stream": {"schema": make_ref("Event")}}}
 
 _BATCH_STREAM = """Server-sent events up to the batch's end; a comment after 15 s without one. The data of each is JSON.
 `status`: the batch, as `GET /batches/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "total",
 "counts"}`, some ten times a second at most."""
 
-#: What ``GET /batches/{id}/events`` answers.
+#: The answer of ``GET /batches/{id}/events``.
 BATCH_STREAM: Schema = {"description": _BATCH_STREAM, "content": {"text/event-stream": {"schema": make_ref("Event")}}}
 LAST_EVENT: Schema = {
     "name": "Last-Event-ID",

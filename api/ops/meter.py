@@ -1,4 +1,4 @@
-"""What this process counts of its own requests, for ``GET /metrics``: plain ASGI, a few microseconds a request."""
+"""Counts of this process's own requests, for ``GET /metrics``: plain ASGI, a few microseconds a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api.problems import METHODS
 
 #: Upper bounds of the histogram of answer times, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-#: The route of requests that met none: unknown paths, and what was refused before.
+#: The route of requests that met none: unknown paths, and requests that were refused before.
 NO_ROUTE = "none"
 
 

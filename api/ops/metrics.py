@@ -1,4 +1,4 @@
-"""``GET /metrics``: what the ledger knows of the services, and what this process knows of itself, for Prometheus.
+"""``GET /metrics``: the ledger's state of the services, and this process's own counts, for Prometheus.
 
 The ledger's part is the same whichever API process answers, and covers workers, which have no HTTP of their own. Labels
 are names of services, states and routes, never ids, so their number is bounded.
@@ -100,7 +100,7 @@ class Snapshot(Collector):
 
 
 def _routes(request: Request) -> dict[Any, str]:
-    """The paths of what is no route of FastAPI's, which names its own: plain handlers, and folders of files."""
+    """The paths of routes that are not FastAPI's, which names its own: plain handlers, and folders of files."""
     routes = request.app.routes
     plain = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
     return plain | {route.app: route.path for route in routes if isinstance(route, Mount)}

@@ -1,4 +1,4 @@
-"""What the API does about versions beside its own: it says which differ, and numbers the data of earlier ones."""
+"""The watch for workers of other versions: the log names them, and data of earlier releases is numbered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK_S = 10.0
 
 
 async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
-    """Look at the workers' versions every few seconds. What is the matter is logged once, until it is another thing."""
+    """Look at the workers' versions every few seconds. A difference is logged once, until it changes."""
     said: dict[str, str] = {}
     while True:
         try:
@@ -37,7 +37,7 @@ async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
 
 
 def _differing(catalog: Catalog, overviews: Mapping[str, Overview]) -> dict[str, str]:
-    """What is to be said of each service's workers; "" for nothing."""
+    """The message about each service's workers; "" for none."""
     return {name: _say(name, catalog.get(name).plugin.version, overview) for name, overview in overviews.items()}
 
 

@@ -26,7 +26,7 @@ router = APIRouter()
 
 PLATFORM = "libs-service_plugin"
 
-#: What Triton's statistics tell of, each as a count and nanoseconds.
+#: The durations of Triton's statistics, each as a count and nanoseconds.
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
@@ -53,7 +53,7 @@ async def get_config(request: Request, name: str, version: str = "") -> Response
     """A model's configuration.
 
     ``max_batch_size`` is 0, by which Triton means that a tensor's first dimension, the rows, is among its ``dims``:
-    rows of many requests are batched, whatever each request holds.
+    rows of many requests are batched, regardless of their requests.
     """
     entry = find_entry(request, name, version)
     overview = await state_of(request).ledger.run(commands.overview(name))

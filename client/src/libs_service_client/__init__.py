@@ -1,7 +1,7 @@
 """The client: ``from libs_service_client import Client, AsyncClient``. Of the server, nothing is needed.
 
-The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` what
-they are made of; ``models`` and ``errors`` are what comes back; ``encode`` writes inputs as JSON, ``upload`` those of a
+The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` their
+parts; ``models`` and ``errors`` are the results; ``encode`` writes inputs as JSON, ``upload`` those of a
 batch; ``sse`` reads events, ``files`` sends a file, ``webhooks`` checks webhooks.
 """
 

@@ -114,7 +114,7 @@ class AsyncClient:
         """Run many inputs (dicts or pydantic models, from an iterable of either kind) and give their results in order.
 
         Memory is bounded. The inputs are sent when the first result is asked for; nothing runs before all have arrived.
-        Who stops iterating leaves the batch to itself; ``submit_batch`` gives one that can be cancelled.
+        A batch continues when its caller stops iterating; ``submit_batch`` gives one that can be cancelled.
         """
         return self._iterate(self._operations.batch(service, Upload(inputs), options))
 
@@ -128,7 +128,7 @@ class AsyncClient:
     ) -> AsyncBatch:
         """Send many inputs as one batch.
 
-        What was read of them is kept (in a temporary file where it is much), so that a body that broke off can be sent
+        The read inputs are kept (in a temporary file where it is much), so that a body that broke off can be sent
         again.
         """
         steps = self._operations.create_batch(service, Upload(inputs), options, idempotency_key)
@@ -145,8 +145,8 @@ class AsyncClient:
 
         Args:
             source: the path of a file, its bytes, or a file that is open for reading in binary mode.
-            name: what its downloads are called; by default the last part of its path.
-            content_type: by default what the ending of its name says; else the server looks at its first bytes.
+            name: the name of its downloads; by default the last part of its path.
+            content_type: by default by the ending of its name; else the server looks at its first bytes.
             keep_for_s: seconds that it is kept; by default as long as the server keeps files.
         """
         return await self._run(self._operations.upload(FileBody(source, name, content_type), keep_for_s))
@@ -171,7 +171,7 @@ class AsyncClient:
 
 
 class _Exchange:
-    """What the steps of one operation ask for, done with httpx."""
+    """Carries out the steps of one operation with httpx."""
 
     def __init__(self, http: httpx.AsyncClient, url: str, timeout_s: float) -> None:
         self._http, self._url, self._timeout_s = http, url, timeout_s
@@ -179,7 +179,7 @@ class _Exchange:
         self._pieces = _nothing()
 
     async def go_on(self, steps: Generator[Any, Any, Any], effect: Effect) -> Any:
-        """Do this and tell the steps what came of it; gives what they want next."""
+        """Carry out one effect and pass its result to the steps; gives the next effect."""
         try:
             found = await self._do(effect)
         except Exception as error:
@@ -284,7 +284,7 @@ class AsyncJob(JobFields):
         return self
 
     def events(self, last_event_id: str = "") -> AsyncIterator[Event]:
-        """What happens to the job, from its beginning (or after that event) to its end; reconnected by itself."""
+        """The events of the job, from its beginning (or after that event) to its end; reconnected by itself."""
         return self._client._iterate(self._client._operations.events(self.id, last_event_id))
 
 
@@ -301,12 +301,12 @@ class AsyncBatch(BatchFields):
         return self
 
     async def cancel(self) -> Self:
-        """Cancel what has not ended. Raises ``Conflict`` where all has."""
+        """Cancel the open rows. Raises ``Conflict`` where all has."""
         self._read(await self._client._run(self._client._operations.cancel_batch(self.id)))
         return self
 
     async def retry(self) -> Self:
-        """Run again what failed or was cancelled. Raises ``Conflict`` where nothing did, or it has not ended."""
+        """Run failed and cancelled rows again. Raises ``Conflict`` where nothing did, or it has not ended."""
         self._read(await self._client._run(self._client._operations.retry_batch(self.id)))
         return self
 

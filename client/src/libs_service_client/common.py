@@ -1,4 +1,4 @@
-"""What the two clients have in common beside the protocol: httpx's settings and its errors as ours."""
+"""The common part of the two clients, beside the protocol: httpx's settings and its errors as ours."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 def dump(value: Any) -> bytes:
-    """A value as JSON. Raises ``InvalidInput`` with the place of what JSON cannot hold.
+    """A value as JSON. Raises ``InvalidInput`` with the place of a value that JSON cannot hold.
 
     A pydantic model is written by its validation aliases, which is how the service reads it, and a secret as it is.
     Objects with ``tolist()`` (numpy's scalars and arrays, pandas' Series) are written as lists and numbers.
@@ -52,7 +52,7 @@ def rows_of(inputs: Any) -> Any:
 
 
 def _to_plain(value: Any) -> Any:
-    """What ``json`` asks about each object of a type that it does not know."""
+    """The function that ``json`` calls for each object of an unknown type."""
     if isinstance(value, BaseModel):
         return _plain_model(value)
     if hasattr(value, "get_secret_value"):
@@ -114,7 +114,7 @@ def _is_no_number(value: Any) -> bool:
 
 
 def _find_problem(value: Any, where: list[str | int]) -> tuple[list[str | int], str] | None:
-    """The place of the first value that JSON cannot hold, and what is wrong with it."""
+    """The place of the first value that JSON cannot hold, and the reason."""
     if len(where) > 100:
         return where[:5], "it is nested deeper than 100 levels"
     if _is_no_number(value):

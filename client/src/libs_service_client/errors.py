@@ -1,4 +1,4 @@
-"""What may go wrong between a program and the API."""
+"""Errors between a program and the API."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ConnectionFailed(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """What came back is none of this API's: another server, or one that is newer than this client."""
+    """The answer is none of this API's: another server, or one that is newer than this client."""
 
 
 # -- jobs that did not succeed ----------------------------------------------------------------------------------------

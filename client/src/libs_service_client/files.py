@@ -1,4 +1,4 @@
-"""A file on its way to the server, and what the server says of it."""
+"""A file on its way to the server, and its record on the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from libs_service_client.errors import UnexpectedAnswer
 
-#: What can be uploaded: the path of a file, its bytes, or a file that is open for reading in binary mode.
+#: Sources of an upload: the path of a file, its bytes, or a file that is open for reading in binary mode.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
 PIECE_BYTES = 256 * 1024
@@ -81,7 +81,7 @@ class FileBody:
 
 
 def read_file(raw: dict[str, Any]) -> StoredFile:
-    """What ``POST /files`` answers."""
+    """The answer of ``POST /files``."""
     try:
         created, expires = (datetime.fromisoformat(raw[name]) for name in ("created_at", "expires_at"))
         about = (raw["id"], raw.get("name"), raw["size"], raw["content_type"])

@@ -1,4 +1,4 @@
-"""What the API answers with, typed. Members that a newer server adds are ignored."""
+"""The API's answers, typed. Members that a newer server adds are ignored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ErrorDetail:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds of a job's stages; None for what has not been."""
+    """Milliseconds of a job's stages; None for a stage that has not run."""
 
     queued_ms: float | None = None
     preprocess_ms: float | None = None
@@ -55,7 +55,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one input of a batch: its output, or its error."""
+    """The result of one input of a batch: its output, or its error."""
 
     index: int  #: the input's place in the batch, from 0
     output: Any = None
@@ -121,7 +121,7 @@ class JobFields:
         return self.status in TERMINAL
 
     def _read(self, raw: Raw) -> None:
-        """Take what the server answered."""
+        """Take the server's answer."""
         try:
             self.id, self.service, self.version = raw["id"], raw["service"], raw["version"]
             self.status, self.priority = Status(raw["status"]), Priority(raw["priority"])
@@ -141,7 +141,7 @@ class JobFields:
         self.cached_from = raw.get("cached_from")
 
     def _outcome(self, output_type: type[T] | None) -> Any:
-        """The output of a job that has ended; raises what it ended with instead."""
+        """The output of a job that has ended; raises the error of one that failed."""
         if self.status == Status.SUCCEEDED:
             return self._output if output_type is None else TypeAdapter(output_type).validate_python(self._output)
         if self.status == Status.CANCELLED:
@@ -180,7 +180,7 @@ class BatchFields:
         return self.finished_at is not None
 
     def _read(self, raw: Raw) -> None:
-        """Take what the server answered."""
+        """Take the server's answer."""
         try:
             self.id, self.service, self.version = raw["id"], raw["service"], raw["version"]
             self.status, self.total, self.counts = raw["status"], raw["total"], raw["counts"]
@@ -215,5 +215,5 @@ def read_time(text: str | None) -> datetime | None:
 
 
 def _known(model: type[Any], raw: Mapping[str, Any]) -> Raw:
-    """What a dataclass has a member for."""
+    """The items for which a dataclass has a member."""
     return {name: raw[name] for name in model.__dataclass_fields__ if name in raw}

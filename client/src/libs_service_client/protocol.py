@@ -44,7 +44,7 @@ PAGE = 100
 
 
 class JobOptions(TypedDict, total=False):
-    """What may be asked for beside the service and the input; see docs/http.md. None: not asked for."""
+    """The options of a job, beside the service and the input; see docs/http.md. None: not asked for."""
 
     priority: Priority | str | None
     start_within_s: float | None
@@ -57,7 +57,7 @@ class JobOptions(TypedDict, total=False):
 
 
 class BatchOptions(TypedDict, total=False):
-    """What may be asked for beside the service and the inputs."""
+    """The options of a batch, beside the service and the inputs."""
 
     priority: Priority | str | None
     keep_for_s: float | None
@@ -213,7 +213,7 @@ class Operations:
         return read_json((yield from send(request, Patience(self.retries))))
 
     def results(self, batch_id: str, total: int) -> Emits[Result]:
-        """``GET /batches/<id>/results``; where it broke off, opened anew and gone on after what was handed out."""
+        """``GET /batches/<id>/results``; if it breaks off, opened again and continued after the last given result."""
         request = self._request("GET", f"{_batch(batch_id)}/results", waits_s=SILENCE_S)
         patience = Patience(self.retries)
         handed_out = 0

@@ -1,7 +1,7 @@
-"""What the client's operations are made of, without any input or output of their own.
+"""The parts of the client's operations, without I/O.
 
-An operation is a generator. It yields what is to be done next (send this request, pause, hand this value to the
-caller) and is sent what came of it. ``sync`` and ``asynchronous`` do what is asked for, each in its own way; all that
+An operation is a generator. It yields the next effect (send this request, pause, hand this value to the
+caller) and receives its result. ``sync`` and ``asynchronous`` carry out the effects, each in its own way; all that
 there is to know of retries and of the API is in here and in ``protocol``, once.
 """
 
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said. The body of one that was opened, and not refused, is read piece by piece."""
+    """The server's answer. The body of one that was opened, and not refused, is read piece by piece."""
 
     status: int
     headers: Mapping[str, str]
@@ -66,7 +66,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Send a request and give its ``Answer`` as soon as it begins; what was open before is closed."""
+    """Send a request and give its ``Answer`` as soon as it begins; an earlier open answer is closed."""
 
     request: Request
 
@@ -105,7 +105,7 @@ Emits: TypeAlias = Generator[Effect | Emit[T], Any, None]
 
 
 def advance(steps: Generator[Any, Any, T], found: Any = None, error: Exception | None = None) -> Any:
-    """Tell the steps what came of it, and give what they want next: an ``Effect``, an ``Emit`` or ``Done``."""
+    """Pass a result to the steps, and give their next request: an ``Effect``, an ``Emit`` or ``Done``."""
     try:
         return steps.throw(error) if error else steps.send(found)
     except StopIteration as stop:

@@ -24,11 +24,11 @@ class Upload:
         self.count = 0  #: inputs read so far
 
     def close(self) -> None:
-        """Forget what was kept."""
+        """Forget the kept inputs."""
         self._kept.close()
 
     def pieces(self) -> Iterator[bytes]:
-        """The body: what was read before, then what is left."""
+        """The body: the inputs that were read before, then the rest."""
         if not isinstance(self._inputs, Iterator):
             raise TypeError("an asynchronous iterable of inputs needs the AsyncClient")
         yield from self._sent_before()
@@ -86,7 +86,7 @@ class _Lines:
         return self.take() if self._size >= PIECE_BYTES else b""
 
     def take(self) -> bytes:
-        """What has gathered."""
+        """The gathered bytes."""
         piece = b"".join(self._lines)
         self._lines, self._size = [], 0
         return piece

@@ -25,7 +25,7 @@ def verify_webhook(
 
     Args:
         headers: the request's, in any case: ``webhook-id``, ``webhook-timestamp``, ``webhook-signature``.
-        body: the request's, byte for byte as it came; what was parsed and written again has another signature.
+        body: the request's, byte for byte as it came; a body that was parsed and written again has another signature.
         secrets: ``whsec_…``; while one is being replaced, both.
         tolerance_s: by how much the time may differ; an older webhook may be a recorded one that is sent again.
     """
