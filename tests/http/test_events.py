@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_the_attempt_after_a_lost_worker_and_an_outage_are_told(talking: System)
 def test_a_job_that_was_cancelled_or_retried_hears_nothing_of_its_earlier_run(talking: System) -> None:
     settings = Settings(redis_url=talking.redis.url)
     ledger = Ledger(settings)
-    with talking.client() as client:
+    with talking.client() as client, closing(ledger.redis):
         job_id = submit(client, steps=20, step_s=0.1)
         stream = listen(client, job_id)
         for name, _, _ in stream:
@@ -177,7 +178,7 @@ def test_a_job_that_was_cancelled_or_retried_hears_nothing_of_its_earlier_run(ta
 
 def test_a_call_that_is_repeated_tells_nothing_twice_and_the_oldest_lines_go(talking: System) -> None:
     ledger = Ledger(Settings(redis_url=talking.redis.url))
-    with talking.client() as client:
+    with talking.client() as client, closing(ledger.redis):
         job_id = submit(client, steps=10, step_s=0.1)
         stream = listen(client, job_id)
         next(event for event in stream if event[0] == "progress")

@@ -21,3 +21,4 @@ def test_a_worker_that_ends_just_after_it_was_ready_has_published_its_limits(red
     assert client.hmget("{echo}:about", "version", "max_queue_size") == [b"1.0", b"2"]
     assert not client.zcard("{echo}:workers")
     client.close()
+    renewer._ledger.redis.close()

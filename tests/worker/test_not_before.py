@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -272,8 +273,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(redis_server: RedisServer) -> Bench:
-    return Bench(redis_server)
+def bench(redis_server: RedisServer) -> Iterator[Bench]:
+    made = Bench(redis_server)
+    with closing(made.ledger.redis):
+        yield made
 
 
 def test_its_place_is_that_of_its_time_neither_before_nor_behind(bench: Bench) -> None:
@@ -342,7 +345,8 @@ def test_a_jump_of_the_clock_makes_it_due_only_where_its_time_has_come() -> None
         assert bench.waiting() == [job_id]
         server.jump_clock(-1000)
         bench.ledger.run(commands.sweep("echo", 2))
-        assert bench.waiting() == [job_id]  # what has its place keeps it
+        assert bench.waiting() == [job_id]  # a job in the queue keeps its place
+        bench.ledger.redis.close()
     finally:
         server.remove()
 
