@@ -105,7 +105,7 @@ def test_who_does_not_listen_costs_nothing_and_who_does_is_no_poll(serving: Syst
             next(events)
         before = reads()
         time.sleep(1)
-        assert reads() - before < 10, "each of twenty clients would read more than once a second"
+        assert reads() - before < 20, "each of twenty clients would read once a second"
 
 
 @pytest.mark.parametrize("id", ["x", "z1/0.0.0.0", "r1/0.0.0", "7/q0"])
