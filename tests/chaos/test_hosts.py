@@ -118,8 +118,11 @@ def test_a_host_that_is_cut_off_has_its_long_job_run_elsewhere_but_never_at_once
         body = {"service": "long", "input": {"n": 1, "sleep_s": 12}}
         job_id = client.post("/jobs", json=body).json()["id"]
         poll(lambda: get(job_id)["status"] == "running", 30)
-        runs = [worker for worker in ("w1", "w2") if children_of(processes, worker) & running(tmp_path)]
-        (host,) = runs
+
+        def hosts() -> list[str]:
+            return [worker for worker in ("w1", "w2") if children_of(processes, worker) & running(tmp_path)]
+
+        (host,) = poll(hosts, 10, "the plugin has begun the job")
 
         network.cut(host)  # no packet passes and no connection closes
         cut_at = time.monotonic_ns()

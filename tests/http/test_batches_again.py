@@ -123,7 +123,8 @@ def test_only_the_rows_that_failed_run_again_and_the_others_keep_their_outputs(w
         assert (answer.status_code, answer.headers["location"]) == (202, batch["links"]["self"])
         again = answer.json()
         assert (again["id"], again["metadata"], again["total"]) == (batch["id"], {"who": "me"}, 50)
-        assert again["finished_at"] is again["expires_at"] is None and again["progress"] == 0.88
+        assert again["finished_at"] is again["expires_at"] is None
+        assert 0.88 <= again["progress"] < 1, "a worker may have run a row meanwhile"
         told = ended(client, batch)
         assert told["status"] == "failed" and told["counts"]["failed"] == 6 and results(client, batch) == before
 
