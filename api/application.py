@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 
-from api import problems, webhooks
+from api import problems, services, webhooks
 from api.auth.gate import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.auth.keyring import Keyring
 from api.batches import events as batch_events
@@ -64,6 +64,9 @@ CORS: dict[str, Any] = {
     ],
 }
 
+#: The modules with routes.
+PARTS = (routes, events, batches, batch_events, files, webhooks, services, model_info, open_inference, metrics)
+
 #: Seconds between two sweeps of all services.
 SWEEP_S = 1.0
 #: Longest time in seconds that the start waits to read from Redis which release wrote the data.
@@ -77,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     catalog, meter = Catalog(check_columns), Meter()
     lifespan = partial(_lifespan, settings, catalog, meter)
     app = Front(title="libs-service", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    for part in (routes, events, batches, batch_events, files, webhooks, model_info, open_inference, metrics):
+    for part in PARTS:
         _accept_head(part.router)
         app.include_router(part.router)
     console.install(app, settings.flower_port)  # before the rest of /static
@@ -89,7 +92,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for layer in middleware:
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     app.add_fast_path(routes.router, middleware)
-    _add_docs(app, catalog)
+    described = [route for part in PARTS for route in part.router.routes]
+    _add_docs(app, build_document([*described, *app.routes], catalog))
     _accept_head(app.router)
     return app
 
@@ -196,9 +200,8 @@ async def _sweep(ledger: AsyncLedger, catalog: Catalog, lease_s: float) -> None:
             log.warning("job recovered id=%s: its worker was lost", job_id)
 
 
-def _add_docs(app: FastAPI, catalog: Catalog) -> None:
+def _add_docs(app: FastAPI, document: dict[str, Any]) -> None:
     """Serve ``/docs`` with its scripts, so that it works without the internet, and below a proxy's path."""
-    document = build_document(catalog)
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="libs-service",

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from api.auth.keyring import Caller
+from api.operations import Answer, Count, choice
 from api.plain_schema import describe
 from api.requests import invalid_fields
 from worker.discovery import Plugin, examples_in, list_plugins, load_models, say_known
@@ -23,8 +24,37 @@ from worker.ledger.overview import Overview
 
 log = logging.getLogger("services.api")
 
+STATES = ("ready", "loading", "failed", "no_workers")
+
 #: Checks a service's ``Input`` and ``Output``; it may raise any exception.
 SchemaCheck = Callable[[type[BaseModel] | None, type[BaseModel] | None], None]
+
+
+class WorkerVersion(Answer):
+    """How many live workers run one version of the plugin and of libs-service."""
+
+    version: Annotated[str | None, Field(description="of the plugin")]
+    libs_service: Annotated[str | None, Field(description="null: a release before 0.2.0, which tells none")]
+    workers: Annotated[int, Field(ge=1)]
+
+
+class Service(Answer):
+    """An installed service and its state."""
+
+    name: str
+    version: str
+    description: str
+    input_schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
+    example: Annotated[Any, Field(description="a valid input; null where the schema has none")]
+    knobs: Annotated[dict[str, Any] | None, Field(description="null before a worker has run")]
+    state: Annotated[str, choice(STATES)]
+    reason: Annotated[str | None, Field(description="why it is `failed`")]
+    workers: Count
+    queue_depth: Count
+    oldest_age_s: Annotated[float, Field(ge=0)]
+    scheduled: Annotated[int, Field(ge=0, description="queued jobs whose `not_before` has not come")]
+    worker_versions: Annotated[list[WorkerVersion], Field(description="of live workers")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +102,25 @@ class Entry:
         except ServicesError:
             return []  # the worker will report the error
 
-    def describe(self, overview: Overview) -> dict[str, Any]:
+    def describe(self, overview: Overview) -> Service:
         """The service as ``GET /services`` shows it."""
         state, reason = self.state(overview)
-        return {
-            "name": self.plugin.name,
-            "version": self.plugin.version,
-            "description": to_utf8(self.plugin.description),
-            "input_schema": self.input_schema,
-            "output_schema": self.output_schema,
-            "example": self.example,
-            "knobs": overview.knobs,
-            "state": state,
-            "reason": reason,
-            "workers": len(overview.workers),
-            "queue_depth": overview.depth,
-            "oldest_age_s": overview.oldest_age_s,
-            "scheduled": overview.scheduled,
-            "worker_versions": overview.worker_versions,
-        }
+        return Service(
+            name=self.plugin.name,
+            version=self.plugin.version,
+            description=to_utf8(self.plugin.description),
+            input_schema=self.input_schema,
+            output_schema=self.output_schema,
+            example=self.example,
+            knobs=overview.knobs,
+            state=state,
+            reason=reason,
+            workers=len(overview.workers),
+            queue_depth=overview.depth,
+            oldest_age_s=overview.oldest_age_s,
+            scheduled=overview.scheduled,
+            worker_versions=[WorkerVersion(**row) for row in overview.worker_versions],
+        )
 
     def state(self, overview: Overview) -> tuple[str, str | None]:
         """``ready``, ``loading``, ``failed`` with the reason, or ``no_workers``."""

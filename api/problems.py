@@ -109,6 +109,23 @@ class BodyTimedOut(errors.ServicesError):
 STATUS |= {PayloadTooLarge: 413, UnsupportedFileType: 415, RangeNotSatisfiable: 416}
 STATUS |= {LinkInvalid: 403, BodyTimedOut: 408}
 
+#: Codes of errors that Starlette raises.
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def _list_codes() -> dict[int, list[str]]:
+    codes: dict[int, list[str]] = {500: [errors.ServicesError.code]}
+    for error, status in STATUS.items():
+        codes.setdefault(status, []).append(error.code)
+    for status, code in HTTP_CODES.items():
+        codes.setdefault(status, []).append(code)
+    return {status: list(dict.fromkeys(codes[status])) for status in sorted(codes)}
+
+
+#: The codes that a problem document of each status may have: the one list of error codes, from which the OpenAPI
+#: document follows. ``tests/unit/test_error_codes.py`` holds the docs and the client to it.
+CODES = _list_codes()
+
 #: Headers by status. After a 408 the connection closes, since the rest of the body may still arrive.
 HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="libs-service"'}, 408: {"Connection": "close"}}
 
@@ -176,7 +193,7 @@ async def _on_services_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    code = HTTP_CODES.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
     headers = {**(error.headers or {}), **({"Allow": _allowed(request)} if error.status_code == 405 else {})}
     if _is_open_inference(request.url.path):
@@ -204,7 +221,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     detail = "An error of the server itself; its log has the traceback."
     if _is_open_inference(request.url.path):
         return _plain_error(500, InferFailed(detail, 500))
-    return problem(500, "internal_error", detail)
+    return problem(500, errors.ServicesError.code, detail)
 
 
 def _is_open_inference(path: str) -> bool:

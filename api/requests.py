@@ -20,8 +20,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import from_json, to_json
 from starlette.datastructures import QueryParams
 
+from api.operations import tidy
 from api.problems import PayloadTooLarge
 from worker.errors import InvalidInput, field_errors
+from worker.net.addresses import MAX_URL
+from worker.settings import get_settings
 
 #: Most bytes of a refused body that are still read: many clients read the answer only when all is sent.
 DRAIN_BYTES = 64 * 1024 * 1024
@@ -75,28 +78,33 @@ def _read_moment(value: Any) -> int | None:
 
 
 CacheFor = Annotated[float, Field(ge=0, le=MAX_CACHE_FOR_S)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata), _null_as({})]
+CACHE_FOR = "seconds for which equal jobs share one result; 0: not this one; default: the service's"
+NOT_BEFORE = "it is not run earlier: a time with its offset, at most 30 days ahead; past: now"
+METADATA = Field(description="the caller's own; given back as it is (16 kB)")
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata), _null_as({}), METADATA]
+URL: dict[str, Any] = {"type": "string", "format": "uri", "maxLength": MAX_URL}
+Url = Annotated[str, Field(json_schema_extra=URL)]
 Urgency = Literal["high", "normal", "low"]
 
 
-class JobWebhook(BaseModel):
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=tidy)
+
+
+class JobWebhook(_Body):
     """The receiver of the webhook for a job's end, and the ends that it gets; None: all."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    url: str
+    url: Url
     events: (
         Annotated[list[Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired"]], Field(min_length=1)]
         | None
     ) = None
 
 
-class BatchWebhook(BaseModel):
+class BatchWebhook(_Body):
     """The receiver of the webhook for a batch's end."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    url: str
+    url: Url
     events: Annotated[list[Literal["batch.finished"]], Field(min_length=1)] | None = None
 
 
@@ -104,34 +112,68 @@ def _as_webhook(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-class JobRequest(BaseModel):
-    """A client's wishes about a job: the body of ``POST /jobs``."""
+def describe_keep_for(null: bool = True) -> dict[str, Any]:
+    """The JSON Schema of ``keep_for_s``, up to this API's own limit."""
+    limits = {"exclusiveMinimum": 0, "maximum": get_settings().max_keep_for_s}
+    return {"type": ["number", "null"] if null else "number", **limits}
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+def _describe_keep_for(schema: dict[str, Any]) -> None:
+    schema.pop("anyOf")
+    schema |= describe_keep_for()
+
+
+def _describe_webhook(schema: dict[str, Any]) -> None:
+    schema["anyOf"].insert(0, URL)
+
+
+def _describe_moment(schema: dict[str, Any]) -> None:
+    schema["anyOf"][0] = {"type": "string", "format": "date-time"}
+
+
+KeepFor = Annotated[
+    Annotated[float, Field(gt=0)] | None,
+    Field(description="seconds for which it is kept after its end", json_schema_extra=_describe_keep_for),
+]
+WEBHOOK = Field(description="is told of the end; without `events`, of any end", json_schema_extra=_describe_webhook)
+
+
+class JobRequest(_Body):
+    """A client's wishes about a job: the body of ``POST /jobs``."""
 
     service: str
     input: Any
     priority: Annotated[Urgency, _null_as("normal")] = "normal"
-    start_within_s: Deadline | None = None
-    finish_within_s: Deadline | None = None
-    keep_for_s: Annotated[float, Field(gt=0)] | None = None
+    start_within_s: Annotated[
+        Deadline | None, Field(description="seconds until it must have started, else `expired`")
+    ] = None
+    finish_within_s: Annotated[
+        Deadline | None, Field(description="seconds until it must have ended, else `timed_out`")
+    ] = None
+    keep_for_s: KeepFor = None
     metadata: Metadata = Field(default_factory=dict)
-    webhook: Annotated[JobWebhook | None, BeforeValidator(_as_webhook)] = None
-    cache_for_s: CacheFor | None = None
-    not_before: Annotated[int | None, BeforeValidator(_read_moment)] = None  #: microseconds since the epoch
+    webhook: Annotated[JobWebhook | None, BeforeValidator(_as_webhook), WEBHOOK] = None
+    cache_for_s: Annotated[CacheFor | None, Field(description=CACHE_FOR)] = None
+    #: microseconds since the epoch
+    not_before: Annotated[
+        int | None,
+        BeforeValidator(_read_moment),
+        Field(description=NOT_BEFORE, json_schema_extra=_describe_moment),
+    ] = None
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(_Body):
     """A client's wishes about a batch: the body of ``POST /batches``, or its query beside JSON lines."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     service: str
-    inputs: list[Any]
+    inputs: Annotated[
+        list[Any],
+        Field(description="each is checked by the worker, and fails alone", json_schema_extra={"minItems": 1}),
+    ]
     priority: Annotated[Urgency, _null_as("low")] = "low"
-    keep_for_s: Annotated[float, Field(gt=0)] | None = None
+    keep_for_s: KeepFor = None
     metadata: Metadata = Field(default_factory=dict)
-    webhook: Annotated[BatchWebhook | None, BeforeValidator(_as_webhook)] = None
+    webhook: Annotated[BatchWebhook | None, BeforeValidator(_as_webhook), WEBHOOK] = None
 
 
 Asked = TypeVar("Asked", JobRequest, BatchRequest)

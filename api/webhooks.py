@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
-from pydantic_core import to_json
+from pydantic import Field
 
 from api.auth.gate import caller_of
+from api.operations import Answer, Schema, Time, answer, choice, describe, in_path
 from api.requests import check_query, read_job_id, read_nothing
 from api.state import state_of
 from worker.errors import AddressRefused, InvalidInput
 from worker.net.addresses import AddressRules, parse_url, resolve
 from worker.settings import Settings
-from worker.webhooks.events import Kind
+from worker.webhooks.events import BATCH_EVENTS, JOB_EVENTS, Kind
 from worker.webhooks.log import LoggedDelivery, deliver_again, read_deliveries
 
 log = logging.getLogger("services.api")
@@ -30,6 +30,53 @@ GOOD_FOR_S = 60.0
 MAX_GOOD = 10_000
 #: Names that are looked up at once; a URL that waits longer than ``RESOLVE_S`` is checked when the webhook is sent.
 LOOKUPS = 4
+
+
+class DeliveryAttempt(Answer):
+    """One attempt to deliver an event; without a status and a duration where the worker died meanwhile."""
+
+    ended_at: Time | None
+    status_code: int | None
+    duration_ms: float | None
+    error: str | None
+
+
+class Delivery(Answer):
+    """The delivery of one event to a webhook."""
+
+    id: str
+    webhook_id: Annotated[str, Field(description="the header `webhook-id`: the same each time it is sent")]
+    type: Annotated[str, choice((*JOB_EVENTS, *BATCH_EVENTS))]
+    url: str
+    status: Annotated[str, choice(("pending", "delivered", "failed", "cancelled"))]
+    created_at: Time | None
+    next_attempt_at: Time | None
+    finished_at: Time | None
+    attempts: list[DeliveryAttempt]
+
+
+class DeliveryList(Answer):
+    """The deliveries of a job or a batch, newest first."""
+
+    deliveries: list[Delivery]
+
+
+def _describe_log(kind: Kind) -> Schema:
+    return describe(
+        f"The log of a {kind}'s webhook",
+        {200: answer(DeliveryList, "Its deliveries, newest first")},
+        *(404, 410, 422, 503),
+        parameters=[in_path(f"{kind}_id")],
+    )
+
+
+def _describe_retry(kind: Kind) -> Schema:
+    return describe(
+        "Send an event again",
+        {202: answer(Delivery, "The new delivery")},
+        *(404, 410, 413, 422, 429, 503),
+        parameters=[in_path(f"{kind}_id"), in_path("delivery_id")],
+    )
 
 
 class Receivers:
@@ -68,8 +115,8 @@ class Receivers:
             self._rules.check(target.scheme, address, target.port)
 
 
-@router.get("/jobs/{job_id}/deliveries")
-async def list_job_deliveries(request: Request) -> Response:
+@router.get("/jobs/{job_id}/deliveries", openapi_extra=_describe_log("job"))
+async def list_job_deliveries(request: Request) -> DeliveryList:
     """The webhook deliveries of a job, newest first."""
     check_query(request, set())
     job_id = read_job_id(request)
@@ -77,16 +124,16 @@ async def list_job_deliveries(request: Request) -> Response:
     return await _list(request, "job", job_id)
 
 
-@router.get("/batches/{batch_id}/deliveries")
-async def list_batch_deliveries(request: Request, batch_id: str) -> Response:
+@router.get("/batches/{batch_id}/deliveries", openapi_extra=_describe_log("batch"))
+async def list_batch_deliveries(request: Request, batch_id: str) -> DeliveryList:
     """The webhook deliveries of a batch, newest first."""
     check_query(request, set())
     await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
     return await _list(request, "batch", batch_id)
 
 
-@router.post("/jobs/{job_id}/deliveries/{delivery_id}/retry")
-async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
+@router.post("/jobs/{job_id}/deliveries/{delivery_id}/retry", openapi_extra=_describe_retry("job"), status_code=202)
+async def retry_job_delivery(request: Request, delivery_id: str) -> Delivery:
     """Send an event of a job again."""
     await _check_empty(request)
     job_id = read_job_id(request)
@@ -94,8 +141,10 @@ async def retry_job_delivery(request: Request, delivery_id: str) -> Response:
     return await _deliver_again(request, "job", job_id, delivery_id)
 
 
-@router.post("/batches/{batch_id}/deliveries/{delivery_id}/retry")
-async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Response:
+@router.post(
+    "/batches/{batch_id}/deliveries/{delivery_id}/retry", openapi_extra=_describe_retry("batch"), status_code=202
+)
+async def retry_batch_delivery(request: Request, batch_id: str, delivery_id: str) -> Delivery:
     """Send the event of a batch again."""
     await _check_empty(request)
     await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
@@ -107,16 +156,12 @@ async def _check_empty(request: Request) -> None:
     await read_nothing(request)
 
 
-async def _list(request: Request, kind: Kind, id: str) -> Response:
+async def _list(request: Request, kind: Kind, id: str) -> DeliveryList:
     deliveries = await read_deliveries(state_of(request).ledger, kind, id)
-    return _json({"deliveries": [delivery.describe() for delivery in deliveries]})
+    return DeliveryList(deliveries=[Delivery(**delivery.describe()) for delivery in deliveries])
 
 
-async def _deliver_again(request: Request, kind: Kind, id: str, delivery_id: str) -> Response:
+async def _deliver_again(request: Request, kind: Kind, id: str, delivery_id: str) -> Delivery:
     new: LoggedDelivery = await deliver_again(state_of(request).ledger, kind, id, delivery_id)
     log.info("webhook queued again id=%s of=%s:%s", new.job.id, kind, id)
-    return _json(new.describe(), 202)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
+    return Delivery(**new.describe())

@@ -175,6 +175,10 @@ class ServiceFailed(ServicesError):
     code = "service_failed"
 
 
+#: The errors with which a job fails: ``error.code`` of a failed job is the code of one of them.
+JOB_ERRORS = (InvalidInput, PredictFailed, WorkerLost, TimedOut, InvalidOutput, ServiceFailed)
+
+
 class BenchFailed(ServicesError):
     """The service could not be measured."""
 

@@ -16,7 +16,9 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 
 from api.auth.gate import caller_of
-from api.jobs.events import HEADERS, LETTERS, bad_event_id, follow
+from api.jobs.answers import Event
+from api.jobs.events import HEADERS, LAST_EVENT_ID, LETTERS, bad_event_id, follow
+from api.operations import answer, describe, in_path
 from api.requests import check_query, unless_head
 from api.state import State, state_of
 from worker.errors import JobExpired
@@ -24,6 +26,10 @@ from worker.ledger import batch_commands
 from worker.ledger.batches import Bulk
 
 router = APIRouter()
+
+STREAM = """Server-sent events up to the batch's end; a comment after 15 s without one. The data of each is JSON.
+`status`: the batch, as `GET /batches/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "total",
+"counts"}`, some ten times a second at most."""
 
 #: Least seconds between two events: chunks may end faster than any client wants to read.
 REST_S = 0.1
@@ -69,8 +75,19 @@ class Cursor:
         return cls(_BY_LETTER[match[1]], *map(int, match.groups()[1:]))
 
 
-@router.get("/batches/{batch_id}/events")
-async def get_events(request: Request, batch_id: str) -> Response:
+@router.get(
+    "/batches/{batch_id}/events",
+    openapi_extra=describe(
+        "Follow a batch",
+        {
+            200: answer(Event, STREAM, media_types=["text/event-stream"]),
+            204: {"description": "The batch has ended, and `Last-Event-ID` is its last event"},
+        },
+        *(404, 410, 422, 503),
+        parameters=[in_path("batch_id"), LAST_EVENT_ID],
+    ),
+)
+async def get_batch_events(request: Request, batch_id: str) -> Response:
     """The progress and the states of a batch, from now or from the event after ``Last-Event-ID``, up to its end."""
     check_query(request, set())
     cursor = Cursor.parse(request.headers.get("last-event-id", ""))

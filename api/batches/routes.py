@@ -14,13 +14,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from api.auth.gate import caller_of
+from api.batches.answers import Batch
 from api.batches.submit import submit_batch
 from api.jobs.retention import retain_files_of_batch_again
+from api.jobs.routes import IDEMPOTENCY_KEY
+from api.operations import NDJSON, STRING, answer, describe, header, in_path, in_query, json_body, one_of
 from api.problems import PayloadTooLarge
 from api.requests import (
     BOM_REFUSED,
     BatchRequest,
     check_query,
+    describe_keep_for,
     dump_strictly,
     parse_batch,
     read_batch_query,
@@ -35,14 +39,15 @@ from worker.errors import InvalidInput, StoreUnavailable
 from worker.ledger import batch_commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.batches import Bulk, StoredChunk, at_once
-from worker.ledger.jobs import TERMINAL
+from worker.ledger.jobs import TERMINAL, Priority
 
 T = TypeVar("T")
 
 log = logging.getLogger("services.api")
 router = APIRouter()
 
-NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+#: Media types of JSON lines.
+LINES = (NDJSON, "application/jsonl", "application/ndjson")
 #: Query parameters beside a body of JSON lines.
 LINES_QUERY = {"service", "priority", "keep_for_s", "webhook"}
 #: Seconds after which a chunk is read again although Redis has not announced its end.
@@ -50,15 +55,39 @@ LOOK_S = 5.0
 #: Seconds between two calls to a Redis that is unavailable.
 AGAIN_S = 0.5
 
+PATH = [in_path("batch_id")]
+REFUSED = (404, 410, 422, 503)
+LOCATION = header("Location", "the batch's address")
+BESIDE_LINES = "with a body of JSON lines"
+RESULTS = "one line an input, in order: its `index` and its `output` or its `error`; ends with the batch"
 
-@router.post("/batches")
+
+@router.post(
+    "/batches",
+    openapi_extra=describe(
+        "Submit many inputs at once",
+        {
+            200: answer(Batch, "The batch that an earlier request made", LOCATION),
+            202: answer(Batch, "The batch, stored and enqueued", LOCATION),
+        },
+        *(404, 409, 410, 413, 422, 429, 503),
+        parameters=[
+            in_query("service", STRING, f"{BESIDE_LINES}, for which it is required: the service"),
+            in_query("priority", one_of(Priority), f"{BESIDE_LINES}: their priority; default: low"),
+            in_query("keep_for_s", describe_keep_for(null=False), f"{BESIDE_LINES}: seconds after its end"),
+            in_query("webhook", {**STRING, "format": "uri"}, f"{BESIDE_LINES}: is told of its end"),
+            IDEMPOTENCY_KEY,
+        ],
+        body=json_body(BatchRequest, **{NDJSON: {"schema": STRING, "example": '{"n": 1}\n{"n": 2}\n'}}),
+    ),
+)
 async def create_batch(request: Request) -> Response:
     """Store all inputs and enqueue them in chunks."""
     refuse_encoded(request)
     is_lines = _is_ndjson(request)
     if "service" in request.query_params and not is_lines:
         given = request.headers.get("content-type", "no Content-Type")[:100]
-        must = f"expected Content-Type: {NDJSON[0]} beside ?service=, got {given}"
+        must = f"expected Content-Type: {NDJSON} beside ?service=, got {given}"
         raise InvalidInput(must, errors=[{"loc": ["header", "Content-Type"], "msg": must, "type": "content_type"}])
     check_query(request, LINES_QUERY if is_lines else set())
     key = read_idempotency_key(request)
@@ -70,22 +99,41 @@ async def create_batch(request: Request) -> Response:
     return _answer(batch, 202 if is_new else 200, {"Location": f"/batches/{batch.id}"})
 
 
-@router.get("/batches/{batch_id}")
+@router.get(
+    "/batches/{batch_id}",
+    openapi_extra=describe("Read a batch", {200: answer(Batch, "Counts and progress")}, *REFUSED, parameters=PATH),
+)
 async def get_batch(request: Request, batch_id: str) -> Response:
     """Counts by state, and progress."""
     check_query(request, set())
     return _answer(await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees))
 
 
-@router.get("/batches/{batch_id}/results")
+@router.get(
+    "/batches/{batch_id}/results",
+    openapi_extra=describe(
+        "Read the results as they come",
+        {200: answer(STRING, RESULTS, media_types=[NDJSON])},
+        *REFUSED,
+        parameters=PATH,
+    ),
+)
 async def get_results(request: Request, batch_id: str) -> Response:
     """One line for each input, in their order, as soon as it is there; the answer ends with the batch."""
     check_query(request, set())
     batch = await state_of(request).ledger.get_batch(batch_id, caller_of(request).sees)
-    return StreamingResponse(unless_head(request, _results(request, batch)), media_type=NDJSON[0])
+    return StreamingResponse(unless_head(request, _results(request, batch)), media_type=NDJSON)
 
 
-@router.delete("/batches/{batch_id}")
+@router.delete(
+    "/batches/{batch_id}",
+    openapi_extra=describe(
+        "Cancel what has not run",
+        {202: answer(Batch, "The cancelled batch")},
+        *(*REFUSED, 409, 413),
+        parameters=PATH,
+    ),
+)
 async def cancel_batch(request: Request, batch_id: str) -> Response:
     """Cancel the rows that have not run."""
     check_query(request, set())
@@ -95,7 +143,15 @@ async def cancel_batch(request: Request, batch_id: str) -> Response:
     return _answer(batch, 202)
 
 
-@router.post("/batches/{batch_id}/retry")
+@router.post(
+    "/batches/{batch_id}/retry",
+    openapi_extra=describe(
+        "Run the inputs again that failed or were cancelled",
+        {202: answer(Batch, "The batch, queued again", LOCATION)},
+        *(*REFUSED, 409, 413, 429),
+        parameters=PATH,
+    ),
+)
 async def retry_batch(request: Request, batch_id: str) -> Response:
     """Run the failed and cancelled rows again."""
     check_query(request, set())
@@ -113,7 +169,7 @@ async def _from_json(request: Request) -> tuple[BatchRequest, AsyncIterator[list
     try:
         text = await read_body(request, settings.max_body_bytes)
     except PayloadTooLarge as error:
-        raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON[0]}) may be larger") from error
+        raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON}) may be larger") from error
     asked = parse_batch(text, settings.max_keep_for_s)
     return asked, at_once([dump_strictly(value, "inputs") for value in asked.inputs])
 
@@ -206,7 +262,7 @@ async def _asked_again(batch: Bulk, ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def _is_ndjson(request: Request) -> bool:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() in NDJSON
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() in LINES
 
 
 def _answer(batch: Bulk, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -15,10 +15,12 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from api.auth.gate import caller_of
+from api.files.answers import File
 from api.files.dispositions import write_attachment
 from api.files.uploads import Upload
+from api.operations import OCTETS, STRING, answer, describe, header, in_header, in_path, in_query
 from api.problems import LinkInvalid, RangeNotSatisfiable
-from api.requests import check_query, invalid_query, read_nothing, read_seconds
+from api.requests import check_query, describe_keep_for, invalid_query, read_nothing, read_seconds
 from api.state import State, state_of
 from worker.errors import ServicesError
 from worker.filestore.storage import FileRecord
@@ -33,8 +35,32 @@ SIGNATURE = re.compile(r"[0-9a-f]{64}")
 #: The uploader declares a file's type, so no browser may run it as a page of this server.
 HARMLESS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 
+PATH = [in_path("file_id")]
+BYTES = {"type": "string", "format": "binary", "contentMediaType": OCTETS}
+FORM = {
+    "schema": {"type": "object", "properties": {"file": BYTES}, "required": ["file"]},
+    "encoding": {"file": {"contentType": "*/*"}},
+}
+LOCATION = header("Location", "the file's address")
+NAME = "its name, where the body is the file itself: `attachment; filename*=UTF-8''photo.jpg`"
 
-@router.post("/files")
+
+@router.post(
+    "/files",
+    openapi_extra=describe(
+        "Store a file",
+        {
+            200: answer(File, "The file, which this API key had already, and which lives longer now", LOCATION),
+            201: answer(File, "The file, stored", LOCATION),
+        },
+        *(408, 413, 415, 422, 503),
+        parameters=[
+            in_query("keep_for_s", describe_keep_for(null=False), "seconds that it is kept"),
+            in_header("Content-Disposition", STRING, NAME),
+        ],
+        body={"required": True, "content": {OCTETS: {"schema": BYTES}, "multipart/form-data": FORM}},
+    ),
+)
 async def create_file(request: Request) -> Response:
     """Store the body, or the one file of a form, while it arrives."""
     state = state_of(request)
@@ -55,7 +81,12 @@ async def create_file(request: Request) -> Response:
     return Response(await _describe(state, record), 201 if is_new else 200, headers, "application/json")
 
 
-@router.get("/files/{file_id}")
+@router.get(
+    "/files/{file_id}",
+    openapi_extra=describe(
+        "Read the record of a file", {200: answer(File, "Its record")}, 404, 422, 503, parameters=PATH
+    ),
+)
 async def get_file(request: Request, file_id: str) -> Response:
     """The record of a file, with a link to its content that expires."""
     check_query(request, set())
@@ -64,7 +95,24 @@ async def get_file(request: Request, file_id: str) -> Response:
     return Response(await _describe(state, record), media_type="application/json")
 
 
-@router.get("/files/{file_id}/content")
+@router.get(
+    "/files/{file_id}/content",
+    openapi_extra=describe(
+        "Read a file's content",
+        {
+            200: answer(BYTES, "The content, with the type that the file has", media_types=["*/*"]),
+            206: answer(BYTES, "The range that was asked for", media_types=["*/*"]),
+        },
+        *(403, 404, 416, 422, 503),
+        parameters=[
+            *PATH,
+            in_query("expires", STRING, "of `links.download`, with `signature`"),
+            in_query("signature", STRING, "of `links.download`, with `expires`"),
+            in_query("owner", STRING, "of `links.download`, where the file belongs to an API key"),
+            in_header("Range", STRING, "one range of bytes"),
+        ],
+    ),
+)
 async def get_content(request: Request, file_id: str) -> Response:
     """The content, or one range of it."""
     files, caller = state_of(request).files, caller_of(request)
@@ -86,7 +134,12 @@ async def get_content(request: Request, file_id: str) -> Response:
     return StreamingResponse(content, status, headers, record.content_type)
 
 
-@router.delete("/files/{file_id}")
+@router.delete(
+    "/files/{file_id}",
+    openapi_extra=describe(
+        "Delete a file", {204: {"description": "It is deleted"}}, *(404, 409, 413, 422, 503), parameters=PATH
+    ),
+)
 async def delete_file(request: Request, file_id: str) -> Response:
     """Delete a file that no unfinished job names."""
     check_query(request, set())

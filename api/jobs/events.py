@@ -22,7 +22,9 @@ from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.auth.gate import caller_of
+from api.jobs import answers
 from api.jobs.waiter import Waiter
+from api.operations import STRING, answer, describe, in_header, in_path
 from api.requests import check_query, read_job_id, unless_head
 from api.state import State, state_of
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
@@ -32,6 +34,12 @@ from worker.ledger.jobs import TERMINAL, Job, Status
 
 log = logging.getLogger("services.api")
 router = APIRouter()
+
+
+LAST_EVENT_ID = in_header("Last-Event-ID", STRING, "the `id` of the last event that was received: go on after it")
+STREAM = """Server-sent events up to the job's end; a comment after 15 s without one. The data of each is JSON.
+`status`: the job, as `GET /jobs/{id}` shows it; the last one's is terminal. `progress`: `{"progress", "message"}`, from
+0 to 1. `log`: `{"level", "message", "logger"?}`. `output`: `{"index", "output"}`, a partial output."""
 
 #: Seconds without an event after which a comment is sent, so that proxies and clients see that the stream is alive.
 HEARTBEAT_S = 15.0
@@ -137,7 +145,18 @@ def states_up_to(cursor: Cursor, update: Heard) -> Iterator[StateEvent]:
         yield StateEvent(update.status, update.finished, update.attempt, update.run)
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get(
+    "/jobs/{job_id}/events",
+    openapi_extra=describe(
+        "Follow a job",
+        {
+            200: answer(answers.Event, STREAM, media_types=["text/event-stream"]),
+            204: {"description": "The job has ended, and `Last-Event-ID` is its last event"},
+        },
+        *(404, 410, 422, 503),
+        parameters=[in_path("job_id"), LAST_EVENT_ID],
+    ),
+)
 async def get_events(request: Request) -> Response:
     """The events of a job, from its beginning or from the event after ``Last-Event-ID``, up to its end."""
     check_query(request, set())

@@ -1,4 +1,4 @@
-"""The routes of jobs, services and health: each reads its request, calls the state, and answers."""
+"""The routes of jobs: each reads its request, calls the state, and answers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import binascii
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from itertools import combinations
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
 from api.auth.gate import caller_of
+from api.jobs import answers
 from api.jobs.fast_path import fast
 from api.jobs.retention import retain_files_again
 from api.jobs.submit import submit
+from api.operations import (
+    STRING,
+    answer,
+    describe,
+    header,
+    in_header,
+    in_path,
+    in_query,
+    json_body,
+    one_of,
+)
 from api.requests import (
+    JobRequest,
     check_query,
     invalid_query,
     parse_job,
@@ -31,7 +44,6 @@ from api.requests import (
     refuse_encoded,
 )
 from api.state import state_of
-from worker.ledger import commands
 from worker.ledger.jobs import Job, Status
 
 log = logging.getLogger("services.api")
@@ -40,18 +52,63 @@ router = APIRouter()
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
 
+PAGE_SIZE = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE}
+
 #: Parts of a job that ``?include=`` may ask for; a single job has its output anyway.
-INCLUDES = frozenset({"attempts", "input", "output"})
+INCLUDES = ("attempts", "input", "output")
+
+APPLIED = header("Preference-Applied", "`wait=<s>`, where the answer was held")
+LOCATION = header("Location", "the job's address")
+CREATED = {
+    200: answer(answers.Job, "The job: ended within the wait, or made by an earlier request", LOCATION, APPLIED),
+    202: answer(answers.Job, "The job, stored and enqueued", LOCATION, APPLIED),
+}
+REFUSED = (404, 409, 410, 413, 422, 429, 503)
+WAIT = [
+    in_query(
+        "wait",
+        {"type": "number", "minimum": 0},
+        "seconds to hold the answer until the job ends; more than the server's limit is its limit",
+    ),
+    {
+        **in_header(
+            "Prefer",
+            STRING,
+            "`wait=<s>`: the same (RFC 7240); `?wait=` goes first. Other preferences are ignored.",
+        ),
+        "example": "wait=10",
+    },
+]
+IDEMPOTENCY_KEY = in_header(
+    "Idempotency-Key",
+    {"type": "string", "pattern": "^[\\x21-\\x7e]([\\x20-\\x7e]{0,253}[\\x21-\\x7e])?$"},
+    "the client's own; the same key and body give the same job again, as long as that job is kept",
+)
+SUBMITTING = [*WAIT, IDEMPOTENCY_KEY]
+OWN_ID = in_path(
+    "job_id",
+    {"type": "string", "format": "uuid", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    "your own: the same id and body give the same job again; another body is a conflict",
+)
+INCLUDE = in_query(
+    "include",
+    one_of(",".join(names) for size in (1, 2, 3) for names in combinations(INCLUDES, size)),
+    "further members of each job; a page with inputs or outputs ends early once it has 16 MB of them",
+)
+BODY = json_body(JobRequest)
 
 
-@router.post("/jobs")
+@router.post("/jobs", openapi_extra=describe("Submit a job", CREATED, *REFUSED, parameters=SUBMITTING, body=BODY))
 @fast
 async def create_job(request: Request) -> Response:
     """Validate, store and enqueue one job; with a wait, answer when it has ended."""
     return await _submit(request, key=read_idempotency_key(request))
 
 
-@router.put("/jobs/{job_id}")
+@router.put(
+    "/jobs/{job_id}",
+    openapi_extra=describe("Submit a job under your own id", CREATED, *REFUSED, parameters=[OWN_ID, *WAIT], body=BODY),
+)
 async def put_job(request: Request) -> Response:
     """The same with an id of the client's own, which makes the request repeatable as an idempotency key does."""
     return await _submit(request, own_id=read_own_id(request, read_job_id(request)))
@@ -67,7 +124,15 @@ async def _submit(request: Request, key: str = "", own_id: str = "") -> Response
     return _job(job, status, wait_s, {"Location": f"/jobs/{job.id}"})
 
 
-@router.get("/jobs/{job_id}")
+@router.get(
+    "/jobs/{job_id}",
+    openapi_extra=describe(
+        "Read a job",
+        {200: answer(answers.Job, "The job as it stands", APPLIED)},
+        *(404, 410, 422, 503),
+        parameters=[in_path("job_id"), *WAIT, INCLUDE],
+    ),
+)
 @fast
 async def get_job(request: Request) -> Response:
     """One job, as it ends within the wait or as it then stands."""
@@ -79,7 +144,15 @@ async def get_job(request: Request) -> Response:
     return _job(job, 200, wait_s, include=include)
 
 
-@router.delete("/jobs/{job_id}")
+@router.delete(
+    "/jobs/{job_id}",
+    openapi_extra=describe(
+        "Cancel a job",
+        {202: answer(answers.Job, "The cancelled job")},
+        *(404, 409, 410, 422, 503),
+        parameters=[in_path("job_id")],
+    ),
+)
 async def cancel_job(request: Request) -> Response:
     """Cancel a job that has not ended."""
     check_query(request, set())
@@ -88,7 +161,15 @@ async def cancel_job(request: Request) -> Response:
     return _job(job, 202)
 
 
-@router.post("/jobs/{job_id}/retry")
+@router.post(
+    "/jobs/{job_id}/retry",
+    openapi_extra=describe(
+        "Run a failed, cancelled or expired job again",
+        {202: answer(answers.Job, "The job, queued again", LOCATION)},
+        *REFUSED,
+        parameters=[in_path("job_id")],
+    ),
+)
 async def retry_job(request: Request) -> Response:
     """Run a failed, cancelled or expired job again."""
     check_query(request, set())
@@ -100,7 +181,21 @@ async def retry_job(request: Request) -> Response:
     return _job(job, 202, headers={"Location": f"/jobs/{job.id}"})
 
 
-@router.get("/jobs")
+@router.get(
+    "/jobs",
+    openapi_extra=describe(
+        "List jobs, newest first",
+        {200: answer(answers.JobPage, "A page of jobs")},
+        *(404, 422, 503),
+        parameters=[
+            in_query("service", STRING, "only this service's"),
+            in_query("status", one_of(Status), "only in this state"),
+            in_query("limit", PAGE_SIZE, "most jobs"),
+            in_query("cursor", STRING, "`next_cursor` of the page before; a page may be short although more follow"),
+            INCLUDE,
+        ],
+    ),
+)
 async def list_jobs(request: Request) -> Response:
     """Jobs, newest first, a page at a time."""
     state = state_of(request)
@@ -115,38 +210,6 @@ async def list_jobs(request: Request) -> Response:
     return Response(b'{"jobs":[%b],"next_cursor":%b}' % (jobs, to_json(cursor)), media_type="application/json")
 
 
-@router.get("/services")
-async def list_services(request: Request) -> Response:
-    """Every installed service and its state."""
-    check_query(request, set())
-    state = state_of(request)
-    entries = state.catalog.usable_by(caller_of(request))
-    overviews = await state.ledger.overviews([entry.plugin.name for entry in entries])
-    return _json({"services": [e.describe(o) for e, o in zip(entries, overviews, strict=True)]})
-
-
-@router.get("/services/{name}")
-async def get_service(request: Request, name: str) -> Response:
-    """One service and its state."""
-    check_query(request, set())
-    state = state_of(request)
-    entry = state.catalog.find(name, caller_of(request))
-    return _json(entry.describe(await state.ledger.run(commands.overview(name))))
-
-
-@router.get("/healthz")
-async def health(request: Request) -> Response:
-    """The process is alive."""
-    return _json({"status": "ok"})
-
-
-@router.get("/readyz")
-async def ready(request: Request) -> Response:
-    """The process can accept jobs: Redis answers."""
-    await state_of(request).ledger.ping()
-    return _json({"status": "ready"})
-
-
 def _read_status(query: Mapping[str, str]) -> Status | None:
     if "status" not in query:
         return None
@@ -157,8 +220,8 @@ def _read_status(query: Mapping[str, str]) -> Status | None:
 
 def _read_include(query: Mapping[str, str]) -> frozenset[str]:
     names = frozenset(query["include"].split(",")) if "include" in query else frozenset()
-    if not names <= INCLUDES:
-        must = f"expected one or more of {', '.join(sorted(INCLUDES))}, comma-separated"
+    if not names <= set(INCLUDES):
+        must = f"expected one or more of {', '.join(INCLUDES)}, comma-separated"
         raise invalid_query("include", must, "enum")
     return names
 
@@ -184,7 +247,3 @@ def _job(
 ) -> Response:
     applied = {"Preference-Applied": f"wait={wait_s:g}"} if wait_s else {}
     return Response(job.to_json(include), status, {**applied, **(headers or {})}, "application/json")
-
-
-def _json(value: Any) -> Response:
-    return Response(to_json(value), media_type="application/json")

@@ -1,45 +1,22 @@
-"""The OpenAPI 3.1 document, with each installed service's own Input, Output and examples in it.
-
-It is written out rather than derived from the handlers: they answer with JSON texts that are stored already, and the
-bodies depend on the installed plugins.
-"""
+"""The OpenAPI 3.1 document: the routes' own descriptions, with each installed service's Input, Output and examples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
+
+from api.auth.gate import OPEN
 from api.catalog import Catalog, Entry
-from api.openapi.guarded import EITHER_OR_NONE, SECURITY, guarded
-from api.openapi.open_inference import SCHEMAS as OPEN_INFERENCE
-from api.openapi.parts import make_keep_for
-from api.openapi.paths import batch_request, build_paths
-from api.openapi.schemas import (
-    ATTEMPT,
-    BATCH,
-    DELIVERY,
-    DELIVERY_LIST,
-    EVENT,
-    FILE,
-    HEALTH,
-    JOB_ERROR,
-    JOB_PAGE,
-    PROBLEM,
-    SERVICE,
-    SERVICE_LIST,
-    TIME,
-    Schema,
-    describe_models,
-    make_enum,
-    make_object,
-    make_ref,
-    make_webhook,
-    name_for_clients,
-)
-from api.plain_schema import mend_refs
-from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S
+from api.openapi.service_schemas import COMPONENTS, describe_service, ref
+from api.operations import JSON, Schema, answer, describe_problems, one_of
+from api.problems import TITLES
+from api.v2.answers import InferError
 from worker.ledger.data_schema import own_version
-from worker.ledger.jobs import Priority, Status
-from worker.webhooks.events import JOB_EVENTS
 
 DESCRIPTION = """Jobs for the installed services. `POST /jobs` stores and enqueues one, `GET /jobs/{id}` reads it; with
 `Prefer: wait=10` either holds its answer until the job has ended. Errors are problem documents (RFC 9457). Where API
@@ -48,116 +25,112 @@ keys are configured, each request bears one. What takes GET takes HEAD too."""
 #: Paths that have another heading in ``/docs`` than their own first word.
 HEADINGS = {"healthz": "health", "readyz": "health", "metrics": "health", "": "console"}
 
-MS: Schema = {"type": ["number", "null"], "description": "milliseconds"}
+#: Either bears an API key; neither is needed where none is configured.
+SECURITY_SCHEMES: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "the same, otherwise"},
+}
+EITHER_OR_NONE: list[Schema] = [{}, {"bearer": []}, {"api_key": []}]
 
 
-def build_document(catalog: Catalog) -> dict[str, Any]:
-    """The document for these services."""
+def build_document(routes: Iterable[BaseRoute], catalog: Catalog) -> Schema:
+    """The document for these routes and services."""
     entries = list(catalog.entries.values())
-    schemas: dict[str, Schema] = {}
+    models: dict[str, type[BaseModel]] = {}
+    paths: Schema = {}
+    for route in routes:
+        if isinstance(route, APIRoute) and route.openapi_extra:
+            for method in (route.methods or set()) - {"HEAD"}:
+                paths.setdefault(route.path, {})[method.lower()] = _operation(route, method, models)
+    schemas = _model_schemas(models.values())
     for entry in entries:
-        schemas |= _service_schemas(entry)
-    schemas |= {"Job": _job_schema(entries), "JobRow": _row_schema(entries), "JobError": JOB_ERROR, "Problem": PROBLEM}
-    schemas |= {"Service": SERVICE, "Batch": BATCH, "File": FILE, "Event": EVENT, "Delivery": DELIVERY}
-    schemas |= {"Attempt": ATTEMPT, "Health": HEALTH, "JobPage": JOB_PAGE, "ServiceList": SERVICE_LIST}
-    schemas |= {"DeliveryList": DELIVERY_LIST, "BatchRequest": batch_request(entries), **OPEN_INFERENCE}
+        schemas |= describe_service(entry, schemas["JobRequest"])
+    _name_services(paths, schemas, entries)
     return {
         "openapi": "3.1.0",
         "info": {"title": "libs-service", "version": own_version(), "description": DESCRIPTION},
-        "paths": {path: _tagged(path, operations) for path, operations in guarded(build_paths(entries)).items()},
+        "paths": paths,
         "security": EITHER_OR_NONE,
-        "components": {"schemas": schemas, "securitySchemes": SECURITY},
+        "components": {"schemas": schemas, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
-def _tagged(path: str, operations: Schema) -> Schema:
-    """The operations under the heading, in ``/docs``, of their path's first word."""
-    word = path.split("/")[1]
-    return {method: {"tags": [HEADINGS.get(word, word)], **operation} for method, operation in operations.items()}
+def _operation(route: APIRoute, method: str, models: dict[str, type[BaseModel]]) -> Schema:
+    """A route's operation under its heading, with the answers that the gate may give before it."""
+    word = route.path.split("/")[1]
+    described = dict(route.openapi_extra or {})
+    operation = {"tags": [HEADINGS.get(word, word)], "operationId": route.name, **described}
+    if route.path in OPEN:
+        operation["security"] = []
+    else:
+        late = [408] if method in ("POST", "PUT", "DELETE") else []
+        operation["responses"] = described["responses"] | _by_gate((401, 403, *late, 429, 503), word)
+    found: Schema = _with_refs(operation, models)
+    return found
 
 
-def _service_schemas(entry: Entry) -> dict[str, Schema]:
-    """A service's Input, Output and request."""
-    found = mend_refs(describe_models(entry.plugin.name, entry.input, entry.output), "#/components/schemas/")
-    found[f"{entry.plugin.name}.JobRequest"] = _request_schema(entry)
-    return {component: name_for_clients(component, schema) for component, schema in found.items()}
+def _by_gate(statuses: Sequence[int], word: str) -> Schema:
+    if word == "v2":
+        return {str(status): answer(InferError, TITLES[status]) for status in statuses}
+    return describe_problems(statuses)
 
 
-def _request_schema(entry: Entry) -> Schema:
-    name = entry.plugin.name
-    deadline = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S}
-    schema: Schema = {
-        "type": "object",
-        "description": entry.plugin.description,
-        "additionalProperties": False,
-        "required": ["service", "input"],
-        "properties": {
-            "service": {"type": "string", "const": name},
-            "input": make_ref(f"{name}.Input"),
-            "priority": make_enum(Priority, description="default: normal"),
-            "start_within_s": {**deadline, "description": "seconds until it must have started, else `expired`"},
-            "finish_within_s": {**deadline, "description": "seconds until it must have ended, else `timed_out`"},
-            "keep_for_s": make_keep_for("seconds after its end"),
-            "metadata": {"type": "object", "description": "the caller's own; given back as it is (16 kB)"},
-            "webhook": make_webhook(JOB_EVENTS),
-            "cache_for_s": {
-                "type": ["number", "null"],
-                "minimum": 0,
-                "maximum": MAX_CACHE_FOR_S,
-                "description": "seconds for which equal jobs share one result; 0: not this one; default: the service's",
-            },
-            "not_before": {
-                **TIME,
-                "description": "it is not run earlier: a time with its offset, at most 30 days ahead; past: now",
-            },
-        },
-    }
-    if entry.example is not None:
-        schema["examples"] = [{"service": name, "input": entry.example}]
-    return schema
+def _with_refs(value: Any, models: dict[str, type[BaseModel]]) -> Any:
+    """The value with a reference in the place of each model; they are added to ``models``."""
+    if isinstance(value, dict):
+        return {name: _with_refs(member, models) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_with_refs(item, models) for item in value]
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        models[value.__name__] = value
+        return ref(value.__name__)
+    return value
 
 
-def _row_schema(entries: list[Entry]) -> Schema:
-    """A job in a list."""
-    schema = _job_schema(entries)
-    output = {**schema["properties"]["output"], "description": "with `?include=output`"}
-    required = [name for name in schema["required"] if name != "output"]
-    return make_object({**schema["properties"], "output": output}, required)
+def _model_schemas(models: Iterable[type[BaseModel]]) -> dict[str, Schema]:
+    """The components of the models and of the models within them. Defaults are not required of answers either."""
+    _, schemas = models_json_schema([(m, "validation") for m in models], ref_template=COMPONENTS + "{model}")
+    return dict(schemas["$defs"])
 
 
-def _job_schema(entries: list[Entry]) -> Schema:
-    outputs = [make_ref(f"{entry.plugin.name}.Output") for entry in entries]
-    properties: Schema = {
-        "id": {"type": "string"},
-        "service": {"type": "string"},
-        "version": {"type": "string"},
-        "status": make_enum(Status),
-        "output": {"anyOf": [*outputs, {"type": "null"}]},
-        "error": {"anyOf": [make_ref("JobError"), {"type": "null"}]},
-        "attempt": {"type": "integer", "minimum": 0},
-        "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-        "position": {"type": ["integer", "null"], "minimum": 0, "description": "jobs of the service before it"},
-        "estimated_start_at": {**TIME, "description": "about when it will start; null where that is not known"},
-        "not_before": {**TIME, "description": "it is not run earlier; null where nothing was asked for"},
-        "created_at": {"type": "string", "format": "date-time"},
-        "started_at": TIME,
-        "finished_at": TIME,
-        "expires_at": TIME,
-        "timings": make_object(
-            {f"{stage}_ms": MS for stage in ("queued", "preprocess", "predict", "postprocess", "total")}
-        ),
-        "batch_size": {"type": ["integer", "null"], "minimum": 0},
-        "priority": make_enum(Priority),
-        "metadata": {"type": "object"},
-        "links": make_object(
-            {name: {"type": "string"} for name in ("self", "events", "deliveries")}, required=["self", "events"]
-        ),
-    }
-    attempts: Schema = {"type": "array", "items": make_ref("Attempt")}
-    cached = {"type": "string", "description": "the job whose output this is; only where it is another's"}
-    included = {
-        "cached_from": cached,
-        "input": {"description": "as it was sent; with `?include=input`"},
-        "attempts": {**attempts, "description": "oldest first; with `?include=attempts`"},
-    }
-    return make_object(properties | included, required=list(properties))
+def _name_services(paths: Schema, schemas: dict[str, Schema], entries: list[Entry]) -> None:
+    """Put the services into the places of the document that depend on them."""
+    names = [entry.plugin.name for entry in entries]
+    outputs = [ref(f"{name}.Output") for name in names]
+    schemas["Job"]["properties"]["output"] = {"anyOf": [*outputs, {"type": "null"}]}
+    schemas["JobRow"]["properties"]["output"] |= {"anyOf": [*outputs, {"type": "null"}]}
+    del schemas["JobRequest"]
+    paths["/jobs"]["post"]["requestBody"] = paths["/jobs/{job_id}"]["put"]["requestBody"] = _job_body(entries)
+    if not names:
+        return
+    versions = sorted({entry.plugin.version for entry in entries})
+    schemas["BatchRequest"]["properties"]["service"] = one_of(names)
+    values = {"/batches service": names, "/v2/models name": names, "/v2/models version": versions}
+    for path, parameter in _parameters(paths):
+        start = "/v2/models" if path.startswith("/v2/models") else path
+        if found := values.get(f"{start} {parameter['name']}"):
+            parameter["schema"] = one_of(found)
+
+
+def _parameters(paths: Schema) -> Iterator[tuple[str, Schema]]:
+    for path, operations in paths.items():
+        for operation in operations.values():
+            for parameter in operation["parameters"]:
+                yield path, parameter
+
+
+def _job_body(entries: list[Entry]) -> Schema:
+    """The body of ``POST /jobs``: one of the services' requests."""
+    refs = {entry.plugin.name: ref(f"{entry.plugin.name}.JobRequest") for entry in entries}
+    media: Schema = {"schema": {"type": "object"}}
+    if refs:
+        mapping = {name: target["$ref"] for name, target in refs.items()}
+        discriminator = {"propertyName": "service", "mapping": mapping}
+        media = {"schema": {"oneOf": list(refs.values()), "discriminator": discriminator}}
+    if examples := {
+        entry.plugin.name: {"value": {"service": entry.plugin.name, "input": entry.example}}
+        for entry in entries
+        if entry.example is not None
+    }:
+        media["examples"] = examples
+    return {"required": True, "content": {JSON: media}}

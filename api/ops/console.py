@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from api.operations import STRING, answer, describe
+
 FOLDER = files("api").joinpath("static")
 
 #: Nothing but its own scripts and styles, by their addresses: an injected script would not run.
@@ -34,6 +36,9 @@ def install(app: FastAPI, flower_port: int) -> None:
     page = HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
     app.mount("/static/console", Static(directory=str(FOLDER)))
 
-    @app.get("/")
+    @app.get(
+        "/",
+        openapi_extra=describe("The console, a web page", {200: answer(STRING, "The page", media_types=["text/html"])}),
+    )
     async def console() -> HTMLResponse:
         return page

@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 from api.auth.gate import caller_of
 from api.catalog import Entry
 from api.jobs.waiter import WaitingRequests
+from api.operations import STRING, answer, describe
 from api.ops.meter import NO_ROUTE, Meter
 from api.requests import check_query
 from api.state import state_of
@@ -43,7 +44,14 @@ INPUT_ENDS = ("succeeded", "failed", "cancelled")
 _process = ProcessCollector(registry=None)
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    openapi_extra=describe(
+        "Metrics for Prometheus",
+        {200: answer(STRING, "Also while Redis is away", media_types=["text/plain", "application/openmetrics-text"])},
+        422,
+    ),
+)
 async def read_metrics(request: Request) -> Response:
     """All metrics; while Redis is away, those of this process, and ``services_store_up 0``."""
     check_query(request, set())

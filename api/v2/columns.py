@@ -23,6 +23,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import from_json, to_json
 
 from api.requests import dump_strictly
+from api.v2.answers import TensorMetadata
 from api.v2.tensors import FLOATS, INTEGERS, MAX_DIMENSIONS, Tensor
 from worker.errors import InvalidInput, InvalidOutput
 
@@ -67,12 +68,12 @@ class Column:
     nullable: bool = False  #: whether an element may be null
     required: bool = True
 
-    def to_metadata(self) -> dict[str, Any]:
+    def to_metadata(self) -> TensorMetadata:
         """The column as model metadata shows it."""
         form = {"content_type": "json"} if self.kind in (Kind.JSON, Kind.ROW) else {}
         parameters = form if self.required else {**form, "optional": True}
-        tensor = {"name": self.name, "datatype": self.datatype, "shape": [-1, *self.shape]}
-        return {**tensor, "parameters": parameters} if parameters else tensor
+        further = {"parameters": parameters} if parameters else {}
+        return TensorMetadata(name=self.name, datatype=self.datatype, shape=[-1, *self.shape], **further)
 
 
 #: The tensors of whole rows.

@@ -21,13 +21,16 @@ from api.auth.gate import caller_of
 from api.catalog import Entry
 from api.jobs.retention import retain_files
 from api.jobs.submit import store_all
+from api.operations import JSON, OCTETS, answer, header, in_header, json_body
 from api.problems import InferFailed
 from api.state import State, state_of
+from api.v2 import answers
 from api.v2.columns import list_columns, to_tensor
 from api.v2.model_info import PLATFORM
+from api.v2.operations import describe_v2, model_route
 from api.v2.requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
-from api.v2.tensors import to_binary, to_values
-from worker.errors import InvalidInput, JobNotFound, ServicesError
+from api.v2.tensors import InferRequest, to_binary, to_values
+from worker.errors import InvalidInput, JobNotFound, ServiceFailed, ServicesError, TimedOut
 from worker.ledger import commands
 from worker.ledger.async_ledger import AsyncLedger
 from worker.ledger.data_schema import own_version
@@ -42,69 +45,97 @@ EXTENSIONS = ["binary_tensor_data", "schedule_policy", "parameters", "model_conf
 MIN_COMPRESSED = 1024
 
 #: The status of a request one of whose jobs failed, by the job's error code; else 500.
-FAILED = {"invalid_input": 400, "timed_out": 504, "service_failed": 503}
+FAILED = {InvalidInput.code: 400, TimedOut.code: 504, ServiceFailed.code: 503}
+
+INDEX = {"type": "array", "items": answers.IndexRow}
+ONLY_READY = {
+    "required": False,
+    "content": {
+        JSON: {
+            "schema": {
+                "type": "object",
+                "properties": {"ready": {"type": "boolean", "description": "only models that are ready"}},
+            }
+        }
+    },
+}
+INFERRED = answer(answers.InferResponse, "The answer", header(JSON_LENGTH))
+INFERRED["content"][OCTETS] = {"schema": {"type": "string", "contentMediaType": OCTETS}}
+JSON_LENGTH_HEADER = in_header(
+    JSON_LENGTH,
+    {"type": "string", "pattern": "^[0-9]{1,11}$"},
+    "bytes of JSON before the binary tensors; left out where all is JSON",
+)
 
 
-@router.get("/v2")
-async def get_server(request: Request) -> Response:
+@router.get("/v2", openapi_extra=describe_v2("v2_server", "The server's metadata", answers.ServerMetadata))
+async def get_server() -> answers.ServerMetadata:
     """The server's metadata."""
-    return _json({"name": "libs-service", "version": own_version(), "extensions": EXTENSIONS})
+    return answers.ServerMetadata(name="libs-service", version=own_version(), extensions=EXTENSIONS)
 
 
-@router.get("/v2/health/live")
-async def live(request: Request) -> Response:
+@router.get("/v2/health/live", openapi_extra=describe_v2("v2_live", "Liveness", answers.Live))
+async def live() -> answers.Live:
     """The process is alive."""
-    return _json({"live": True})
+    return answers.Live(live=True)
 
 
-@router.get("/v2/health/ready")
-async def ready(request: Request) -> Response:
+@router.get("/v2/health/ready", openapi_extra=describe_v2("v2_ready", "Readiness: Redis answers", answers.Ready, 503))
+async def ready(request: Request) -> answers.Ready:
     """The server can accept requests: Redis answers. ``/v2/models/<name>/ready`` is about a model's workers."""
     await state_of(request).ledger.ping()
-    return _json({"ready": True, "live": True})
+    return answers.Ready(ready=True, live=True)
 
 
-@router.get("/v2/models/{name}")
-@router.get("/v2/models/{name}/versions/{version}")
-async def get_model(request: Request, name: str, version: str = "") -> Response:
+@model_route(router, "GET", "", "v2_model", "A model's inputs and outputs", answers.ModelMetadata, 404)
+async def get_model(request: Request, name: str, version: str = "") -> answers.ModelMetadata:
     """A model's metadata: its columns."""
     entry = find_entry(request, name, version)
     inputs, outputs = list_columns(entry.input, "validation"), list_columns(entry.output, "serialization")
-    return _json(
-        {
-            "name": name,
-            "versions": [entry.plugin.version],
-            "platform": PLATFORM,
-            "inputs": [column.to_metadata() for column in inputs],
-            "outputs": [column.to_metadata() for column in outputs],
-        }
+    return answers.ModelMetadata(
+        name=name,
+        versions=[entry.plugin.version],
+        platform=PLATFORM,
+        inputs=[column.to_metadata() for column in inputs],
+        outputs=[column.to_metadata() for column in outputs],
     )
 
 
-@router.get("/v2/models/{name}/ready")
-@router.get("/v2/models/{name}/versions/{version}/ready")
-async def model_ready(request: Request, name: str, version: str = "") -> Response:
+@model_route(router, "GET", "/ready", "v2_model_ready", "A model's readiness", answers.ModelReady, 404, 503)
+async def model_ready(request: Request, name: str, version: str = "") -> answers.ModelReady:
     """Whether a worker of the model is ready."""
     entry = find_entry(request, name, version)
     state, reason = entry.state(await state_of(request).ledger.run(commands.overview(name)))
     if state != "ready":
         raise InferFailed(f"model {name!r} is not ready: {state}{f': {reason}' if reason else ''}", 503)
-    return _json({"name": name, "ready": True})
+    return answers.ModelReady(name=name, ready=True)
 
 
-@router.post("/v2/repository/index")
-async def index(request: Request) -> Response:
+@router.post(
+    "/v2/repository/index",
+    openapi_extra=describe_v2("v2_index", "The models' states", INDEX, *(400, 413, 503), body=ONLY_READY),
+)
+async def index(request: Request) -> list[answers.IndexRow]:
     """Every model and its state, as Triton's model repository extension lists them."""
     state = state_of(request)
     only_ready = await read_index(request)
     entries = state.catalog.usable_by(caller_of(request))
     overviews = await asyncio.gather(*(state.ledger.run(commands.overview(entry.plugin.name)) for entry in entries))
     listed = [_index_row(entry, *entry.state(overview)) for entry, overview in zip(entries, overviews, strict=True)]
-    return _json([row for row in listed if row["state"] == "READY" or not only_ready])
+    return [row for row in listed if row.state == "READY" or not only_ready]
 
 
-@router.post("/v2/models/{name}/infer")
-@router.post("/v2/models/{name}/versions/{version}/infer")
+@model_route(
+    router,
+    "POST",
+    "/infer",
+    "v2_infer",
+    "Run a model: each row of the tensors is a job",
+    INFERRED,
+    *(400, 404, 413, 415, 429, 500, 503, 504),
+    parameters=(JSON_LENGTH_HEADER,),
+    body=json_body(InferRequest),  # where no type is given, as by tritonclient, it makes no difference
+)
 async def infer(request: Request, name: str, version: str = "") -> Response:
     """Run the model on the rows of the request's tensors."""
     state = state_of(request)
@@ -241,15 +272,11 @@ def _compressed(request: Request, body: bytes, headers: dict[str, str], media_ty
     return Response(body, 200, {**headers, "Vary": "Accept-Encoding"}, media_type)
 
 
-def _index_row(entry: Entry, state: str, reason: str | None) -> dict[str, Any]:
+def _index_row(entry: Entry, state: str, reason: str | None) -> answers.IndexRow:
     states = {"ready": "READY", "loading": "LOADING"}
-    return {
-        "name": entry.plugin.name,
-        "version": entry.plugin.version,
-        "state": states.get(state, "UNAVAILABLE"),
-        "reason": reason or ("" if state == "ready" else state),
-    }
-
-
-def _json(value: Any) -> Response:
-    return Response(to_json(value), media_type="application/json")
+    return answers.IndexRow(
+        name=entry.plugin.name,
+        version=entry.plugin.version,
+        state=states.get(state, "UNAVAILABLE"),
+        reason=reason or ("" if state == "ready" else state),
+    )

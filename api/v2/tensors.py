@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
+from api.operations import tidy
 from api.requests import invalid_fields
 from worker.errors import InvalidInput, InvalidOutput
 
@@ -48,6 +49,10 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 
 MAX_DIMENSIONS = 16
 MAX_ID = 1024
+PARAMETERS = (
+    "`priority` (1 high, 2 normal, 3 and more low), `timeout` (microseconds; then the jobs end as `timed_out`; without "
+    "it the answer is awaited for 50 s), `binary_data_output`, `cache_for_s`; others are left alone"
+)
 
 Datatype = Literal[
     "BOOL",
@@ -78,9 +83,7 @@ class Tensor:
 
 class _Part(BaseModel):
     # Unknown members are ignored: KServe's client sends `model_name`, MLServer's others.
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    parameters: dict[str, Any] | None = None
+    model_config = ConfigDict(strict=True, extra="ignore", json_schema_extra=tidy)
 
 
 class TensorHead(_Part):
@@ -89,21 +92,26 @@ class TensorHead(_Part):
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**63)]], Field(max_length=MAX_DIMENSIONS)]
     datatype: Datatype
-    data: list[Any] | None = None
+    data: Annotated[list[Any] | None, Field(description="in row-major order, flat or nested")] = None
+    parameters: Annotated[
+        dict[str, Any] | None, Field(description="`binary_data_size`: bytes of it behind the JSON")
+    ] = None
 
 
 class RequestedOutput(_Part):
     """One of a request's ``outputs``."""
 
     name: str
+    parameters: Annotated[dict[str, Any] | None, Field(description="`binary_data`: whether in binary")] = None
 
 
 class InferRequest(_Part):
     """The JSON of an inference request."""
 
-    id: Annotated[str, Field(max_length=MAX_ID)] | None = None
+    id: Annotated[Annotated[str, Field(max_length=MAX_ID)] | None, Field(description="given back")] = None
     inputs: Annotated[list[TensorHead], Field(min_length=1)]
-    outputs: list[RequestedOutput] | None = None
+    outputs: Annotated[list[RequestedOutput] | None, Field(description="left out: all")] = None
+    parameters: Annotated[dict[str, Any] | None, Field(description=PARAMETERS)] = None
 
 
 def read_infer(body: bytes, json_length: int | None) -> tuple[InferRequest, list[Tensor]]:
