@@ -149,7 +149,7 @@ class Catalog:
         self.entries = {
             plugin.name: _load(plugin, schemas[plugin.schema_module or ""] > 1, check) for plugin in plugins
         }
-        self._newcomers = Newcomers()
+        self._newcomers = LatePlugins()
 
     def get(self, name: str) -> Entry:
         """One service. Raises ``UnknownService`` with the names of all services."""
@@ -172,7 +172,7 @@ class Catalog:
         return [entry for name, entry in self.entries.items() if caller.may_use(name)]
 
 
-class Newcomers:
+class LatePlugins:
     """The plugins that were installed after the API had started. The API must be restarted to serve them."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from benchmarks.measures import Figures, say
 from benchmarks.stacks import example_of
 from worker.discovery import find_plugins, load_service
 from worker.errors import ServicesError
-from worker.inference.items import Passage
+from worker.inference.items import BatchItems
 from worker.inference.stages import postprocess, predict, preprocess, validate
 from worker.service import Service
 
@@ -84,17 +84,17 @@ def _inputs(name: str, count: int) -> list[bytes]:
     return [json.dumps({"text": " ".join(chance.choices(WORDS, k=length))}).encode() for length in lengths]
 
 
-def _prepare(service: Service[Any, Any], batch: list[bytes]) -> Passage:
-    passage = Passage(batch)
-    validate(service, passage)
-    preprocess(service, passage)
-    return passage
+def _prepare(service: Service[Any, Any], batch: list[bytes]) -> BatchItems:
+    batch_items = BatchItems(batch)
+    validate(service, batch_items)
+    preprocess(service, batch_items)
+    return batch_items
 
 
-def _finish(service: Service[Any, Any], passage: Passage) -> None:
-    predict(service, passage)
-    postprocess(service, passage)
-    for outcome in passage.outcomes():
+def _finish(service: Service[Any, Any], batch_items: BatchItems) -> None:
+    predict(service, batch_items)
+    postprocess(service, batch_items)
+    for outcome in batch_items.outcomes():
         if isinstance(outcome, ServicesError):
             raise outcome
 
@@ -103,9 +103,9 @@ def _in_turn(service: Service[Any, Any], batches: list[list[bytes]]) -> float:
     """Gives the seconds before the model."""
     before_s = 0.0
     for batch in batches:
-        seconds, passage = _timed(_prepare, service, batch)
+        seconds, batch_items = _timed(_prepare, service, batch)
         before_s += seconds
-        _finish(service, passage)
+        _finish(service, batch_items)
     return before_s
 
 
@@ -113,10 +113,10 @@ def _prepared_ahead(service: Service[Any, Any], batches: list[list[bytes]]) -> N
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(_prepare, service, batches[0])
         for following in [*batches[1:], None]:
-            passage = coming.result()
+            batch_items = coming.result()
             if following:
                 coming = thread.submit(_prepare, service, following)
-            _finish(service, passage)
+            _finish(service, batch_items)
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -44,7 +44,7 @@ class Slow8(Slow):
     max_batch_size = 8
 
 
-class Steady:
+class OwnLogger:
     """One row at a time, 100 ms each."""
 
     example: ClassVar[Any] = {"n": 1}
@@ -60,7 +60,7 @@ class Steady:
         return 0.1
 
 
-class Steady16(Steady):
+class Steady16(OwnLogger):
     """At most 16 rows at once: 40 ms, and 10 ms more for each."""
 
     max_batch_size = 16
@@ -70,7 +70,7 @@ class Steady16(Steady):
         return 0.04 + 0.01 * rows
 
 
-class Varying(Steady):
+class Varying(OwnLogger):
     """One row at a time, 100 ms in the mean: most are short, few are long (exponentially distributed)."""
 
     def seconds(self, rows: int) -> float:
@@ -156,7 +156,7 @@ def _data() -> tuple[Any, Any]:
 
 
 BULK = (Bulk256, Bulk1024, Bulk4096)
-_SLEEPING = (Slow, Slow8, Steady, Steady16, Varying, Varying16)
+_SLEEPING = (Slow, Slow8, OwnLogger, Steady16, Varying, Varying16)
 MODELS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Noop, Tiny, Batchable, Large, *BULK, *_SLEEPING)}
 
 SCHEMA = """

@@ -62,11 +62,11 @@ def list_plugins() -> dict[str, Plugin]:
 
     None can be named ``webhooks``: that is a queue of our own.
     """
-    found: dict[str, Plugin] = {}
+    plugins: dict[str, Plugin] = {}
     for entry in entry_points(group=GROUP):
         if NAME.fullmatch(entry.name) and entry.name != WEBHOOKS:
-            found.setdefault(entry.name, _describe(entry))
-    return dict(sorted(found.items()))
+            plugins.setdefault(entry.name, _describe(entry))
+    return dict(sorted(plugins.items()))
 
 
 def find_plugins(names: Iterable[str]) -> list[Plugin]:
@@ -109,9 +109,9 @@ def load_models(plugin: Plugin, is_shared: bool = False) -> Models:
         return Models()
     if not is_shared:
         return Models(module.Input, getattr(module, "Output", None))
-    found = find_models(plugin, module)
-    if found:
-        return Models(*found)
+    models = find_models(plugin, module)
+    if models:
+        return Models(*models)
     must = f"write the class as `class Name(Service[Input, Output])` with models imported from {module.__name__}"
     return Models(
         problem=f"other services share {module.__name__}, and the source of {plugin.target} does not say "
@@ -176,9 +176,9 @@ def find_models(plugin: Plugin, schema: ModuleType) -> tuple[Any, Any] | None:
     wanted = plugin.target.partition(":")[2].strip()
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == wanted:
-            found = [imported.get(name, "") for base in node.bases for name in _arguments_of(base)]
-            if len(found) == 2 and all(hasattr(schema, name) for name in found):
-                return getattr(schema, found[0]), getattr(schema, found[1])
+            names = [imported.get(name, "") for base in node.bases for name in _arguments_of(base)]
+            if len(names) == 2 and all(hasattr(schema, name) for name in names):
+                return getattr(schema, names[0]), getattr(schema, names[1])
     return None
 
 

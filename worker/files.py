@@ -175,8 +175,8 @@ class File:
     def _dump(self) -> Any:
         """As an output shows it; a file that is not stored as the input's reference."""
         if self.id:
-            told = {"file": self.id, "url": f"/files/{self.id}/content"}
-            return {**told, "content_type": self.content_type or None, "size": self.size, "name": self.name or None}
+            link = {"file": self.id, "url": f"/files/{self.id}/content"}
+            return {**link, "content_type": self.content_type or None, "size": self.size, "name": self.name or None}
         if self.data is not None:
             return f"data:{self.content_type or UNKNOWN_TYPE};base64,{base64.b64encode(self.data).decode()}"
         if self.url:
@@ -191,13 +191,13 @@ class File:
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         known: dict[str, Any] = {"file": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
-        told: dict[str, Any] = {"url": {"type": "string"}, "content_type": {"type": ["string", "null"]}}
-        told["size"] = {"type": ["integer", "null"]}
+        links: dict[str, Any] = {"url": {"type": "string"}, "content_type": {"type": ["string", "null"]}}
+        links["size"] = {"type": ["integer", "null"]}
         name = {"name": {"type": ["string", "null"]}}  # not required: outputs of 0.1.0 have none
-        stored: dict[str, Any] = {"type": "object", "properties": {**known, **told, **name}, "required": ["file"]}
+        stored: dict[str, Any] = {"type": "object", "properties": {**known, **links, **name}, "required": ["file"]}
         stored["additionalProperties"] = False
         if handler.mode == "serialization":
-            return {**stored, "required": ["file", *told], "title": "File", MARK: True}
+            return {**stored, "required": ["file", *links], "title": "File", MARK: True}
         text = {"type": "string", "pattern": "^(data:|https?://)"}
         return {"anyOf": [stored, text], "title": "File", "description": EXPECTED, MARK: True}
 
@@ -289,7 +289,7 @@ def named_ids(text: bytes) -> list[str]:
     """
     if b'"file"' not in text:
         return []
-    return [found.decode() for found in dict.fromkeys(NAMED.findall(text))]
+    return [name.decode() for name in dict.fromkeys(NAMED.findall(text))]
 
 
 def clean_name(text: str) -> str:

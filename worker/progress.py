@@ -31,7 +31,7 @@ MAX_PARTIAL_BYTES, MAX_PARTIALS = 8 * 2**20, 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class JobEvent:
     """One thing that a job said in a run."""
 
     number: int  #: within the run, from 1
@@ -40,7 +40,7 @@ class Said:
     progress: float | None = None  #: of a "progress": how far the job is
 
 
-class Speech:
+class JobLog:
     """The events of the jobs of one batch, until they are sent.
 
     Args:
@@ -56,8 +56,8 @@ class Speech:
         self._most = most
         self._wake = wake
         self._turn = threading.RLock()  # a destructor may log in the midst of it
-        self._lines: dict[str, deque[Said]] = {}
-        self._outputs: dict[str, deque[Said]] = {}
+        self._lines: dict[str, deque[JobEvent]] = {}
+        self._outputs: dict[str, deque[JobEvent]] = {}
         self._number = 0
         self._printing = threading.RLock()
         self._unfinished: tuple[Sequence[str], str] = ((), "")
@@ -105,35 +105,35 @@ class Speech:
         text = dump(value, f"partial output {index} of predict")
         if len(text) > room:
             size, most = MAX_PARTIAL_BYTES - room + len(text), MAX_PARTIAL_BYTES
-            told = f"partial output {index} of predict has {len(text)} bytes as JSON, which makes {size} of this run"
+            message = f"partial output {index} of predict has {len(text)} bytes as JSON, which makes {size} of this run"
             raise InvalidOutput(
-                f"{told}; the limit is {most} bytes in all: yield less, or return a File (worker.files)"
+                f"{message}; the limit is {most} bytes in all: yield less, or return a File (worker.files)"
             )
         self.end_line()
         self._say([job_id], "output", b'{"index":%d,"output":%b}' % (index, text))
         return len(text)
 
-    def next_group(self) -> dict[str, list[Said]]:
+    def next_group(self) -> dict[str, list[JobEvent]]:
         """The next events to send, by job and in order."""
         with self._turn:
-            found: dict[str, list[Said]] = {}
+            group: dict[str, list[JobEvent]] = {}
             left = GROUP_BYTES
             for job_id in {**self._lines, **self._outputs}:
                 lines = islice(self._lines.get(job_id, ()), GROUP)
                 outputs = islice(self._outputs.get(job_id, ()), GROUP)
                 for one in sorted([*lines, *outputs], key=lambda one: one.number)[:GROUP]:
-                    if found and left < len(one.data):
-                        return found
+                    if group and left < len(one.data):
+                        return group
                     left -= len(one.data)
-                    found.setdefault(job_id, []).append(one)
-            return found
+                    group.setdefault(job_id, []).append(one)
+            return group
 
-    def sent(self, group: dict[str, list[Said]]) -> None:
+    def sent(self, group: dict[str, list[JobEvent]]) -> None:
         """Forget events that have been sent."""
         with self._turn:
-            for job_id, said in group.items():
+            for job_id, event in group.items():
                 for kept in (self._lines.get(job_id), self._outputs.get(job_id)):
-                    while kept and kept[0].number <= said[-1].number:
+                    while kept and kept[0].number <= event[-1].number:
                         kept.popleft()
 
     def _log(self, jobs: Sequence[str], level: str, message: str, logger: str | None) -> None:
@@ -145,23 +145,23 @@ class Speech:
             return
         with self._turn:
             self._number += 1
-            said = Said(self._number, name, data, progress)
+            event = JobEvent(self._number, name, data, progress)
             for job_id in jobs:
                 if name == "output":
-                    self._outputs.setdefault(job_id, deque()).append(said)
+                    self._outputs.setdefault(job_id, deque()).append(event)
                 else:
-                    self._lines.setdefault(job_id, deque(maxlen=max(1, self._most))).append(said)
+                    self._lines.setdefault(job_id, deque(maxlen=max(1, self._most))).append(event)
         self._wake()
 
 
 #: Nobody listens: outside a worker, and between batches.
-SILENT = Speech()
+SILENT = JobLog()
 
 #: The speech of the batch that runs in a thread or task.
-active: ContextVar[Speech] = ContextVar("speech", default=SILENT)
+active: ContextVar[JobLog] = ContextVar("speech", default=SILENT)
 
 
-def current() -> Speech:
+def current() -> JobLog:
     """The speech of the batch that runs in this thread or task."""
     return active.get()
 

@@ -56,7 +56,7 @@ class Service(Generic[Input, Output]):
     time_limit_s: ClassVar[float] = 60
     #: Bytes of input (JSON) that may wait; more are refused in the same way. 0: no limit.
     max_queue_bytes: ClassVar[int] = 1024**3
-    #: Runs that a job gets: where its process dies in each, it fails as ``worker_lost``; see also ``retry_on``.
+    #: BatchLoop that a job gets: where its process dies in each, it fails as ``worker_lost``; see also ``retry_on``.
     max_attempts: ClassVar[int] = 3
     #: Exceptions after which a job is run again, such as a model server's ``ConnectionError``. All others fail it.
     retry_on: ClassVar[tuple[type[Exception], ...]] = ()

@@ -61,9 +61,9 @@ def dump(value: Any, of: str) -> bytes:
         text = to_json(value, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:
         raise unwritten(error, of) from error
-    found = find_constant(text)
-    if found:
-        raise not_json(*found, of)
+    fault = find_constant(text)
+    if fault:
+        raise not_json(*fault, of)
     return text
 
 

@@ -1,4 +1,4 @@
-"""The answers about batches as models. They describe the JSON that ``worker.ledger.batches.Bulk.to_json`` writes."""
+"""The answers about batches as models. They describe what ``worker.ledger.batches.StoredBatch.to_json`` writes."""
 
 from __future__ import annotations
 

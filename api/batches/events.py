@@ -23,7 +23,7 @@ from api.requests import check_query, unless_head
 from api.state import State, state_of
 from worker.errors import JobExpired
 from worker.ledger import batch_commands
-from worker.ledger.batches import Bulk
+from worker.ledger.batches import StoredBatch
 
 router = APIRouter()
 
@@ -59,7 +59,7 @@ class Cursor:
         return self.running, self.succeeded, self.failed, self.cancelled
 
     @classmethod
-    def of(cls, batch: Bulk) -> Cursor:
+    def of(cls, batch: StoredBatch) -> Cursor:
         """The cursor after an event that shows this record."""
         since = batch.finished_us or batch.begun_us
         return cls(batch.status, since, batch.running, batch.succeeded, batch.failed, batch.cancelled)
@@ -99,7 +99,7 @@ async def get_batch_events(request: Request, batch_id: str) -> Response:
     return EventSourceResponse(unless_head(request, events), headers=HEADERS)
 
 
-async def _next(state: State, batch: Bulk, cursor: Cursor) -> tuple[list[bytes], Cursor, bool]:
+async def _next(state: State, batch: StoredBatch, cursor: Cursor) -> tuple[list[bytes], Cursor, bool]:
     update = await state.ledger.run(batch_commands.follow_batch(batch.service, batch.id))
     if update is None:
         raise JobExpired

@@ -38,7 +38,7 @@ from api.state import State, state_of
 from worker.errors import InvalidInput, StoreUnavailable
 from worker.ledger import batch_commands
 from worker.ledger.async_ledger import AsyncLedger
-from worker.ledger.batches import Bulk, StoredChunk, at_once
+from worker.ledger.batches import StoredBatch, StoredChunk, at_once
 from worker.ledger.jobs import TERMINAL, Priority
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ async def _lines(request: Request) -> AsyncIterator[list[bytes]]:
         yield [rest.strip()]
 
 
-async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
+async def _results(request: Request, batch: StoredBatch) -> AsyncIterator[bytes]:
     """The lines of the chunks, one chunk after the other, each when it has ended."""
     state = state_of(request)
     for number in range(batch.chunks):
@@ -215,7 +215,7 @@ async def _results(request: Request, batch: Bulk) -> AsyncIterator[bytes]:
                 continue
 
 
-async def _ended_chunk(state: State, batch: Bulk, number: int) -> StoredChunk:
+async def _ended_chunk(state: State, batch: StoredBatch, number: int) -> StoredChunk:
     with state.waiter.signal(f"{batch.id}.{number}") as ended:
         while True:
             chunk = await _asked_again(batch, partial(state.ledger.fetch, batch_commands.fetch_chunk(batch, number)))
@@ -226,7 +226,9 @@ async def _ended_chunk(state: State, batch: Bulk, number: int) -> StoredChunk:
             ended.clear()
 
 
-async def _pieces(ledger: AsyncLedger, batch: Bulk, number: int, chunk: StoredChunk, skip: int) -> AsyncIterator[bytes]:
+async def _pieces(
+    ledger: AsyncLedger, batch: StoredBatch, number: int, chunk: StoredChunk, skip: int
+) -> AsyncIterator[bytes]:
     """The lines of a chunk without the first ``skip``, one stored part after the other.
 
     Raises ``LookupError`` where a part is gone.
@@ -251,7 +253,7 @@ async def _pieces(ledger: AsyncLedger, batch: Bulk, number: int, chunk: StoredCh
         yield mended.split(b"\n", left_out)[-1] if left_out else mended
 
 
-async def _asked_again(batch: Bulk, ask: Callable[[], Awaitable[T]]) -> T:
+async def _asked_again(batch: StoredBatch, ask: Callable[[], Awaitable[T]]) -> T:
     """The answer of Redis; while it is unavailable, ask again, since a response that has begun can carry no error."""
     while True:
         try:
@@ -265,5 +267,5 @@ def _is_ndjson(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() in LINES
 
 
-def _answer(batch: Bulk, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _answer(batch: StoredBatch, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(batch.to_json(), status, headers, "application/json")

@@ -21,7 +21,7 @@ from api.requests import BatchRequest, dump_strictly
 from api.state import State
 from worker.errors import InvalidInput, ServicesError
 from worker.ledger import batch_commands, commands
-from worker.ledger.batches import Bulk, Chunk, NewBulk, cut, rows_of_chunk
+from worker.ledger.batches import Chunk, NewBatch, StoredBatch, cut, rows_of_chunk
 from worker.ledger.jobs import Priority
 from worker.service import Service
 from worker.settings import Settings
@@ -36,7 +36,7 @@ async def submit_batch(
     *,
     key: str = "",
     where: Sequence[str] = ("body",),
-) -> tuple[Bulk, bool]:
+) -> tuple[StoredBatch, bool]:
     """Store all chunks, then the batch; return it and whether it is new.
 
     Nothing is left of a batch that fails, or of one that an earlier request with the same key has made.
@@ -78,8 +78,8 @@ async def submit_batch(
 
 def _make_batch(
     asked: BatchRequest, rows: Rows, entry: Entry, caller: Caller, keep_for_s: float, *, id: str, key: str
-) -> NewBulk:
-    return NewBulk(
+) -> NewBatch:
+    return NewBatch(
         service=asked.service,
         version=entry.plugin.version,
         rows=rows.count,

@@ -29,7 +29,7 @@ from api.requests import check_query, read_job_id, unless_head
 from api.state import State, state_of
 from worker.errors import InvalidInput, JobExpired, JobNotFound, StoreUnavailable
 from worker.ledger import job_events
-from worker.ledger.job_events import Event, Heard
+from worker.ledger.job_events import Event, EventUpdate
 from worker.ledger.jobs import TERMINAL, Job, Status
 
 log = logging.getLogger("services.api")
@@ -132,7 +132,7 @@ def states_between(cursor: Cursor, run: int, attempt: int) -> Iterator[StateEven
     yield StateEvent(Status.RUNNING, run, attempt, run)
 
 
-def states_up_to(cursor: Cursor, update: Heard) -> Iterator[StateEvent]:
+def states_up_to(cursor: Cursor, update: EventUpdate) -> Iterator[StateEvent]:
     """The states from the cursor to the present one. States in between, such as a lost run, may be missing."""
     now = update.finished if update.status in TERMINAL else update.run
     if cursor.is_at(update.status, now):
@@ -228,7 +228,7 @@ async def _next(state: State, job: Job, cursor: Cursor) -> tuple[list[bytes], Cu
     return texts, cursor, not whole
 
 
-def _steps(cursor: Cursor, update: Heard, whole: bool) -> Iterator[Event | StateEvent]:
+def _steps(cursor: Cursor, update: EventUpdate, whole: bool) -> Iterator[Event | StateEvent]:
     """In order: the events of each run, each after the state in which the job sent it, and the present state."""
     for event in update.events:
         for state in states_between(cursor, event.run, event.attempt):

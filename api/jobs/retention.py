@@ -11,7 +11,7 @@ from api.catalog import Entry
 from api.state import State
 from worker.files import File, Where
 from worker.ledger import batch_commands
-from worker.ledger.batches import Bulk, Chunk
+from worker.ledger.batches import Chunk, StoredBatch
 from worker.ledger.jobs import Job, NewJob
 
 #: Files of an input, each with its place in it.
@@ -44,7 +44,7 @@ async def retain_files_of_chunk(state: State, entry: Entry, chunk: Chunk, owner:
         await state.files.hold_named(entry.plugin.name, chunk.id, owner, b"\n".join(chunk.rows))
 
 
-async def retain_files_of_batch_again(state: State, batch: Bulk) -> None:
+async def retain_files_of_batch_again(state: State, batch: StoredBatch) -> None:
     """Before rows of a batch run again: retain their files. A row fails again by itself where its file is gone."""
     entry = state.catalog.entries.get(batch.service)
     if entry and not entry.takes_files:

@@ -149,7 +149,7 @@ class Waiter:
         future = self._new.get(job_id)
         if future is not None and not isinstance(news, str):
             if not future.done():
-                future.set_result(End.from_told(news[1:]))
+                future.set_result(End.from_reply(news[1:]))
             future = None
         return future is None and job_id not in self._futures
 

@@ -65,8 +65,8 @@ def _operation(route: APIRoute, method: str, models: dict[str, type[BaseModel]])
     else:
         late = [408] if method in ("POST", "PUT", "DELETE") else []
         operation["responses"] = described["responses"] | _by_gate((401, 403, *late, 429, 503), word)
-    found: Schema = _with_refs(operation, models)
-    return found
+    finished: Schema = _with_refs(operation, models)
+    return finished
 
 
 def _by_gate(statuses: Sequence[int], word: str) -> Schema:
@@ -108,8 +108,8 @@ def _name_services(paths: Schema, schemas: dict[str, Schema], entries: list[Entr
     values = {"/batches service": names, "/v2/models name": names, "/v2/models version": versions}
     for path, parameter in _parameters(paths):
         start = "/v2/models" if path.startswith("/v2/models") else path
-        if found := values.get(f"{start} {parameter['name']}"):
-            parameter["schema"] = one_of(found)
+        if choices := values.get(f"{start} {parameter['name']}"):
+            parameter["schema"] = one_of(choices)
 
 
 def _parameters(paths: Schema) -> Iterator[tuple[str, Schema]]:

@@ -58,11 +58,11 @@ async def read_metrics(request: Request) -> Response:
     state = state_of(request)
     entries = state.catalog.usable_by(caller_of(request))
     try:
-        found = await state.ledger.overviews([entry.plugin.name for entry in entries])
+        overviews = await state.ledger.overviews([entry.plugin.name for entry in entries])
     except StoreUnavailable:
         seen = None
     else:
-        seen = list(zip(entries, found, strict=True))
+        seen = list(zip(entries, overviews, strict=True))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     text = encode(Snapshot(seen, state.meter, _routes(request)))
     return Response(text, headers={"Content-Type": content_type})
@@ -97,8 +97,8 @@ class Snapshot(Collector):
         for (handler, method, status), count in list(self._meter.answers.items()):
             answers.add_metric([process, self._route(handler), method, str(status)], count)
         yield answers
-        told = "Time until an answer began; without those that were held"
-        seconds = HistogramMetricFamily("services_api_request_duration_seconds", told, labels=names)
+        meaning = "Time until an answer began; without those that were held"
+        seconds = HistogramMetricFamily("services_api_request_duration_seconds", meaning, labels=names)
         for (handler, method), times in list(self._meter.times.items()):
             seconds.add_metric([process, self._route(handler), method], list(times.cumulated()), times.sum)
         yield seconds
@@ -115,7 +115,7 @@ def _routes(request: Request) -> dict[Any, str]:
 
 
 def _gauges(seen: Seen) -> Iterator[Metric]:
-    told: dict[str, tuple[str, Callable[[Entry, Overview], float]]] = {
+    gauges: dict[str, tuple[str, Callable[[Entry, Overview], float]]] = {
         "services_queue_depth": ("Queued jobs", lambda _, seen: seen.depth),
         "services_queue_oldest_age_seconds": (
             "Age of the oldest of the ten jobs that are next",
@@ -130,7 +130,7 @@ def _gauges(seen: Seen) -> Iterator[Metric]:
             lambda entry, seen: int(entry.state(seen)[0] == "failed"),
         ),
     }
-    for name, (meaning, read) in told.items():
+    for name, (meaning, read) in gauges.items():
         family = GaugeMetricFamily(name, meaning, labels=["service"])
         for entry, overview in seen:
             family.add_metric([entry.plugin.name], read(entry, overview))
@@ -148,12 +148,12 @@ def _workers(seen: Seen) -> Iterator[Metric]:
 
 def _counters(seen: Seen) -> Iterator[Metric]:
     """Since the service's first job; the ledger keeps them."""
-    told: dict[str, tuple[str, str, str, Iterable[str]]] = {
+    counters: dict[str, tuple[str, str, str, Iterable[str]]] = {
         "services_jobs_ended": ("ended", "status", "Jobs ended", sorted(TERMINAL)),
         "services_jobs_requeued": ("requeued", "reason", "Runs after which a job was queued again", REASONS),
         "services_batch_inputs_ended": ("inputs", "status", "Inputs of batches ended", INPUT_ENDS),
     }
-    for name, (prefix, label, meaning, values) in told.items():
+    for name, (prefix, label, meaning, values) in counters.items():
         family = CounterMetricFamily(name, meaning, labels=["service", label])
         for entry, overview in seen:
             for value in values:

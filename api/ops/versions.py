@@ -20,16 +20,16 @@ LOOK_S = 10.0
 
 async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
     """Look at the workers' versions every few seconds. A difference is logged once, until it changes."""
-    said: dict[str, str] = {}
+    logged: dict[str, str] = {}
     while True:
         try:
-            found = await ledger.overviews(list(catalog.entries))
-            overviews = dict(zip(catalog.entries, found, strict=True))
+            seen = await ledger.overviews(list(catalog.entries))
+            overviews = dict(zip(catalog.entries, seen, strict=True))
             for name, words in _differing(catalog, overviews).items():
-                if words and said.get(name) != words:
+                if words and logged.get(name) != words:
                     log.warning("%s", words)
-                said[name] = words
-            if await ledger.raise_schema(worker for overview in found for worker in overview.workers):
+                logged[name] = words
+            if await ledger.raise_schema(worker for overview in seen for worker in overview.workers):
                 log.info("the data in Redis, of an earlier release, was taken over: its schema is %d now", SCHEMA)
         except StoreUnavailable as error:  # application._sweep tells it once
             log.debug("the workers' versions are not known: %s", error)

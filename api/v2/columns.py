@@ -94,8 +94,8 @@ def list_columns(model: type[BaseModel] | None, mode: Mode) -> tuple[Column, ...
     schema = _resolve(schema, definitions)
     required = schema.get("required", ()) if mode == "validation" else schema.get("properties", ())
     fields = schema.get("properties", {}).items()
-    found = tuple(_make_column(name, field, name in required, definitions, mode) for name, field in fields)
-    return found or (WHOLE[mode],)
+    columns = tuple(_make_column(name, field, name in required, definitions, mode) for name, field in fields)
+    return columns or (WHOLE[mode],)
 
 
 def check_columns(model: type[BaseModel] | None, output: type[BaseModel] | None) -> None:

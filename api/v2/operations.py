@@ -19,9 +19,9 @@ def describe_v2(name: str, summary: str, model: SchemaOrModel, *statuses: int, *
     Args:
         model: of the answer; or a whole answer.
     """
-    found = model if isinstance(model, dict) and "content" in model else answer(model, "The answer")
+    described = model if isinstance(model, dict) and "content" in model else answer(model, "The answer")
     errors = {status: answer(InferError, MEANINGS[status]) for status in statuses}
-    return describe(summary, {200: found, **errors}, name=name, **more)
+    return describe(summary, {200: described, **errors}, name=name, **more)
 
 
 def model_route(

@@ -16,7 +16,7 @@ import pytest
 from tests.kit.system import System, finished, free_port, listen_to, make_http, poll, running_system, status_of
 from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
-from worker.progress import Said
+from worker.progress import JobEvent
 from worker.settings import Settings
 
 
@@ -161,7 +161,9 @@ def test_a_job_that_was_cancelled_or_retried_hears_nothing_of_its_earlier_run(ta
         assert client.delete(f"/jobs/{job_id}").status_code == 202
         *_, last = stream
         ledger.run(
-            worker_commands.say("talking", token, 10, {job_id: [Said(10_000, "progress", b'{"progress": 0.1}', 0.1)]})
+            worker_commands.store_events(
+                "talking", token, 10, {job_id: [JobEvent(10_000, "progress", b'{"progress": 0.1}', 0.1)]}
+            )
         )
         job = client.get(f"/jobs/{job_id}").json()
         assert job["status"] == "cancelled" and job["progress"] != 0.1
@@ -183,10 +185,10 @@ def test_a_call_that_is_repeated_tells_nothing_twice_and_the_oldest_lines_go(tal
         stream = listen(client, job_id)
         next(event for event in stream if event[0] == "progress")
         token = talking.redis.client.hget(f"{{talking}}:job:{job_id}", "token").decode()
-        lines = [Said(10_000 + i, "log", b'{"level": "INFO", "message": "%d"}' % i) for i in range(30)]
-        outputs = [Said(10_100 + i, "output", b'{"index": %d, "output": 1}' % i) for i in range(30)]
+        lines = [JobEvent(10_000 + i, "log", b'{"level": "INFO", "message": "%d"}' % i) for i in range(30)]
+        outputs = [JobEvent(10_100 + i, "output", b'{"index": %d, "output": 1}' % i) for i in range(30)]
         for _ in range(2):
-            ledger.run(worker_commands.say("talking", token, 7, {job_id: [*lines, *outputs]}))
+            ledger.run(worker_commands.store_events("talking", token, 7, {job_id: [*lines, *outputs]}))
         list(stream)
         told = tell(listen(client, job_id))
     assert [value for name, value in told if name == "log"] == [str(i) for i in range(23, 30)]

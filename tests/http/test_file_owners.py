@@ -254,7 +254,7 @@ def test_a_job_whose_record_is_gone_may_use_nothing(guarded: Guarded, alice: htt
     ledger = Ledger(settings)
     files = FileStore(settings, ledger).of_batch("turning", lambda _: None, lambda call: call())
     item = Item("gone", File(id=hers))
-    files.bring([item])
+    files.fetch_inputs([item])
     files.clear()
     ledger.redis.close()
     assert isinstance(item.error, InvalidInput) and "no file has this id" in item.error.message

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from worker.ledger import batch_commands, commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
-from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.batches import Chunk, NewBatch
 from worker.ledger.equal_jobs import ask, digest_model
 from worker.ledger.jobs import Job, NewJob, Priority, Status
 from worker.ledger.sync_ledger import Ledger
@@ -81,7 +81,7 @@ class Bench:
 
 async def send_chunk(ledger: AsyncLedger, owner: str = "") -> None:
     await ledger.run(batch_commands.stage("echo", Chunk("b", 0, 0, [b"0", b"1", b"2", b"3"])))
-    await ledger.seal(NewBulk("echo", "1", 4, 1, 7, Priority.NORMAL, 60, b"{}", "b", owner=owner))
+    await ledger.seal(NewBatch("echo", "1", 4, 1, 7, Priority.NORMAL, 60, b"{}", "b", owner=owner))
 
 
 MODEL = digest_model("1", KNOBS)

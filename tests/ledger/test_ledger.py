@@ -26,7 +26,7 @@ from worker.errors import (
 )
 from worker.ledger import batch_commands, commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
-from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.batches import Chunk, NewBatch
 from worker.ledger.commands import Repeated
 from worker.ledger.jobs import TERMINAL, TRANSITIONS, Job, NewJob, Priority, Status
 from worker.ledger.scripts import read_script
@@ -409,7 +409,7 @@ def test_a_retried_chunk_does_not_overlap_with_its_cancelled_run(bench: Bench) -
     async def send(ledger: AsyncLedger) -> None:
         for number in (0, 1):
             await ledger.run(batch_commands.stage("echo", Chunk("b", number, number, [b'{"n":1}'])))
-        await ledger.seal(NewBulk("echo", "1", 2, 2, 14, Priority.NORMAL, 60, b"{}", "b"))
+        await ledger.seal(NewBatch("echo", "1", 2, 2, 14, Priority.NORMAL, 60, b"{}", "b"))
 
     bench.api(send)
     assert bench.claim("t1") == ["b.0"]
@@ -427,7 +427,7 @@ def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench
     async def send(ledger: AsyncLedger) -> None:
         for number in range(4):
             await ledger.run(batch_commands.stage("echo", Chunk("b", number, number * 2, [b"1", b"2"])))
-        await ledger.seal(NewBulk("echo", "1", 8, 4, 12, Priority.NORMAL, 60, b"{}", "b"))
+        await ledger.seal(NewBatch("echo", "1", 8, 4, 12, Priority.NORMAL, 60, b"{}", "b"))
 
     bench.api(send)
     claims = []

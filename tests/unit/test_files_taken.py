@@ -246,7 +246,7 @@ def test_a_plugin_has_its_objects_back_and_each_result_its_own_content(tmp_path:
     outputs = []
     for text in ("one", "two"):
         path.write_text(text)
-        outputs.append(taker.take(Output(out=kept, pages=[kept])))
+        outputs.append(taker.take_outputs(Output(out=kept, pages=[kept])))
     path.write_text("later")
     assert [output.out.read_bytes() for output in outputs] == [b"one", b"two"]
     assert [output.pages[0].read_bytes() for output in outputs] == [b"one", b"two"]
@@ -255,7 +255,7 @@ def test_a_plugin_has_its_objects_back_and_each_result_its_own_content(tmp_path:
     assert (kept.path, kept.id) == (path, "")
     loop: list[Any] = []
     loop.append({"itself": loop})
-    assert taker.look(loop) is loop
+    assert taker.take_results(loop) is loop
 
 
 def test_what_a_copy_makes_of_a_target_that_has_something(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from worker.errors import say
-from worker.inference.items import Passage
+from worker.inference.items import BatchItems
 from worker.inference.stages import run_stages
 from worker.service import Service
 
@@ -86,9 +86,9 @@ class Output(BaseModel):
 
 
 def outcomes(service: Service[Any, Any], *inputs: dict[str, Any]) -> list[Any]:
-    passage = Passage([json.dumps(one).encode() for one in inputs], [str(i) for i in range(len(inputs))])
-    run_stages(service, passage)
-    return [getattr(one, "message", one) for one in passage.outcomes()]
+    batch_items = BatchItems([json.dumps(one).encode() for one in inputs], [str(i) for i in range(len(inputs))])
+    run_stages(service, batch_items)
+    return [getattr(one, "message", one) for one in batch_items.outcomes()]
 
 
 RAISED: list[BaseException] = [

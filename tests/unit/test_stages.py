@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_se
 from pydantic_core import to_json
 
 from worker.errors import ServicesError, field_errors
-from worker.inference.items import Outcome, Passage
+from worker.inference.items import BatchItems, Outcome
 from worker.inference.runner import MAX_BACKOFF_S, backoff_s
 from worker.inference.stages import run_stages
 from worker.service import Service
@@ -56,9 +56,9 @@ def no_calls() -> None:
 
 
 def run(service: Service[Any, Any], inputs: list[Any]) -> list[Outcome]:
-    passage = Passage([value if isinstance(value, bytes) else json.dumps(value).encode() for value in inputs])
-    run_stages(service, passage)
-    return passage.outcomes()
+    batch_items = BatchItems([value if isinstance(value, bytes) else json.dumps(value).encode() for value in inputs])
+    run_stages(service, batch_items)
+    return batch_items.outcomes()
 
 
 def ending(outcome: Outcome) -> Any:
@@ -249,7 +249,7 @@ def test_a_batch_with_no_valid_input_never_reaches_the_model() -> None:
 
 
 def test_timings_and_the_batch_size_that_the_model_saw() -> None:
-    timings = run_stages(Double(), Passage([b'{"n": 1}', b"{}", b'{"n": 1}']))
+    timings = run_stages(Double(), BatchItems([b'{"n": 1}', b"{}", b'{"n": 1}']))
     assert timings.batch_size == 2
     told = json.loads(timings.to_json())
     assert set(told) == {"preprocess_ms", "predict_ms", "postprocess_ms"} and all(ms >= 0 for ms in told.values())

@@ -13,10 +13,10 @@ import pytest
 from pydantic import BaseModel
 
 from worker.errors import ServicesError
-from worker.inference.items import Outcome, Passage
-from worker.inference.reporting import Logged, Printed
+from worker.inference.items import BatchItems, Outcome
+from worker.inference.reporting import LogCapture, StdoutCapture
 from worker.inference.stages import run_stages
-from worker.progress import Speech, active
+from worker.progress import JobLog, active
 from worker.service import Service
 
 
@@ -29,12 +29,12 @@ class Output(BaseModel):
 
 
 @contextmanager
-def listening(most: int = 100) -> Iterator[Speech]:
-    speech = Speech("s", "t", most, lambda: None)
-    before, handler, logger = active.set(speech), Logged(), logging.getLogger("plugin")
+def listening(most: int = 100) -> Iterator[JobLog]:
+    speech = JobLog("s", "t", most, lambda: None)
+    before, handler, logger = active.set(speech), LogCapture(), logging.getLogger("plugin")
     logger.addHandler(handler)
     try:
-        with redirect_stdout(Printed(io.StringIO())):
+        with redirect_stdout(StdoutCapture(io.StringIO())):
             yield speech
     finally:
         logger.removeHandler(handler)
@@ -42,12 +42,12 @@ def listening(most: int = 100) -> Iterator[Speech]:
 
 
 def run(service: Service[Any, Any], *numbers: int, cancelled: Collection[str] = ()) -> list[Outcome]:
-    passage = Passage([b'{"n": %d}' % n for n in numbers], [f"job-{n}" for n in numbers], cancelled)
-    run_stages(service, passage)
-    return passage.outcomes()
+    batch_items = BatchItems([b'{"n": %d}' % n for n in numbers], [f"job-{n}" for n in numbers], cancelled)
+    run_stages(service, batch_items)
+    return batch_items.outcomes()
 
 
-def texts(speech: Speech) -> dict[str, list[Any]]:
+def texts(speech: JobLog) -> dict[str, list[Any]]:
     speech.end_line()
     found = {}
     for job_id, said in speech.next_group().items():
@@ -156,10 +156,10 @@ def test_a_cancelled_job_is_stopped_at_its_next_yield(monkeypatch: pytest.Monkey
     cancelled: set[str] = set()
     service = Yielding()
 
-    def output(self: Speech, job_id: str, index: int, value: Any, room: int) -> int:
+    def output(self: JobLog, job_id: str, index: int, value: Any, room: int) -> int:
         cancelled.add(job_id) if index == 4 else None
         return 0
 
-    monkeypatch.setattr(Speech, "output", output)
+    monkeypatch.setattr(JobLog, "output", output)
     (error,) = run(service, 1000000, cancelled=cancelled)
     assert isinstance(error, ServicesError) and error.code == "cancelled" and service.closed == 1

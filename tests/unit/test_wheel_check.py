@@ -95,7 +95,7 @@ def test_files_outside_the_package_and_modules_that_are_left_out_are_named(
     (plugin.package / "part" / "words.py").touch()
     problem = plugin.check().problem
     assert problem and "load() opens src/strays/part/words.py, which its wheel lacks" in problem
-    assert "load() opens weights/w.bin, outside the package, which no wheel holds: move it into src/strays/" in problem
+    assert "load() opens weights/w.bin, outside the package, so no wheel has it: move it into src/strays/" in problem
 
 
 def test_the_check_says_why_it_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

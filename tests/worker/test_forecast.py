@@ -17,7 +17,7 @@ from tests.kit.system import RedisServer, System, finished, listen_to, poll
 from worker.errors import StoreUnavailable
 from worker.ledger import batch_commands, commands, worker_commands
 from worker.ledger.async_ledger import AsyncLedger
-from worker.ledger.batches import Chunk, NewBulk
+from worker.ledger.batches import Chunk, NewBatch
 from worker.ledger.forecast import Forecast, Forecasts
 from worker.ledger.jobs import NewJob, Priority, Status
 from worker.ledger.worker_commands import Ending
@@ -55,7 +55,7 @@ class Hall(Bench):
         async def send(ledger: AsyncLedger) -> None:
             for number in range(chunks):
                 await ledger.run(batch_commands.stage("echo", Chunk(name, number, number * 20, [b"1"] * 20)))
-            made = NewBulk("echo", "1", 20 * chunks, chunks, 40 * chunks, Priority.NORMAL, 60, b"{}", name)
+            made = NewBatch("echo", "1", 20 * chunks, chunks, 40 * chunks, Priority.NORMAL, 60, b"{}", name)
             assert await ledger.seal(made) == name
 
         self.api(send)

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from worker.broker.messages import Adopted, Broker, read_message
+from worker.broker.messages import AdoptedJob, Broker, read_message
 from worker.errors import InvalidInput
 from worker.filestore.holds import hold_named
 from worker.ledger.sync_ledger import Ledger
@@ -30,30 +30,33 @@ def adopt(ledger: Ledger, settings: Settings, name: str, messages: Sequence[byte
 
     Raises redis-py's errors where the ledger cannot be reached; then all may be given again.
     """
-    found = []
+    adopted_jobs = []
     for raw in messages:
         try:
-            found.append(read_message(name, raw, settings, broker))
+            adopted_jobs.append(read_message(name, raw, settings, broker))
         except Exception as problem:  # it may hold anything
             log.error("dropped a message in queue %s that is no Celery task: %s: %.200r", name, problem, raw)
-    if found:
-        _store(ledger, settings, name, found)
+    if adopted_jobs:
+        _store(ledger, settings, name, adopted_jobs)
 
 
-def _store(ledger: Ledger, settings: Settings, name: str, found: Sequence[Adopted]) -> None:
+def _store(ledger: Ledger, settings: Settings, name: str, adopted_jobs: Sequence[AdoptedJob]) -> None:
     """All in one call; where one of them makes that impossible, one by one."""
     try:
-        for adopted in found:
+        for adopted in adopted_jobs:
             hold_named(ledger, name, adopted.job.id, adopted.job.owner, adopted.job.input)
-        told = ledger.adopt(name, [adopted.job for adopted in found], [_error_of(adopted.error) for adopted in found])
+        states = ledger.adopt(
+            name, [adopted.job for adopted in adopted_jobs], [_error_of(adopted.error) for adopted in adopted_jobs]
+        )
     except REFUSED as problem:
-        if len(found) == 1:
-            log.error("dropped a message in queue %s that cannot be stored: %s: %.200r", name, problem, found[0].job)
+        if len(adopted_jobs) == 1:
+            job = adopted_jobs[0].job
+            log.error("dropped a message in queue %s that cannot be stored: %s: %.200r", name, problem, job)
             return
-        for adopted in found:
+        for adopted in adopted_jobs:
             _store(ledger, settings, name, [adopted])
         return
-    for adopted, state in zip(found, told, strict=True):
+    for adopted, state in zip(adopted_jobs, states, strict=True):
         _log(name, adopted, state)
         if adopted.error and adopted.followers and not settings.cluster:
             _fail_followers(ledger, settings, adopted)
@@ -63,7 +66,7 @@ def _error_of(error: InvalidInput | None) -> bytes:
     return json.dumps(error.to_dict()).encode() if error else b""
 
 
-def _log(name: str, adopted: Adopted, state: str) -> None:
+def _log(name: str, adopted: AdoptedJob, state: str) -> None:
     if state == "other":
         line = "job %s of service %s was sent again with another input: its first input counts, this one is ignored; "
         log.warning(line + "give each job a task_id of its own", adopted.job.id, name)
@@ -73,7 +76,7 @@ def _log(name: str, adopted: Adopted, state: str) -> None:
         log.info("job adopted id=%s service=%s from another Celery producer", adopted.job.id, name)
 
 
-def _fail_followers(ledger: Ledger, settings: Settings, adopted: Adopted) -> None:
+def _fail_followers(ledger: Ledger, settings: Settings, adopted: AdoptedJob) -> None:
     """Fail the tasks that were to follow a refused one, as Celery does: producers may wait for them."""
     reason = adopted.error.message if adopted.error else ""
     for job_id in adopted.followers:

@@ -75,8 +75,8 @@ def _revoke_jobs(pool: Any, ids: list[str], running: bool) -> list[str]:
     """
     known: dict[str, str] = {}
     for name in pool.names if ids else ():
-        found = pool.ledger.run(commands.revoke(name, ids, running))
-        known |= {i: status for i, status in zip(ids, found, strict=True) if status}
+        statuses = pool.ledger.run(commands.revoke(name, ids, running))
+        known |= {i: status for i, status in zip(ids, statuses, strict=True) if status}
     for job_id in ids:
         if job_id not in known:
             known[job_id] = pool.ledger.revoke(job_id, running)

@@ -79,11 +79,11 @@ class Reporter(threading.Thread):
         """A batch begins to run in the pool process ``pid``; ``ids``: those of its jobs that are shown."""
         requests = [JobRequest(i, service, self._hostname, pid, self._cancel) for i in ids]
         self._running[token] = requests
-        told = self._enabled()
+        is_enabled = self._enabled()
         for request in requests:
             state.task_reserved(request)
             state.task_accepted(request)
-            if told:
+            if is_enabled:
                 name = {"name": request.name, "args": "()", "kwargs": "{}", "root_id": request.id, "retries": 0}
                 self._put("task-received", uuid=request.id, **name)
                 self._put("task-started", uuid=request.id)

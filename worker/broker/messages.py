@@ -33,7 +33,7 @@ MAX_FOLLOWERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
+class AdoptedJob:
     """A message as a job."""
 
     job: NewJob
@@ -41,7 +41,7 @@ class Adopted:
     followers: tuple[str, ...] = ()  #: ids of tasks that were to be sent after it, which nobody will send
 
 
-def read_message(service: str, raw: bytes, settings: Settings, broker: Broker = "redis") -> Adopted:
+def read_message(service: str, raw: bytes, settings: Settings, broker: Broker = "redis") -> AdoptedJob:
     """A message, as kombu's Redis transport keeps it, as a job. Raises an exception for any other message."""
     message = json.loads(raw)
     headers = message.get("headers") or {}
@@ -55,13 +55,13 @@ def read_message(service: str, raw: bytes, settings: Settings, broker: Broker = 
         job_id = job_id or (message.get("properties") or {}).get("correlation_id")
     job = NewJob(service=service, id=_check_id(job_id), input=b"null", keep_for_s=settings.keep_for_s)
     if error:
-        return Adopted(job, error)
+        return AdoptedJob(job, error)
     return _read_task(job, message, headers, body, broker)
 
 
-def _read_task(job: NewJob, message: dict[str, Any], headers: dict[str, Any], body: Any, broker: Broker) -> Adopted:
+def _read_task(job: NewJob, message: dict[str, Any], headers: dict[str, Any], body: Any, broker: Broker) -> AdoptedJob:
     followers: tuple[str, ...] = ()
-    told: dict[str, Any] = {"priority": job.priority}
+    fields: dict[str, Any] = {"priority": job.priority}
     error = None
     try:
         if headers.get("task") != task_name(job.service):
@@ -70,14 +70,14 @@ def _read_task(job: NewJob, message: dict[str, Any], headers: dict[str, Any], bo
         args, kwargs, embed = body
         canvas = {field: (embed or {}).get(field) for field in CANVAS}
         followers = tuple(_find_ids(list(canvas.values())))
-        told["input"] = _input_of(args or [], kwargs or {})
-        told |= _read_priority((message.get("properties") or {}).get("priority"), broker)
-        told |= _read_times(headers)
+        fields["input"] = _input_of(args or [], kwargs or {})
+        fields |= _read_priority((message.get("properties") or {}).get("priority"), broker)
+        fields |= _read_times(headers)
         check_options(canvas, headers.get("timelimit") or ())
     except Exception as problem:  # the same
         error = _as_invalid(problem)
-    made = NewJob(service=job.service, id=job.id, keep_for_s=job.keep_for_s, **{"input": job.input} | told)
-    return Adopted(made, error, followers if error else ())
+    made = NewJob(service=job.service, id=job.id, keep_for_s=job.keep_for_s, **{"input": job.input} | fields)
+    return AdoptedJob(made, error, followers if error else ())
 
 
 def _embed(body: dict[str, Any]) -> list[Any]:
@@ -104,15 +104,15 @@ def _as_invalid(problem: Exception) -> InvalidInput:
 
 def _find_ids(values: list[Any]) -> Iterator[str]:
     """The ids of all signatures in some; those of a chain lie in its steps, those of a chord in its header and body."""
-    found = 0
-    while values and found < MAX_FOLLOWERS:
+    count = 0
+    while values and count < MAX_FOLLOWERS:
         value = values.pop()
         if isinstance(value, list):
             values += value
         elif isinstance(value, dict) and isinstance(value.get("options"), dict):
             job_id = value["options"].get("task_id")
             if _is_id(job_id):
-                found += 1
+                count += 1
                 yield job_id
             kwargs = value.get("kwargs")
             if str(value.get("task")).startswith("celery.") and isinstance(kwargs, dict):
@@ -148,16 +148,16 @@ def _read_times(headers: dict[str, Any]) -> dict[str, Any]:
     """``eta`` (which ``countdown`` becomes at sending) and ``expires``."""
     now = time.time()
     eta, expires = _moment("eta", headers.get("eta"), now), _moment("expires", headers.get("expires"), now)
-    told: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     if eta and eta > now + MAX_AHEAD_S:
         days = MAX_AHEAD_S // 86_400
         raise InvalidInput(f"eta or countdown is more than {days} days ahead ({headers['eta']}): send the job later")
     begin = max(eta or now, now)
     if begin > now:
-        told["not_before_us"] = math.ceil(begin * 1e6)
+        times["not_before_us"] = math.ceil(begin * 1e6)
     if expires:  # 0 would be "never"
-        told["start_within_s"] = min(max(expires - begin, 1e-6), MAX_EXPIRES_S)
-    return told
+        times["start_within_s"] = min(max(expires - begin, 1e-6), MAX_EXPIRES_S)
+    return times
 
 
 def _moment(name: str, given: object, now: float) -> float | None:

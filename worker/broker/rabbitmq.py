@@ -110,15 +110,15 @@ def _declare(connection: Any, name: str) -> Any:
 def as_in_redis(message: Any) -> bytes:
     """A kombu message as Redis's transport keeps it, in JSON."""
     body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
-    told = message.properties or {}
+    properties = message.properties or {}
     kept = {
         "body": base64.b64encode(body).decode(),
         "content-type": message.content_type,
         "headers": message.headers,
         "properties": {
             "body_encoding": "base64",
-            "priority": told.get("priority"),
-            "correlation_id": told.get("correlation_id"),
+            "priority": properties.get("priority"),
+            "correlation_id": properties.get("correlation_id"),
         },
     }
     return json.dumps(kept, default=str).encode()

@@ -59,9 +59,9 @@ class JobEnds(ResultConsumer):  # type: ignore[misc]  # celery ships no types
                 return False
             message = pubsub.get_message(timeout=timeout)
             if message and message["type"] == "message":
-                told = [each if isinstance(each, str) else each[0] for each in json.loads(message["data"])]
+                ended = [each if isinstance(each, str) else each[0] for each in json.loads(message["data"])]
                 pending = set(self._pending())
-                self._look([task_id for task_id in told if task_id in pending])
+                self._look([task_id for task_id in ended if task_id in pending])
         return True
 
     def _reconnect_pubsub(self) -> None:
@@ -154,13 +154,13 @@ def describe(job: Job) -> bytes:
 def _result(job: Job) -> bytes:
     if job.status is Status.SUCCEEDED:
         return job.output or b"null"
-    told: Any = None
+    result: Any = None
     if job.status is Status.FAILED:
         problem = json.loads(job.error or b"{}")
         name = "".join(word.capitalize() for word in problem["code"].split("_"))
-        told = {"exc_type": name, "exc_message": [problem["message"]], "exc_module": "worker.errors"}
+        result = {"exc_type": name, "exc_message": [problem["message"]], "exc_module": "worker.errors"}
     elif job.status is Status.RUNNING:
-        told = json.loads(job.to_json())["timings"]
+        result = json.loads(job.to_json())["timings"]
     elif job.ended:
-        told = {"exc_type": "TaskRevokedError", "exc_message": [job.status.value], "exc_module": "celery.exceptions"}
-    return json.dumps(told).encode()
+        result = {"exc_type": "TaskRevokedError", "exc_message": [job.status.value], "exc_module": "celery.exceptions"}
+    return json.dumps(result).encode()

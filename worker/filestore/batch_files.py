@@ -156,7 +156,7 @@ class BatchFiles:
         self._used: set[str] = set()  # references whose local file is given to a job; further jobs get copies
         self._owners: dict[str, str] = {}  # job -> the API key to which it belongs; "" for none
 
-    def bring(self, items: Sequence[Item]) -> None:
+    def fetch_inputs(self, items: Sequence[Item]) -> None:
         """Stage 1b: make every file of the inputs local. A file that cannot be fetched fails its own job only.
 
         The model's time limit is suspended meanwhile: it does not count the waits for Redis and the storage.
@@ -171,19 +171,19 @@ class BatchFiles:
                     item.error = self._assign(item, file, where)
             self._tell("begun")
 
-    def look(self, raw: Any) -> Any:
+    def take_results(self, raw: Any) -> Any:
         """The result of ``predict``, with a copy of the present content of its files."""
-        return self._outputs.look(raw)
+        return self._outputs.take_results(raw)
 
-    def take(self, output: Any) -> Any:
+    def take_outputs(self, output: Any) -> Any:
         """The result of ``postprocess``, with a copy of the present content of its files; raises if it has none."""
-        output = self._outputs.take(output)
+        output = self._outputs.take_outputs(output)
         for _, file in find_files(output):
             if file.is_here and not file.is_made and _is_changed(file.path):
                 file.id = ""  # the plugin has written to its input file: its content is new
         return output
 
-    def keep(self, items: Sequence[Item]) -> None:
+    def store_outputs(self, items: Sequence[Item]) -> None:
         """Stage 4b: store every file of the outputs, for as long as its job's result."""
         files = [(item, where, file) for item in items for where, file in find_files(item.value)]
         if files:

@@ -42,7 +42,7 @@ class OutputFiles:
         self._returned: dict[int, File] = {}  # files in an output, referenced for the same reason
         self._count = 0
 
-    def look(self, raw: Any) -> Any:
+    def take_results(self, raw: Any) -> Any:
         """After ``predict``: take existing files. A missing file may be written before ``postprocess`` returns it."""
         with suppress(Exception):  # a raw result may contain anything, such as cycles and objects that cannot be copied
             files = [file for _, file in find_files(raw) if file.is_made]
@@ -52,7 +52,7 @@ class OutputFiles:
             self._take_all(files, lambda _file, _error: None)
         return raw
 
-    def take(self, output: Any) -> Any:
+    def take_outputs(self, output: Any) -> Any:
         """After ``postprocess``: take the remaining files. Returns the output, or a copy if another shares its files.
 
         Raises ``InvalidOutput`` that names the field and the path, or ``ServiceFailed``.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from worker.errors import PLUGIN_ERRORS, Cancelled, ServicesError
-from worker.progress import Speech, current
+from worker.progress import JobLog, current
 from worker.settings import MAX_OUTPUT_BYTES
 
 #: The end of an input: its output as JSON, or the error for which it has none.
@@ -18,7 +18,7 @@ Verb = Callable[..., Any]
 NameFailure = Callable[[BaseException], ServicesError]
 
 
-class Passage:
+class BatchItems:
     """Inputs that go through the stages together; one that fails keeps its error and goes no further.
 
     Values are columns, and a verb is called by C's loop: by loops of our own over an object for each input, a batch of
@@ -94,10 +94,10 @@ class Passage:
         """Whether any input did."""
         return bool(self._errors)
 
-    def part(self, indices: Sequence[int]) -> Passage:
+    def part(self, indices: Sequence[int]) -> BatchItems:
         """Some of the values, to go on by themselves; their outcomes are to be brought back."""
         job_ids = [self.job_ids[i] for i in indices] if self.job_ids else ()
-        return Passage([self.values[i] for i in indices], job_ids, self._cancelled, self.most_bytes)
+        return BatchItems([self.values[i] for i in indices], job_ids, self._cancelled, self.most_bytes)
 
     def outcomes(self) -> list[Any]:
         """Each input's value or error, in order; after the last stage, an ``Outcome``."""
@@ -107,6 +107,6 @@ class Passage:
         return [ended[place] for place in range(len(ended))]
 
 
-def _say_whose(speech: Speech, verb: Verb, job_id: str, value: Any) -> Any:
+def _say_whose(speech: JobLog, verb: Verb, job_id: str, value: Any) -> Any:
     speech.jobs = (job_id,)
     return verb(value)

@@ -20,7 +20,7 @@ import redis
 from worker.errors import PLUGIN_ERRORS, say
 from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
-from worker.progress import SILENT, Speech, active
+from worker.progress import SILENT, JobLog, active
 
 log = logging.getLogger("services.worker")
 
@@ -28,7 +28,7 @@ log = logging.getLogger("services.worker")
 EVERY_S, AGAIN_S = 0.05, 0.5
 
 
-class Teller:
+class EventSender:
     """Sends the reports of one pool process's batches, one batch after the other.
 
     Args:
@@ -46,7 +46,7 @@ class Teller:
     @contextmanager
     def listening(self, service: str, token: str) -> Iterator[None]:
         """While a batch runs."""
-        self._speech = Speech(service, token, self._most, self._wake)
+        self._speech = JobLog(service, token, self._most, self._wake)
         before = active.set(self._speech)
         try:
             yield
@@ -86,12 +86,12 @@ class Teller:
             speech = self._speech
             group = speech.next_group()
             if group:
-                self._ledger.run(worker_commands.say(speech.service, speech.token, self._most, group))
+                self._ledger.run(worker_commands.store_events(speech.service, speech.token, self._most, group))
                 speech.sent(group)
             return bool(group)
 
 
-class Printed:
+class StdoutCapture:
     """Standard output, which jobs hear too."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -113,7 +113,7 @@ class Printed:
         return getattr(self._stream, name)
 
 
-class Logged(logging.Handler):
+class LogCapture(logging.Handler):
     """Reports log records while a verb runs, at any level that their loggers let through."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -139,17 +139,17 @@ def capture(level: str, shown: logging.Handler) -> None:
     if stdout and not stdout.closed:
         if hasattr(stdout, "reconfigure"):
             stdout.reconfigure(line_buffering=True)  # or a killed process takes its last lines along
-        sys.stdout = cast(TextIO, Printed(stdout))
+        sys.stdout = cast(TextIO, StdoutCapture(stdout))
     root = logging.getLogger()
     if not root.handlers:
         root.setLevel(level)
         root.addHandler(shown)
-    hear_loggers(Logged())
+    capture_loggers(LogCapture())
     # A fork, as by a data loader, has no thread that would send anything, and may hold that thread's locks for ever.
     os.register_at_fork(after_in_child=_fall_silent)
 
 
-def hear_loggers(logged: Logged) -> None:
+def capture_loggers(logged: LogCapture) -> None:
     """Give this handler each line that any logger lets through.
 
     It is no handler of the root logger: ``dictConfig``, ``basicConfig(force=True)`` and any code that clears the

@@ -15,8 +15,8 @@ import redis
 from pydantic_core import to_json
 
 from worker.errors import CallCut, ServicesError, TimedOut, WorkerLost, say
-from worker.inference.items import Outcome, Passage
-from worker.inference.reporting import Teller
+from worker.inference.items import BatchItems, Outcome
+from worker.inference.reporting import EventSender
 from worker.inference.results import Persist, Results
 from worker.inference.stages import Files, Timings, may_hold_constants, run_stages
 from worker.ledger import worker_commands
@@ -34,7 +34,7 @@ log = logging.getLogger("services.worker")
 Tell = Callable[[str], None]
 
 #: Stage 5 of a batch: writes every end, in one call, and gives the effect of each.
-Complete = Callable[[], "list[Ended]"]
+Complete = Callable[[], "list[JobOutcome]"]
 
 #: A chunk of which nothing is known yet.
 FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], settled=[])
@@ -53,7 +53,7 @@ MAX_BACKOFF_S = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class JobOutcome:
     """The end of one job of a batch, for Celery's events."""
 
     job_id: str
@@ -86,7 +86,7 @@ def run_batch(
     cancelled: Collection[str] = (),
     tell: Tell = lambda _: None,
     attachments: FileSource | None = None,
-    teller: Teller | None = None,
+    teller: EventSender | None = None,
     most_bytes: int = MAX_OUTPUT_BYTES,
 ) -> Complete:
     """Run these jobs. The returned function writes how they ended.
@@ -99,26 +99,26 @@ def run_batch(
         chunk = ChunkRun(service, ledger, batch, cancelled, tell, attachments, most_bytes)
         return chunk.run()
     jobs = batch.jobs
-    passage = Passage([job.input for job in jobs], [job.id for job in jobs], cancelled, most_bytes)
+    batch_items = BatchItems([job.input for job in jobs], [job.id for job in jobs], cancelled, most_bytes)
     tell("begun")
     persist = partial(_persist, ledger=ledger)
     files = attachments.of_batch(batch.service, tell, persist) if attachments else None
     with teller.listening(batch.service, batch.token) if teller else nullcontext():
-        timings = run_stages(service, passage, files)
+        timings = run_stages(service, batch_items, files)
     tell("computed")
     if teller:
         _flush(teller, ledger)
     timings.waited_ms = round(batch.waited_s * 1000, 3)
-    told = timings.to_json()
-    outcomes: list[Outcome] = passage.outcomes()
+    timings_text = timings.to_json()
+    outcomes: list[Outcome] = batch_items.outcomes()
     size = timings.batch_size
-    endings = [_ending(service, job, outcome, told, size) for job, outcome in zip(jobs, outcomes, strict=True)]
+    endings = [_ending(service, job, outcome, timings_text, size) for job, outcome in zip(jobs, outcomes, strict=True)]
 
-    def complete() -> list[Ended]:
+    def complete() -> list[JobOutcome]:
         stored = _store_ends(ledger, batch, endings, outcomes)
         seconds = time.perf_counter() - started
         ends = zip(jobs, outcomes, stored, strict=True)
-        ended = [Ended(job.id, outcome, became, seconds) for job, outcome, became in ends]
+        ended = [JobOutcome(job.id, outcome, became, seconds) for job, outcome, became in ends]
         _log_ends(batch, ended, size)
         return [one for one in ended if one.became]
 
@@ -184,13 +184,13 @@ class ChunkRun:
                 return False
             begin = results.count
             end = begin + (1 if careful else self._service.max_batch_size)
-            passage = Passage(rows[begin:end], most_bytes=self._most_bytes)
+            batch_items = BatchItems(rows[begin:end], most_bytes=self._most_bytes)
             self._tell("begun")
             files = self._files()
-            self._total.add(run_stages(self._service, passage, files, strictly=suspicious))
+            self._total.add(run_stages(self._service, batch_items, files, strictly=suspicious))
             self._tell("computed")
-            lines = _as_lines(numbers[begin:end], passage.outcomes(), chunk.id)
-            if not results.add(lines, passage.has_failed) or (careful and not results.keep()):
+            lines = _as_lines(numbers[begin:end], batch_items.outcomes(), chunk.id)
+            if not results.add(lines, batch_items.has_failed) or (careful and not results.keep()):
                 return False
             is_long = end < len(rows) and time.perf_counter() - self._started > PAUSE_S and not careful
             if is_long and results.pause(results.count - begun_at):
@@ -202,14 +202,14 @@ class ChunkRun:
             return None
         return self._attachments.of_batch(self._name, self._tell, self._persist, self._chunk.id)
 
-    def _complete(self, ending: Ending, parts: PartKind | None, failed: int) -> list[Ended]:
+    def _complete(self, ending: Ending, parts: PartKind | None, failed: int) -> list[JobOutcome]:
         chunk, rows = self._chunk, len(self._rows)
         try:
             (became,) = self._tell_end(ending, parts)
-            told: Outcome = b"%d rows, %d failed" % (rows, failed)
+            outcome: Outcome = b"%d rows, %d failed" % (rows, failed)
         except CallCut as error:
-            (became,), told = self._tell_end(self._failure(error), None), error
-        ended = Ended(chunk.id, told, became, time.perf_counter() - self._started)
+            (became,), outcome = self._tell_end(self._failure(error), None), error
+        ended = JobOutcome(chunk.id, outcome, became, time.perf_counter() - self._started)
         _log_end(self._name, self._token, ended, chunk.attempt, rows)
         return [ended] if became else []
 
@@ -219,8 +219,8 @@ class ChunkRun:
         return stored
 
     def _failure(self, error: ServicesError) -> Ending:
-        told = to_json(error.to_dict())
-        return Ending(self._chunk.id, Status.FAILED, told, self._total.to_json(), len(self._rows))
+        error_text = to_json(error.to_dict())
+        return Ending(self._chunk.id, Status.FAILED, error_text, self._total.to_json(), len(self._rows))
 
 
 def _store_ends(ledger: Ledger, batch: Batch, endings: Sequence[Ending], outcomes: list[Outcome]) -> list[Stored]:
@@ -258,7 +258,7 @@ def _cut_ends(endings: Sequence[Ending]) -> list[list[Ending]]:
     return groups
 
 
-def _flush(teller: Teller, ledger: Ledger) -> None:
+def _flush(teller: EventSender, ledger: Ledger) -> None:
     """Send the jobs' reports; a report that Redis refuses is lost, and the jobs continue."""
     try:
         _persist(teller.flush, ledger)
@@ -314,7 +314,7 @@ def _persist(call: Callable[[], Any], ledger: Ledger) -> Any:
             pause = min(pause * 2, 1)
 
 
-def _log_ends(batch: Batch, ended: Sequence[Ended], batch_size: int) -> None:
+def _log_ends(batch: Batch, ended: Sequence[JobOutcome], batch_size: int) -> None:
     """One line a job; nothing is put together that nobody reads."""
     all_ended = log.isEnabledFor(logging.INFO)
     for job, one in zip(batch.jobs, ended, strict=True):
@@ -322,15 +322,15 @@ def _log_ends(batch: Batch, ended: Sequence[Ended], batch_size: int) -> None:
             _log_end(batch.service, batch.token, one, job.attempt, batch_size)
 
 
-def _log_end(name: str, token: str, ended: Ended, attempt: int, batch_size: int) -> None:
+def _log_end(name: str, token: str, ended: JobOutcome, attempt: int, batch_size: int) -> None:
     """One line a job. ``batch`` is also in the job's attempts, so that a failed job leads to its traceback here."""
     error = ended.outcome if isinstance(ended.outcome, ServicesError) else None
     became = {Stored.DROPPED: "dropped (it was no longer this batch's)", Stored.RETRIED: "will be retried"}.get(
         ended.became, "failed" if error else "succeeded"
     )
-    told = error if ended.became else None
+    failure = error if ended.became else None
     line = "job %s id=%s service=%s attempt=%d batch=%s batch_size=%d ms=%.1f"
     values = [became, ended.job_id, name, attempt, token, batch_size, ended.seconds * 1000]
-    if told:
-        line, values = line + " error=%s: %s", [*values, told.code, told.message]
-    log.log(logging.WARNING if told else logging.INFO, line, *values, exc_info=told and told.__cause__)
+    if failure:
+        line, values = line + " error=%s: %s", [*values, failure.code, failure.message]
+    log.log(logging.WARNING if failure else logging.INFO, line, *values, exc_info=failure and failure.__cause__)

@@ -1,6 +1,6 @@
 """The stages of a batch that need no ledger: validate → preprocess → predict → postprocess.
 
-Each is a function over a ``Passage``: the inputs that have come so far. One that fails keeps its error and goes no
+Each is a function over a ``BatchItems``: the inputs that have come so far. One that fails keeps its error and goes no
 further, so one bad input, one bad output or one exception costs its own job only.
 """
 
@@ -31,7 +31,7 @@ from worker.errors import (
     say,
 )
 from worker.files import holds_files
-from worker.inference.items import Passage
+from worker.inference.items import BatchItems
 from worker.progress import MAX_PARTIAL_BYTES, MAX_PARTIALS, current
 from worker.service import Service, has_own
 from worker.strict_json import find_constant, not_json, unwritten
@@ -89,16 +89,16 @@ class Timings:
 class Files(Protocol):
     """Where the files of inputs come from and those of outputs go to (``attach.BatchFiles``)."""
 
-    def bring(self, items: Sequence[Item]) -> None:
+    def fetch_inputs(self, items: Sequence[Item]) -> None:
         """Make the files of the inputs local; an item whose file cannot be had gets an error."""
 
-    def look(self, raw: Any) -> Any:
+    def take_results(self, raw: Any) -> Any:
         """Take the files in the result of ``predict``, as far as they exist."""
 
-    def take(self, output: Any) -> Any:
+    def take_outputs(self, output: Any) -> Any:
         """Take the files of an output as they are now; raises ``InvalidOutput`` or ``ServiceFailed``."""
 
-    def keep(self, items: Sequence[Item]) -> None:
+    def store_outputs(self, items: Sequence[Item]) -> None:
         """Store the files of the outputs."""
 
     def clear(self) -> None:
@@ -106,33 +106,33 @@ class Files(Protocol):
 
 
 def run_stages(
-    service: Service[Any, Any], passage: Passage, files: Files | None = None, strictly: bool = False
+    service: Service[Any, Any], batch_items: BatchItems, files: Files | None = None, strictly: bool = False
 ) -> Timings:
-    """The four stages; the outcomes of ``passage`` are how its inputs ended.
+    """The four stages; the outcomes of ``batch_items`` are how its inputs ended.
 
     Args:
         strictly: whether to look for constants that are not JSON, which the API does for a job, but not for a row.
     """
     timings = Timings()
     try:
-        timings.preprocess_ms = _timed(lambda: _prepare(service, passage, files, strictly))
-        timings.batch_size = len(passage.values)
+        timings.preprocess_ms = _timed(lambda: _prepare(service, batch_items, files, strictly))
+        timings.batch_size = len(batch_items.values)
         returned = files if files and holds_files(service.Output, "serialization") else None
-        timings.predict_ms = _timed(lambda: predict(service, passage, returned))
-        timings.postprocess_ms = _timed(lambda: postprocess(service, passage, returned))
+        timings.predict_ms = _timed(lambda: predict(service, batch_items, returned))
+        timings.postprocess_ms = _timed(lambda: postprocess(service, batch_items, returned))
     finally:
         if files:
             files.clear()
     return timings
 
 
-def _prepare(service: Service[Any, Any], passage: Passage, files: Files | None, strictly: bool) -> None:
+def _prepare(service: Service[Any, Any], batch_items: BatchItems, files: Files | None, strictly: bool) -> None:
     if strictly:
-        passage.each(_refuse_constants, _input_failure)
-    validate(service, passage)
+        batch_items.each(_refuse_constants, _input_failure)
+    validate(service, batch_items)
     if files and holds_files(service.Input):
-        _look_after_files(passage, files.bring)
-    preprocess(service, passage)
+        _look_after_files(batch_items, files.fetch_inputs)
+    preprocess(service, batch_items)
 
 
 def may_hold_constants(text: bytes) -> bool:
@@ -163,47 +163,47 @@ def _why_no_json(text: bytes, error: ValueError) -> str:
     return f"a number of it is too large for JSON's readers: {str(value)[:100]}"
 
 
-def validate(service: Service[Any, Any], passage: Passage) -> None:
+def validate(service: Service[Any, Any], batch_items: BatchItems) -> None:
     """Stage 1: the input's JSON becomes the service's ``Input``."""
     # Not ``Input.model_validate_json``, whose look at its arguments takes as long as a small input itself.
-    passage.each(service.Input.__pydantic_validator__.validate_json, _input_failure)
+    batch_items.each(service.Input.__pydantic_validator__.validate_json, _input_failure)
 
 
-def preprocess(service: Service[Any, Any], passage: Passage) -> None:
+def preprocess(service: Service[Any, Any], batch_items: BatchItems) -> None:
     """Stage 2: each input becomes a value for the model."""
     if has_own(type(service), "preprocess"):
-        passage.each(service.preprocess, partial(_failed, verb="preprocess"))
+        batch_items.each(service.preprocess, partial(_failed, verb="preprocess"))
 
 
-def predict(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
+def predict(service: Service[Any, Any], batch_items: BatchItems, files: Files | None = None) -> None:
     """Stage 3: the model. One call for all, where the author wrote ``predict_batch``. ``files``: of the outputs."""
-    look = files.look if files else None
+    look = files.take_results if files else None
     if not has_own(type(service), "predict_batch"):
-        verb = partial(_predict_one, service, passage)
-        passage.each(partial(_then, verb, look) if look else verb, _predict_failure)
+        verb = partial(_predict_one, service, batch_items)
+        batch_items.each(partial(_then, verb, look) if look else verb, _predict_failure)
         return
     if has_own(type(service), "bucket"):
-        passage.values = _predict_in_buckets(service, passage, look)
+        batch_items.values = _predict_in_buckets(service, batch_items, look)
     else:
-        passage.drop_cancelled()
-        passage.values = _predict_together(service, passage.values, passage.job_ids, look)
-    passage.drop({i: raw for i, raw in enumerate(passage.values) if isinstance(raw, ServicesError)})
+        batch_items.drop_cancelled()
+        batch_items.values = _predict_together(service, batch_items.values, batch_items.job_ids, look)
+    batch_items.drop({i: raw for i, raw in enumerate(batch_items.values) if isinstance(raw, ServicesError)})
 
 
-def _predict_one(service: Service[Any, Any], passage: Passage, value: Any) -> Any:
-    job_id = current().jobs[0] if passage.job_ids else ""  # whose value it is, ``ask_each`` has said there
-    if passage.is_cancelled(job_id):
+def _predict_one(service: Service[Any, Any], batch_items: BatchItems, value: Any) -> Any:
+    job_id = current().jobs[0] if batch_items.job_ids else ""  # whose value it is, ``ask_each`` has said there
+    if batch_items.is_cancelled(job_id):
         raise Cancelled()
     raw = service.predict(value)
-    return _drain(raw, job_id, passage) if isinstance(raw, GeneratorType) else raw
+    return _drain(raw, job_id, batch_items) if isinstance(raw, GeneratorType) else raw
 
 
-def _drain(yielding: Generator[Any, Any, Any], job_id: str, passage: Passage) -> Any:
+def _drain(yielding: Generator[Any, Any, Any], job_id: str, batch_items: BatchItems) -> Any:
     """Report each value that ``predict`` yields; gives its return value or, if that is None, the yielded list."""
     speech, size = current(), 0
     parts: list[Any] = []
     try:
-        while not passage.is_cancelled(job_id):
+        while not batch_items.is_cancelled(job_id):
             part = next(yielding)
             if len(parts) == MAX_PARTIALS:
                 raise InvalidOutput(
@@ -222,14 +222,14 @@ def _then(verb: Callable[[Any], Any], look: Look, value: Any) -> Any:
     return look(verb(value))
 
 
-def _predict_in_buckets(service: Service[Any, Any], passage: Passage, look: Look | None) -> list[Any]:
+def _predict_in_buckets(service: Service[Any, Any], batch_items: BatchItems, look: Look | None) -> list[Any]:
     """As ``_predict_together``, one bucket after the other, in the order in which the first value of each came."""
     buckets: dict[Hashable, list[int]] = {}
-    for i, key in enumerate(passage.ask_each(partial(_bucket_of, service), partial(_failed, verb="bucket"))):
+    for i, key in enumerate(batch_items.ask_each(partial(_bucket_of, service), partial(_failed, verb="bucket"))):
         buckets.setdefault(key, []).append(i)
-    raws: list[Any] = [None] * len(passage.values)
+    raws: list[Any] = [None] * len(batch_items.values)
     for together in buckets.values():
-        part = passage.part(together)
+        part = batch_items.part(together)
         part.drop_cancelled()
         part.values = _predict_together(service, part.values, part.job_ids, look)
         for i, raw in zip(together, part.outcomes(), strict=True):
@@ -243,36 +243,36 @@ def _bucket_of(service: Service[Any, Any], value: Any) -> Hashable:
     return key
 
 
-def postprocess(service: Service[Any, Any], passage: Passage, files: Files | None = None) -> None:
+def postprocess(service: Service[Any, Any], batch_items: BatchItems, files: Files | None = None) -> None:
     """Stage 4: each raw result becomes the ``Output``, as JSON, once its files (``files``) are stored."""
     if files:
         verb = service.postprocess if has_own(type(service), "postprocess") else None
-        passage.each(partial(_take, service.Output, files, verb), _output_failure)
+        batch_items.each(partial(_take, service.Output, files, verb), _output_failure)
     elif has_own(type(service), "postprocess"):
-        passage.each(service.postprocess, _output_failure)
-    if set(map(type, passage.values)) != {service.Output}:
-        passage.each(partial(_as_output, service.Output), _output_failure)
+        batch_items.each(service.postprocess, _output_failure)
+    if set(map(type, batch_items.values)) != {service.Output}:
+        batch_items.each(partial(_as_output, service.Output), _output_failure)
     if files:
-        _look_after_files(passage, files.keep)
-    texts = passage.ask_each(to_json, _output_failure)
-    if max(map(len, texts), default=0) > passage.most_bytes:
-        texts = _drop_large(passage, texts)
+        _look_after_files(batch_items, files.store_outputs)
+    texts = batch_items.ask_each(to_json, _output_failure)
+    if max(map(len, texts), default=0) > batch_items.most_bytes:
+        texts = _drop_large(batch_items, texts)
     # pydantic writes NaN as null, which the client's copy of Output would refuse; look twice where there is a null.
     if b"null" in b"".join(texts):
-        passage.each(_dump_strictly, _output_failure)
+        batch_items.each(_dump_strictly, _output_failure)
     else:
-        passage.values = texts
+        batch_items.values = texts
 
 
 def _take(expected: type[BaseModel], files: Files, postprocess: Callable[[Any], Any] | None, raw: Any) -> Any:
     """One ``Output``, whose files are taken before the next is made: it may write to the same paths."""
-    return files.take(_as_output(expected, postprocess(raw) if postprocess else raw))
+    return files.take_outputs(_as_output(expected, postprocess(raw) if postprocess else raw))
 
 
-def _drop_large(passage: Passage, texts: Sequence[bytes]) -> list[bytes]:
+def _drop_large(batch_items: BatchItems, texts: Sequence[bytes]) -> list[bytes]:
     """The outputs that are within the limit; those over it go no further."""
-    most = passage.most_bytes
-    passage.drop({i: _too_large(len(text), most) for i, text in enumerate(texts) if len(text) > most})
+    most = batch_items.most_bytes
+    batch_items.drop({i: _too_large(len(text), most) for i, text in enumerate(texts) if len(text) > most})
     return [text for text in texts if len(text) <= most]
 
 
@@ -282,11 +282,11 @@ def _too_large(size: int, most: int) -> InvalidOutput:
     return InvalidOutput(f"the output has {size} bytes as JSON, over {limit}: {how}")
 
 
-def _look_after_files(passage: Passage, work: Callable[[Sequence[Item]], None]) -> None:
-    passage.drop_cancelled()
-    items = [Item(*item) for item in zip(passage.job_ids or repeat(""), passage.values, strict=False)]
+def _look_after_files(batch_items: BatchItems, work: Callable[[Sequence[Item]], None]) -> None:
+    batch_items.drop_cancelled()
+    items = [Item(*item) for item in zip(batch_items.job_ids or repeat(""), batch_items.values, strict=False)]
     work(items)
-    passage.drop({i: item.error for i, item in enumerate(items) if item.error})
+    batch_items.drop({i: item.error for i, item in enumerate(items) if item.error})
 
 
 def _predict_together(
@@ -352,12 +352,12 @@ def _as_output(expected: type[BaseModel], output: Any) -> BaseModel:
 def _dump_strictly(output: BaseModel) -> bytes:
     text: bytes = to_json(output)
     if b"null" in text:
-        found = find_constant(to_json(output.model_dump(mode="json"), inf_nan_mode="constants"))
-        if not found:
+        fault = find_constant(to_json(output.model_dump(mode="json"), inf_nan_mode="constants"))
+        if not fault:
             inner = find_constant(_with_constants(output.__class__).dump_json([output]))
-            found = inner and (inner[0][1:], inner[1])
-        if found:
-            raise not_json(*found, "the output")
+            fault = inner and (inner[0][1:], inner[1])
+        if fault:
+            raise not_json(*fault, "the output")
     return text
 
 

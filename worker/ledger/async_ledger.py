@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 
 from worker.errors import IdempotencyConflict, StoreUnavailable
 from worker.ledger import batch_commands, commands
-from worker.ledger.batches import Bulk, NewBulk
+from worker.ledger.batches import NewBatch, StoredBatch
 from worker.ledger.commands import Command, Fetch, Outcome
 from worker.ledger.data_schema import SCHEMA, SCHEMA_KEY, check_schema_of, may_raise, own_fields
 from worker.ledger.forecast import Forecast, Forecasts
@@ -152,10 +152,10 @@ class AsyncLedger:
                 for job_id in unknown:
                     for service in services:
                         pipe.exists(record_key(service, job_id), seen_key(service, job_id))
-                found = iter(await pipe.execute())
+                replies = iter(await pipe.execute())
             for job_id in unknown:
                 for service in services:
-                    if next(found):
+                    if next(replies):
                         self._remember(job_id, service)
         return [self._places.get(job_id, "") for job_id in job_ids]
 
@@ -317,8 +317,8 @@ class AsyncLedger:
             fitting = jobs[: max(1, sum(total <= PAGE_BYTES for total in totals))]
             for job in fitting:
                 pipe.hmget(record_key(job.service, job.id), names)
-            found = await pipe.execute() if fitting else []
-        kept = [{name: value for name, value in zip(names, values, strict=True) if value} for values in found]
+            records = await pipe.execute() if fitting else []
+        kept = [{name: value for name, value in zip(names, values, strict=True) if value} for values in records]
         return [job._replace(**values) for job, values in zip(fitting, kept, strict=True)]
 
     async def overviews(self, services: Sequence[str]) -> list[Overview]:
@@ -376,15 +376,15 @@ class AsyncLedger:
                 pipe.zrange(equals, 0, 0)
                 pipe.zscore(f"{{{service}}}:delayed", job_id)
                 pipe.zscore(f"{{{service}}}:scheduled", job_id)
-            found = await pipe.execute()
-            for i, first in zip(placed, found[2::5], strict=True):
+            replies = await pipe.execute()
+            for i, first in zip(placed, replies[2::5], strict=True):
                 pipe.zrank(f"{{{keys[i][0]}}}:waiting", first[0] if first else "")
             firsts = await pipe.execute()
-        places = zip(placed, found[0::5], found[1::5], firsts, found[4::5], strict=True)
+        places = zip(placed, replies[0::5], replies[1::5], firsts, replies[4::5], strict=True)
         for i, behind_all, is_parked, first, is_scheduled in places:
             if is_scheduled is None:
                 ranks[i] = behind_all if is_parked is None else first or 0
-        return {i: int(until) for i, until in zip(placed, found[3::5], strict=True) if until}
+        return {i: int(until) for i, until in zip(placed, replies[3::5], strict=True) if until}
 
     async def _taken_elsewhere(self, jobs: Sequence[NewJob]) -> dict[str, IdempotencyConflict]:
         """The jobs, by their ids, whose idempotency key or own id belongs to a job of another service.
@@ -403,10 +403,10 @@ class AsyncLedger:
                         pipe.get(promise_key(service, hash_promise(job.idempotency_key, job.owner)))
                     else:
                         pipe.exists(record_key(service, job.id), seen_key(service, job.id))
-            found = iter(await pipe.execute() if others else [])
+            replies = iter(await pipe.execute() if others else [])
         conflicts = {}
         for job in keyed:
-            for promise in [next(found) for _ in others]:
+            for promise in [next(replies) for _ in others]:
                 if promise:
                     conflicts[job.id] = commands.conflict(
                         promise.decode().split()[0] if job.idempotency_key else job.id
@@ -428,7 +428,7 @@ class AsyncLedger:
             for job in jobs
         ]
 
-    async def seal(self, batch: NewBulk) -> str:
+    async def seal(self, batch: NewBatch) -> str:
         """Accept a batch whose chunks are all stored; gives the id of the batch that answers the request.
 
         Raises the errors of ``batch_commands.seal``.
@@ -440,14 +440,14 @@ class AsyncLedger:
             self._remember(f"batch:{batch.id}", batch.service)
         return batch_id
 
-    async def get_batch(self, batch_id: str, sees: str = "") -> Bulk:
+    async def get_batch(self, batch_id: str, sees: str = "") -> StoredBatch:
         """One batch. Raises ``JobNotFound``, or ``JobExpired`` where it was dropped."""
         (service,) = await self._find([f"batch:{batch_id}"])
         if not service or (sees and sees != await self._was_owned_by(service, f"batch:{batch_id}")):
             raise commands.not_found(batch_id, "batch")
         return await self.fetch(batch_commands.fetch_batch(service, batch_id))
 
-    async def cancel_batch(self, batch_id: str, sees: str = "") -> Bulk:
+    async def cancel_batch(self, batch_id: str, sees: str = "") -> StoredBatch:
         """Cancel all chunks that have not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
         batch = await self.get_batch(batch_id, sees)
         await self.run(batch_commands.cancel_batch(batch.service, batch_id))
@@ -458,8 +458,8 @@ class AsyncLedger:
         batch_id: str,
         sees: str = "",
         most_open: int | None = None,
-        before: Callable[[Bulk], Awaitable[None]] | None = None,
-    ) -> Bulk:
+        before: Callable[[StoredBatch], Awaitable[None]] | None = None,
+    ) -> StoredBatch:
         """Run those rows of a batch again that failed or were cancelled, and give it as they are queued.
 
         Args:

@@ -6,10 +6,10 @@ import uuid
 from typing import Any
 
 from worker.errors import JobExpired, JobFinished, JobNotRetryable, ServicesError, StoreUnavailable
-from worker.ledger.batches import FIELDS, STAGED_S, Bulk, Chunk, NewBulk, StoredChunk
+from worker.ledger.batches import FIELDS, STAGED_S, Chunk, NewBatch, StoredBatch, StoredChunk
 from worker.ledger.commands import PRIORITY_STEPS, Command, Fetch, conflict, nothing, queue_full, too_many_open
 from worker.ledger.jobs import Priority
-from worker.ledger.keys import bulk_key, hash_promise, record_key
+from worker.ledger.keys import batch_key, hash_promise, record_key
 from worker.ledger.messages import build_bell
 from worker.settings import Settings
 
@@ -26,7 +26,7 @@ def discard(service: str, group: str, chunks: int) -> Command[None]:
     return Command(service, "discard", [group, chunks], nothing)
 
 
-def seal(settings: Settings, batch: NewBulk, room: int | str) -> Command[str]:
+def seal(settings: Settings, batch: NewBatch, room: int | str) -> Command[str]:
     """Accept a batch whose chunks are all stored; the result is the id of the batch that answers the request.
 
     Args:
@@ -65,7 +65,7 @@ def cancel_batch(service: str, batch_id: str) -> Command[None]:
     return Command(service, "cancel_batch", [batch_id], read)
 
 
-def retry_batch(settings: Settings, batch: Bulk, room: int | str) -> Command[None]:
+def retry_batch(settings: Settings, batch: StoredBatch, room: int | str) -> Command[None]:
     """Queue those rows of a batch again that failed or were cancelled.
 
     Raises ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
@@ -87,27 +87,27 @@ def retry_batch(settings: Settings, batch: Bulk, room: int | str) -> Command[Non
     return Command(batch.service, "retry_batch", arguments, read)
 
 
-def follow_batch(service: str, batch_id: str) -> Command[Bulk | None]:
+def follow_batch(service: str, batch_id: str) -> Command[StoredBatch | None]:
     """The state of a batch; None where it has been dropped. From then on ``TOLD_CHANNEL`` carries its changes."""
 
-    def read(reply: Any) -> Bulk | None:
-        return Bulk.from_record(batch_id, dict(zip(reply[0::2], reply[1::2], strict=True))) if reply else None
+    def read(reply: Any) -> StoredBatch | None:
+        return StoredBatch.from_record(batch_id, dict(zip(reply[0::2], reply[1::2], strict=True))) if reply else None
 
     return Command(service, "hear_batch", [batch_id], read)
 
 
-def fetch_batch(service: str, batch_id: str) -> Fetch[Bulk]:
+def fetch_batch(service: str, batch_id: str) -> Fetch[StoredBatch]:
     """One batch. Raises ``JobExpired`` where it was dropped."""
 
-    def read(replies: list[Any]) -> Bulk:
+    def read(replies: list[Any]) -> StoredBatch:
         if not replies[0]:
             raise JobExpired(f"batch {batch_id[:100]} ended and was dropped when its keep_for_s was over")
-        return Bulk.from_record(batch_id, replies[0])
+        return StoredBatch.from_record(batch_id, replies[0])
 
-    return Fetch(lambda pipe: pipe.hgetall(bulk_key(service, batch_id)), read)
+    return Fetch(lambda pipe: pipe.hgetall(batch_key(service, batch_id)), read)
 
 
-def fetch_chunk(batch: Bulk, number: int) -> Fetch[StoredChunk]:
+def fetch_chunk(batch: StoredBatch, number: int) -> Fetch[StoredChunk]:
     """One chunk. Raises ``JobExpired`` where the batch was dropped."""
 
     def read(replies: list[Any]) -> StoredChunk:
@@ -119,12 +119,12 @@ def fetch_chunk(batch: Bulk, number: int) -> Fetch[StoredChunk]:
     return Fetch(lambda pipe: pipe.hmget(_chunk_key(batch, number), *FIELDS), read)
 
 
-def fetch_chunk_field(batch: Bulk, number: int, field: str) -> Fetch[bytes]:
+def fetch_chunk_field(batch: StoredBatch, number: int, field: str) -> Fetch[bytes]:
     """Lines of a chunk, b"" for none: of a part of its results, or of its ``input``, the rows without a result."""
     return Fetch(lambda pipe: pipe.hget(_chunk_key(batch, number), field), lambda replies: replies[0] or b"")
 
 
-def _chunk_key(batch: Bulk, number: int) -> str:
+def _chunk_key(batch: StoredBatch, number: int) -> str:
     return record_key(batch.service, f"{batch.id}.{number}")
 
 

@@ -123,7 +123,7 @@ PART_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class NewBulk:
+class NewBatch:
     """A batch that is about to be accepted; its chunks are in the ledger already."""
 
     service: str
@@ -143,7 +143,7 @@ class NewBulk:
 
 
 @dataclass(frozen=True, slots=True)
-class Bulk:
+class StoredBatch:
     """A batch as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet."""
 
     id: str
@@ -166,7 +166,7 @@ class Bulk:
     owner: str  #: id of the API key that it belongs to; "" for none
 
     @classmethod
-    def from_record(cls, id: str, record: dict[bytes, bytes]) -> Bulk:
+    def from_record(cls, id: str, record: dict[bytes, bytes]) -> StoredBatch:
         """Read the ledger's hash (``{service}:batch:<id>``)."""
 
         def number(name: bytes) -> int:
@@ -225,7 +225,7 @@ class Bulk:
         links = {"self": own, **{name: f"{own}/{name}" for name in ("events", "results", "retry")}}
         if self.webhook:
             links["deliveries"] = f"{own}/deliveries"
-        told = {
+        known = {
             "id": self.id,
             "service": self.service,
             "version": self.version,
@@ -239,7 +239,7 @@ class Bulk:
             "priority": self.priority.value,
             "links": links,
         }
-        return to_json(told)[:-1] + b',"metadata":' + self.metadata + b"}"
+        return to_json(known)[:-1] + b',"metadata":' + self.metadata + b"}"
 
 
 def read_numbers(text: bytes) -> list[int]:

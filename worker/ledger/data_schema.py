@@ -51,9 +51,9 @@ def own_fields() -> dict[Any, Any]:
     return {"number": SCHEMA, "version": own_version()}
 
 
-def read_number(found: Any, settings: Settings) -> int:
+def read_number(reply: Any, settings: Settings) -> int:
     """The store's number; 0 where there is none. Raises ``SchemaTooNew``."""
-    number, writer = ((value or b"").decode() for value in found)
+    number, writer = ((value or b"").decode() for value in reply)
     if not number:
         return 0
     if number.isdigit() and int(number) <= SCHEMA:

@@ -10,8 +10,8 @@ from typing import Any
 
 def digest_model(version: str, knobs: Mapping[str, Any]) -> str:
     """The identity of a plugin as a worker runs it: its version, and all its knobs but ``cache_for_s``."""
-    told = {name: value for name, value in knobs.items() if name != "cache_for_s"}
-    return hashlib.sha256(json.dumps([version, told], sort_keys=True).encode()).hexdigest()[:32]
+    relevant = {name: value for name, value in knobs.items() if name != "cache_for_s"}
+    return hashlib.sha256(json.dumps([version, relevant], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def fingerprint(service: str, version: str, owner: str, text: bytes, kind: str) -> str:

@@ -51,10 +51,10 @@ class Forecast:
     @classmethod
     def from_reply(cls, reply: Any) -> Forecast:
         """Read the reply of ``lua/forecast.lua``."""
-        now_us, knobs, batch_time, row_time, infos, runs, found = reply
+        now_us, knobs, batch_time, row_time, infos, runs, placed = reply
         workers = [json.loads(info) for info in infos]
         processes = sum(worker.get("processes", 1) for worker in workers if worker.get("state") == "ready")
-        numbers, places, rows = found[0::3], found[1::3], found[2::3]
+        numbers, places, rows = placed[0::3], placed[1::3], placed[2::3]
         busy = [
             Run(int(since), int(rows), 1 + (int(ahead) > 0)) for since, rows, ahead in (run.split() for run in runs)
         ]
@@ -152,8 +152,8 @@ def _jobs_of_a_claim(knobs: dict[str, Any]) -> int:
     return max((size for size in knobs["preferred_batch_sizes"] if size <= most), default=most)
 
 
-def _fresh_mean(told: bytes, now_us: int) -> float | None:
-    if not told:
+def _fresh_mean(text: bytes, now_us: int) -> float | None:
+    if not text:
         return None
-    mean, _, measured_us = map(float, told.split())
+    mean, _, measured_us = map(float, text.split())
     return mean if now_us - measured_us < MEASURE_LIVES_US else None

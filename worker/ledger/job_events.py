@@ -21,7 +21,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class EventUpdate:
     """The state of a job, and its new events."""
 
     status: Status
@@ -32,18 +32,18 @@ class Heard:
     has_more: bool  #: whether further events follow
 
 
-def follow(job: Job, after: int, most: int) -> Command[Heard | None]:
+def follow(job: Job, after: int, most: int) -> Command[EventUpdate | None]:
     """The state of a job and up to ``most`` of its events after that number; None where it has been dropped.
 
     From then on ``TOLD_CHANNEL`` carries its id when it has new events.
     """
 
-    def read(reply: Any) -> Heard | None:
+    def read(reply: Any) -> EventUpdate | None:
         if reply is None:
             return None
         status, run, finished, attempt, flat, more = reply
         fives = zip(*(flat[i::5] for i in range(5)), strict=True)
         events = [Event(int(n), name.decode(), int(of), int(a), data.decode()) for n, name, of, a, data in fives]
-        return Heard(Status(status.decode()), int(run), int(finished), int(attempt), events, bool(more))
+        return EventUpdate(Status(status.decode()), int(run), int(finished), int(attempt), events, bool(more))
 
     return Command(job.service, "hear", [job.id, after, most], read)

@@ -98,9 +98,9 @@ class End(NamedTuple):
     batch_size: int
 
     @classmethod
-    def from_told(cls, told: Sequence[str]) -> End:
+    def from_reply(cls, reply: Sequence[str]) -> End:
         """Read an entry of the channel ``jobs:ended``, as ``write_end`` in ``lib/ends.lua`` makes it, after the id."""
-        version, attempt, started, finished, expires, name, text, timings, size = told
+        version, attempt, started, finished, expires, name, text, timings, size = reply
         status, value = Status(name), text.encode()
         times = (int(started), int(finished), int(expires))
         output, error = (value, None) if status == Status.SUCCEEDED else (None, value)
@@ -254,15 +254,15 @@ class Job(NamedTuple):
 
     def _attempts(self) -> list[dict[str, Any]]:
         """Every attempt, oldest first: those of the history, and the one that runs or has succeeded."""
-        told = [json.loads(line) for line in self.history]
+        attempts = [json.loads(line) for line in self.history]
         if self.status in (Status.RUNNING, Status.SUCCEEDED) and not self.cached_from:
             last: dict[str, Any] = {"attempt": self.attempt, "outcome": self.status, "charged": True, "error": None}
             last |= {"started_us": self.started_us, "ended_us": self.finished_us, "version": self.version}
-            told.append({**last, "worker": self.worker, "batch": self.batch, "batch_size": self.batch_size})
-        for attempt in told:
+            attempts.append({**last, "worker": self.worker, "batch": self.batch, "batch_size": self.batch_size})
+        for attempt in attempts:
             attempt["started_at"] = rfc3339(attempt.pop("started_us"))
             attempt["ended_at"] = rfc3339(attempt.pop("ended_us"))
-        return told
+        return attempts
 
     def _timings(self) -> dict[str, float | None]:
         stages = self._stages

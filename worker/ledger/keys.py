@@ -17,7 +17,7 @@ def record_key(service: str, job_id: str) -> str:
     return f"{{{service}}}:job:{job_id}"
 
 
-def bulk_key(service: str, batch_id: str) -> str:
+def batch_key(service: str, batch_id: str) -> str:
     """The hash that holds a batch."""
     return f"{{{service}}}:batch:{batch_id}"
 

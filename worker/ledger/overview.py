@@ -51,8 +51,8 @@ class Overview:
     @property
     def worker_versions(self) -> list[dict[str, Any]]:
         """How many workers run which version of the plugin and of libs-service; None: before 0.2.0 they told none."""
-        found = Counter((worker.get("version"), worker.get("libs_service")) for worker in self.workers)
-        rows = [{"version": v, "libs_service": release, "workers": n} for (v, release), n in found.items()]
+        counts = Counter((worker.get("version"), worker.get("libs_service")) for worker in self.workers)
+        rows = [{"version": v, "libs_service": release, "workers": n} for (v, release), n in counts.items()]
         return sorted(rows, key=lambda row: (row["libs_service"] or "", row["version"] or ""))
 
 

@@ -131,11 +131,11 @@ class Ledger:
         pipe = self.redis.pipeline(transaction=False)
         for service in services:
             pipe.exists(record_key(service, job_id), seen_key(service, job_id))
-        for service, found in zip(services, pipe.execute(raise_on_error=False), strict=True):
-            if isinstance(found, redis.exceptions.NoPermissionError):
+        for service, reply in zip(services, pipe.execute(raise_on_error=False), strict=True):
+            if isinstance(reply, redis.exceptions.NoPermissionError):
                 continue
-            if isinstance(found, Exception):
-                raise found
-            if found:
+            if isinstance(reply, Exception):
+                raise reply
+            if reply:
                 return service
         return ""

@@ -14,7 +14,7 @@ from worker.ledger.equal_jobs import digest_model
 from worker.ledger.jobs import Status
 from worker.ledger.keys import record_key
 from worker.ledger.record import RERUN_FIELDS
-from worker.progress import Said
+from worker.progress import JobEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,10 @@ def pause(service: str, token: str, job_id: str, results: Sequence[bytes], done:
     return Command(service, "pause", [token, job_id, b"\n".join(results), parts, done], bool)
 
 
-def say(service: str, token: str, most: int, said: Mapping[str, Sequence[Said]]) -> Command[None]:
+def store_events(service: str, token: str, most: int, events_by_job: Mapping[str, Sequence[JobEvent]]) -> Command[None]:
     """Store events of jobs of a running batch, by their ids: the last ``most`` of each, and every partial output."""
     flat: list[Any] = []
-    for job_id, events in said.items():
+    for job_id, events in events_by_job.items():
         flat += [job_id, len(events)]
         for event in events:
             share = "" if event.progress is None else repr(event.progress)

@@ -107,19 +107,19 @@ def find_wheels_server() -> Path:
 
 def check_version(binary: Path) -> None:
     """Raise ``NoRedis`` for a server that is too old."""
-    said = _ask_version(binary)
-    if _read_version(said) < OLDEST:
+    version = _ask_version(binary)
+    if _read_version(version) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise NoRedis(f"{binary} is not Redis {oldest} or later ({said or 'no version'}): {HOW_TO_INSTALL}")
+        raise NoRedis(f"{binary} is not Redis {oldest} or later ({version or 'no version'}): {HOW_TO_INSTALL}")
 
 
 def _ask_version(binary: Path) -> str:
     return subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _read_version(said: str) -> tuple[int, int]:
-    found = re.search(r"v=(\d+)\.(\d+)", said)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _read_version(version: str) -> tuple[int, int]:
+    match = re.search(r"v=(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def check_folder(binary: Path, folder: Path) -> None:
@@ -167,15 +167,15 @@ def require_redis(settings: Settings, wait_s: float) -> None:
     """End the process with exit code 1 and advice if the private Redis does not answer in time."""
     if not settings.private_redis:
         return
-    begun, told = time.monotonic(), False
+    begun, is_logged = time.monotonic(), False
     while not answers(settings):
         waited_s = time.monotonic() - begun
         if waited_s > wait_s:
             print(f"Error: {settings.away_hint}", file=sys.stderr)
             sys.exit(1)
-        if waited_s > SILENT_WAIT_S and not told:
+        if waited_s > SILENT_WAIT_S and not is_logged:
             print(f"waiting {wait_s:g} s for the private Redis on {settings.redis_socket}", file=sys.stderr, flush=True)
-            told = True
+            is_logged = True
         time.sleep(0.1)
 
 
@@ -208,12 +208,12 @@ def _turn(settings: Settings, stop: Stop) -> Iterator[int]:
 
     Gives the lock's descriptor, which the server inherits, so that the lock lasts as long as the server does.
     """
-    told = False
+    is_logged = False
     with (settings.redis_dir / "lock").open("w") as lock:
         while not stop.is_set() and not (_try_lock(lock.fileno()) and not answers(settings)):
-            if not told:
+            if not is_logged:
                 print(f"the private Redis runs already on {settings.redis_socket}", flush=True)
-            told = True
+            is_logged = True
             stop.wait(0.5)
         yield lock.fileno()
 
@@ -286,14 +286,14 @@ def _explain_end(server: subprocess.Popen[bytes], binary: Path, folder: Path) ->
 
 def _linger(settings: Settings) -> None:
     """Wait until the other clients are gone: workers that stop at the same time still hand back their jobs."""
-    begun, told = time.monotonic(), False
+    begun, is_logged = time.monotonic(), False
     client = redis.Redis.from_url(settings.url, socket_timeout=2)
     try:
         while (waited_s := time.monotonic() - begun) < (patience_s := _patience(client)):
-            if waited_s > SILENT_LINGER_S and not told:
+            if waited_s > SILENT_LINGER_S and not is_logged:
                 who = "a worker whose batch still runs, or one that was started by hand"
                 print(f"the private Redis waits for its clients ({who}), at most {patience_s:g} s", flush=True)
-                told = True
+                is_logged = True
             time.sleep(0.1)
     except redis.RedisError as error:
         print(f"the private Redis no longer answers: {error}", file=sys.stderr)

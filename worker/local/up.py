@@ -149,11 +149,11 @@ class Guide(threading.Thread):
         self._wait(f"the workers of {', '.join(self._names) or 'no service'}", look)
         if self._needs_key:
             self._say("API keys are configured: no sample job is sent; send yours with `Authorization: Bearer <key>`")
-        told = [settled[name] for name in self._names if name in settled]
-        for service in told:
+        ended = [settled[name] for name in self._names if name in settled]
+        for service in ended:
             if service["state"] == "failed":
                 self._say(f"service {service['name']} failed: {service['reason']}")
-        return [service for service in told if service["state"] == "ready"]
+        return [service for service in ended if service["state"] == "ready"]
 
     def _is_settled(self, service: dict[str, Any]) -> bool:
         if service["state"] == "loading":
@@ -182,10 +182,10 @@ class Guide(threading.Thread):
         return f"  curl -s {self._api}/jobs {headers} -d {shlex.quote(body)}"
 
     def _wait(self, what: str, look: Callable[[], bool]) -> None:
-        told = time.monotonic()
+        last_message = time.monotonic()
         while not self.stop.is_set() and not look():
-            if time.monotonic() - told > PATIENCE_S:
-                told = time.monotonic()
+            if time.monotonic() - last_message > PATIENCE_S:
+                last_message = time.monotonic()
                 self._say(f"still waiting for {what}")
             self.stop.wait(0.2)
 

@@ -67,16 +67,16 @@ class AddressRules:
 
     def check(self, scheme: str, address: str, port: int) -> None:
         """Raise ``AddressRefused`` unless a connection to this address may be made."""
-        found = ipaddress.ip_address(address.partition("%")[0])
-        if any(found in network or unwrap(found) in network for network in self.allowed):
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if any(ip in network or unwrap(ip) in network for network in self.allowed):
             return
-        hint = f"unless {self.setting} names it, such as {found}/{found.max_prefixlen}"
-        if not is_public(found):
-            raise AddressRefused(f"{found} is not a public address, so it is refused {hint}")
+        hint = f"unless {self.setting} names it, such as {ip}/{ip.max_prefixlen}"
+        if not is_public(ip):
+            raise AddressRefused(f"{ip} is not a public address, so it is refused {hint}")
         if scheme != "https":
-            raise AddressRefused(f"expected https; http to {found} is refused {hint}")
+            raise AddressRefused(f"expected https; http to {ip} is refused {hint}")
         if port < FIRST_FREE_PORT and port not in PORTS.values():
-            raise AddressRefused(f"port {port} of {found} is refused {hint}; use 443, 80 or one above 1023")
+            raise AddressRefused(f"port {port} of {ip} is refused {hint}; use 443, 80 or one above 1023")
 
     def open_socket(self, scheme: str, address: Sequence[Any]) -> socket.socket:
         """A socket for this entry of ``getaddrinfo``. Raises ``PermissionError`` where it may not be connected to."""
@@ -113,7 +113,7 @@ async def resolve(target: Target, timeout_s: float) -> list[str]:
     loop = asyncio.get_running_loop()
     try:
         asked = loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        found = await asyncio.wait_for(asked, timeout_s)
+        records = await asyncio.wait_for(asked, timeout_s)
     except TimeoutError:
         return []
     except socket.gaierror as error:
@@ -122,7 +122,7 @@ async def resolve(target: Target, timeout_s: float) -> list[str]:
         raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error.strerror}") from error
     except (UnicodeError, OSError) as error:  # a label of a name that is empty or too long
         raise AddressRefused(f"the host {target.host[:100]!r} is no name: {error}") from error
-    return [str(place[0]) for *_, place in found]
+    return [str(place[0]) for *_, place in records]
 
 
 def unwrap(address: Address) -> Address:

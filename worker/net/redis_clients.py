@@ -81,8 +81,8 @@ class ServerUrl:
         elif not _has_port(parts):
             place = ""
         if not place or not db.isdigit() or parts.fragment:
-            said = "unix://[user:password@]/path?db=<number>" if is_socket else "redis://[user:password@]host:port/<db>"
-            raise ValueError(f"expected {said}; what is special in a user, password or path is %-escaped")
+            form = "unix://[user:password@]/path?db=<number>" if is_socket else "redis://[user:password@]host:port/<db>"
+            raise ValueError(f"expected {form}; what is special in a user, password or path is %-escaped")
         return cls("unix" if is_socket else parts.scheme, place, int(db), username, password, query)
 
     @classmethod

@@ -38,7 +38,7 @@ from worker.broker.sample import Sample
 from worker.discovery import find_plugins, load_service
 from worker.errors import PLUGIN_ERRORS, ServiceFailed, say
 from worker.filestore.batch_files import FileStore
-from worker.inference.reporting import Teller, capture
+from worker.inference.reporting import EventSender, capture
 from worker.inference.runner import run_batch
 from worker.ledger import worker_commands
 from worker.ledger.sync_ledger import Ledger
@@ -113,10 +113,10 @@ def main(fd: int, lease_fd: int, handover_fd: int, process: str, names: list[str
     listener.start()
     threading.Thread(target=listener.guard, name="guard", daemon=True).start()
     capture(settings.log_level, handler)
-    Runs(settings, services, about, link, listener).run(feeder)
+    BatchLoop(settings, services, about, link, listener).run(feeder)
 
 
-class Runs:
+class BatchLoop:
     """Runs batches in turn and reports each step to the slot."""
 
     def __init__(
@@ -134,7 +134,7 @@ class Runs:
         self._ledger = Ledger(settings)
         self._sample = Sample(listener.event_rate())
         self._file_store = FileStore(settings, self._ledger)
-        self._teller = Teller(Ledger(settings, retries=0), settings.job_events)
+        self._teller = EventSender(Ledger(settings, retries=0), settings.job_events)
         self._most_bytes = settings.max_output_bytes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="completer")
         self._completing: Future[None] | None = None

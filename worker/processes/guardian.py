@@ -60,14 +60,14 @@ def find_below(root: int, spare: frozenset[int] = frozenset()) -> list[int]:
         root: the process's id.
         spare: processes that are left out.
     """
-    found, parents = [], [root]
+    below, parents = [], [root]
     for parent in parents:  # it grows meanwhile
         for child in _children(parent):
             if child not in spare:
                 parents.append(child)
                 if not _is_zombie(child):
-                    found.append(child)
-    return found
+                    below.append(child)
+    return below
 
 
 def kill_below(spare: frozenset[int] = frozenset(), most_s: float = KILL_S) -> bool:
@@ -104,14 +104,14 @@ def _reap_but(spare: frozenset[int]) -> None:
 
 def _children(pid: int) -> list[int]:
     """A process's children, those of all of its threads; none where there is no ``/proc``, or it is gone."""
-    found: list[int] = []
+    children: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 (pathlib would be half of this process's memory)
     except OSError:
-        return found
+        return children
     for thread in threads:
-        found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
-    return found
+        children += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+    return children
 
 
 def _is_zombie(pid: int) -> bool:

@@ -22,7 +22,7 @@ def setup_logging(level: str) -> None:
         logger.propagate = False
 
 
-class Steady(logging.Logger):
+class OwnLogger(logging.Logger):
     """A logger of ours in a pool process, where a plugin may set up ``logging`` as it likes.
 
     ``dictConfig`` switches off the loggers that there are, ``logging.disable`` all of them; others clear handlers or
@@ -54,8 +54,8 @@ class OwnHandler(logging.StreamHandler[TextIO]):
 
 def keep_logging(level: str) -> OwnHandler:
     """Give the loggers below ``services`` a handler that no plugin can take from them; for a pool process."""
-    Steady.threshold, Steady.handler = getattr(logging, level.upper()), (handler := OwnHandler())
+    OwnLogger.threshold, OwnLogger.handler = getattr(logging, level.upper()), (handler := OwnHandler())
     for name in [*logging.root.manager.loggerDict]:
         if name.partition(".")[0] == "services":
-            logging.getLogger(name).__class__ = Steady
+            logging.getLogger(name).__class__ = OwnLogger
     return handler

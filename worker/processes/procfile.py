@@ -40,7 +40,7 @@ def read_procfile() -> str:
 
 def parse_procfile(text: str) -> dict[str, str]:
     """The command lines of a Procfile, by their names."""
-    return {found[1]: found[2] for line in text.splitlines() if (found := LINE.match(line))}
+    return {match[1]: match[2] for line in text.splitlines() if (match := LINE.match(line))}
 
 
 def say_others() -> str:

@@ -18,11 +18,11 @@ from worker.errors import PLUGIN_ERRORS, InvalidInput, InvalidOutput, ServiceFai
 from worker.files import find_files, suffix_of
 from worker.filestore.output_files import OutputFiles, field_error
 from worker.filestore.storage import HEAD_BYTES, find_type
-from worker.inference.items import Outcome, Passage
+from worker.inference.items import BatchItems, Outcome
 from worker.inference.stages import Item, run_stages
 from worker.service import Service
-from worker.testing.opened import Opened
-from worker.testing.wheel import LeftOut, check_wheel, find_source
+from worker.testing.opened import OpenedFiles
+from worker.testing.wheel import CheckSkipped, check_wheel, find_source
 
 #: Top-level modules that a schema must not bring into the API's process.
 HEAVY = (
@@ -75,9 +75,9 @@ def run_inline(service: Service[Any, Any], inputs: Sequence[Any]) -> list[Any]:
         For each input, in order, its output as a JSON-like value, or the ``ServicesError`` that its job fails with.
     """
     texts = [json.dumps(value).encode() for value in inputs]
-    passage = Passage(texts, [str(i) for i in range(len(texts))])
-    run_stages(service, passage, InlineFiles())
-    outcomes: list[Outcome] = passage.outcomes()
+    batch_items = BatchItems(texts, [str(i) for i in range(len(texts))])
+    run_stages(service, batch_items, InlineFiles())
+    outcomes: list[Outcome] = batch_items.outcomes()
     for one in outcomes:
         if isinstance(one, ServicesError) and isinstance(one.__cause__, KeyboardInterrupt):
             raise one.__cause__  # Ctrl-C: a worker has it in no pool process, but a test and the command line do
@@ -91,7 +91,7 @@ class InlineFiles:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._outputs = OutputFiles(self._make_folder, lambda _file, _size: None)
 
-    def bring(self, items: Sequence[Item]) -> None:
+    def fetch_inputs(self, items: Sequence[Item]) -> None:
         """Write the ``data:`` of the inputs into files."""
         folder = self._make_folder()
         for item in items:
@@ -105,15 +105,15 @@ class InlineFiles:
                 file.put(folder / name)
                 file.path.write_bytes(file.data)
 
-    def look(self, raw: Any) -> Any:
+    def take_results(self, raw: Any) -> Any:
         """The result of ``predict``, its files taken as they are."""
-        return self._outputs.look(raw)
+        return self._outputs.take_results(raw)
 
-    def take(self, output: Any) -> Any:
+    def take_outputs(self, output: Any) -> Any:
         """The result of ``postprocess``, its files taken as they are; raises where one cannot be."""
-        return self._outputs.take(output)
+        return self._outputs.take_outputs(output)
 
-    def keep(self, items: Sequence[Item]) -> None:
+    def store_outputs(self, items: Sequence[Item]) -> None:
         """Name the files of the outputs, as a worker that stores them would."""
         for item in items:
             for where, file in find_files(item.value):
@@ -185,7 +185,7 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
 def _check(name: str, look: Callable[[], str | None]) -> Check:
     try:
         return Check(name, look())
-    except LeftOut as reason:
+    except CheckSkipped as reason:
         return Check(name, None, left_out=str(reason))
     except Problem as problem:
         return Check(name, str(problem), problem.__cause__)
@@ -197,11 +197,11 @@ def _load_watched(plugin: Plugin, opened: set[Path]) -> Service[Any, Any]:
     """``load``, and the files of the plugin's source folder that it opens."""
     try:
         source = find_source(plugin)
-    except LeftOut:
+    except CheckSkipped:
         source = None
     if source is None:
         return load(plugin)
-    with Opened(source) as watch:
+    with OpenedFiles(source) as watch:
         service = load(plugin)
     opened |= watch.files
     return service

@@ -28,7 +28,7 @@ _paths: set[str] | None = None  # paths that Python opens, while somebody listen
 _is_hooked = False
 
 
-class Opened:
+class OpenedFiles:
     """Use as a context; ``files`` has the result afterwards."""
 
     def __init__(self, folder: Path) -> None:
@@ -46,13 +46,13 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         global _paths
-        found = {Path(path) for path in _paths or ()}
+        paths = {Path(path) for path in _paths or ()}
         _paths = None
         opened, written = self._read_inotify()
         modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-        found |= {Path(path) for path in modules if path}  # those that are imported from __pycache__ are not opened
+        paths |= {Path(path) for path in modules if path}  # those that are imported from __pycache__ are not opened
         folder = self._folder.resolve()
-        for path in found | {path for path in opened if path.suffix not in TEXTS}:
+        for path in paths | {path for path in opened if path.suffix not in TEXTS}:
             real = path.parent.resolve() / path.name
             if real.is_relative_to(folder) and not is_left_out(real.relative_to(folder)) and real.is_file():
                 self.files.add(real.relative_to(folder))

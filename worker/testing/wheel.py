@@ -46,42 +46,42 @@ found.build_wheel(folder)
 """
 
 
-class LeftOut(Exception):
+class CheckSkipped(Exception):
     """The check cannot be made here; says why."""
 
 
 def find_source(plugin: Plugin) -> Path | None:
     """The folder from which a plugin is installed editable; None where it is installed from a wheel.
 
-    Raises ``LeftOut`` where that is not known.
+    Raises ``CheckSkipped`` where that is not known.
     """
     try:
-        found = distribution(plugin.distribution)
+        package = distribution(plugin.distribution)
     except (PackageNotFoundError, ValueError) as error:
-        raise LeftOut(f"no distribution {plugin.distribution!r} is installed") from error
-    told = _read_direct_url(found)
-    if not told.get("dir_info", {}).get("editable"):
-        if found.read_text("RECORD") is None:
-            raise LeftOut("its distribution does not say where its source is; install it by `pip install -e`")
+        raise CheckSkipped(f"no distribution {plugin.distribution!r} is installed") from error
+    origin = _read_direct_url(package)
+    if not origin.get("dir_info", {}).get("editable"):
+        if package.read_text("RECORD") is None:
+            raise CheckSkipped("its distribution does not say where its source is; install it by `pip install -e`")
         return None
-    url = urlsplit(told.get("url", ""))
+    url = urlsplit(origin.get("url", ""))
     source = Path(unquote(url.path))
     if url.scheme != "file" or not source.is_dir():
-        raise LeftOut(f"its source folder {told.get('url')} is not there")
+        raise CheckSkipped(f"its source folder {origin.get('url')} is not there")
     return source.resolve()
 
 
 def check_wheel(plugin: Plugin, source: Path, opened: set[Path]) -> str | None:
     """The files that ``load`` opened and the wheel lacks, relative to the source; None where it has all.
 
-    Raises ``LeftOut`` where no wheel can be built.
+    Raises ``CheckSkipped`` where no wheel can be built.
     """
     top = plugin.module.partition(".")[0]
     spec = importlib.util.find_spec(top)
     places = [Path(place).resolve() for place in (spec.submodule_search_locations if spec else None) or ()]
     package = next((place for place in places if place.is_relative_to(source)), None)
     if package is None:
-        raise LeftOut(f"its package {top} does not lie below {source}")
+        raise CheckSkipped(f"its package {top} does not lie below {source}")
     names = _names_in_wheel(source, plugin.version)
     inside, outside = [], []
     for path in sorted(opened):
@@ -93,16 +93,16 @@ def check_wheel(plugin: Plugin, source: Path, opened: set[Path]) -> str | None:
 
 
 def _say(source: Path, package: Path, inside: list[Path], outside: list[Path]) -> str | None:
-    told = []
+    faults = []
     if inside:
         must = f"have {_read_backend(source)[0]} put all files of the package into it"
         if _read_backend(source)[0].startswith("setuptools"):
             must = f'write [tool.setuptools.package-data] {package.name} = ["**/*"] into pyproject.toml'
-        told.append(f"load() opens {_join(inside)}, which its wheel lacks: {must}")
+        faults.append(f"load() opens {_join(inside)}, which its wheel lacks: {must}")
     if outside:
         where = package.relative_to(source)
-        told.append(f"load() opens {_join(outside)}, outside the package, which no wheel holds: move it into {where}/")
-    return "; ".join(told) or None
+        faults.append(f"load() opens {_join(outside)}, outside the package, so no wheel has it: move it into {where}/")
+    return "; ".join(faults) or None
 
 
 def _join(paths: list[Path]) -> str:
@@ -110,9 +110,9 @@ def _join(paths: list[Path]) -> str:
     return ", ".join(shown) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
 
-def _read_direct_url(found: Distribution) -> dict[str, Any]:
-    told = json.loads(found.read_text("direct_url.json") or "{}")
-    return told if isinstance(told, dict) else {}
+def _read_direct_url(package: Distribution) -> dict[str, Any]:
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    return origin if isinstance(origin, dict) else {}
 
 
 def _read_backend(source: Path) -> tuple[str, list[str], list[str]]:
@@ -135,7 +135,7 @@ def _names_in_wheel(source: Path, version: str) -> set[str]:
         reason = _build(copy, out, version)
         wheel = next(out.glob("*.whl"), None)
         if wheel is None:
-            raise LeftOut(f"its wheel cannot be built here: {reason}")
+            raise CheckSkipped(f"its wheel cannot be built here: {reason}")
         with zipfile.ZipFile(wheel) as archive:
             return {_in_site_packages(name) for name in archive.namelist()}
 
@@ -155,7 +155,7 @@ def _copy(source: Path, target: Path) -> None:
         names[:] = [name for name in names if not name.endswith(".egg-info")]
         left -= len(files)
         if left < 0:
-            raise LeftOut(f"{source} has more than {MAX_FILES} files")
+            raise CheckSkipped(f"{source} has more than {MAX_FILES} files")
         for name in files:
             file = Path(path) / name
             if file.is_file() and file.stat().st_size <= MAX_COPIED_BYTES:
@@ -168,7 +168,7 @@ def _build(copy: Path, out: Path, version: str) -> str:
     """Build the wheel; without the network, if its build backend is installed. Gives why the last try failed."""
     backend, paths, requires = _read_backend(copy)
     if scm := next((need for need in requires if need.startswith(BY_VERSION_CONTROL)), None):
-        raise LeftOut(f"its wheel's files are chosen by version control ({scm})")
+        raise CheckSkipped(f"its wheel's files are chosen by version control ({scm})")
     reason = "neither its build backend nor pip nor uv is installed"
     for command in _commands(backend, [str(copy / path) for path in paths], copy, out):
         env = child_environment({"SETUPTOOLS_SCM_PRETEND_VERSION": version})

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import redis
 from pydantic_core import to_json
 
-from worker.ledger.batches import Bulk
+from worker.ledger.batches import StoredBatch
 from worker.ledger.jobs import TERMINAL, Job, NewJob, rfc3339
 from worker.names import WEBHOOKS
 from worker.net.signing import make_secret
@@ -76,7 +76,7 @@ class EndEvent:
 
     def _data(self) -> bytes:
         if self.kind == "batch":
-            return Bulk.from_record(self.id, self.record).to_json()
+            return StoredBatch.from_record(self.id, self.record).to_json()
         job = Job.from_record(self.id, self.record)
         text = job.to_json()
         left_out = {"succeeded": job.output, "failed": job.error}.get(job.status, b"") is None
