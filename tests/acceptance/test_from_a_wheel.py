@@ -103,7 +103,7 @@ def test_2000_jobs_of_64_clients_each_get_their_own_verdict_in_order_of_priority
     assert sizes[len(sizes) // 2] == Antifraud.max_batch_size
 
 
-def test_the_commands_say_what_is_wrong(elsewhere: Elsewhere) -> None:
+def test_the_commands_name_the_fault(elsewhere: Elsewhere) -> None:
     assert "antifraud" in run(elsewhere.bin / "services", "list", cwd=elsewhere.folder)
     for arguments, said in (
         (["-A", "worker", "worker"], "name the services to run"),

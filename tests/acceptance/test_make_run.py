@@ -213,7 +213,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_knows_the_earlier_jobs(running: 
     assert not running.left_over()
 
 
-def test_it_stops_where_nobody_reads_what_it_prints(running: Clone) -> None:
+def test_it_stops_when_its_output_is_closed(running: Clone) -> None:
     environment = {**running.env, **running.ports}
     pipe = subprocess.Popen(["make", "run"], cwd=running.folder, env=environment, stdout=subprocess.PIPE, text=True)
     assert pipe.stdout

@@ -172,7 +172,7 @@ print(app.send_task("mood.predict", args=[{{"text": "awful"}}], queue="mood").ge
     assert "Traceback" not in "".join(process.output for process in made.processes)
 
 
-def test_a_process_that_has_the_teams_package_already_says_what_clashes(installed: Path, repository: Path) -> None:
+def test_a_process_that_has_imported_the_teams_package_names_the_clash(installed: Path, repository: Path) -> None:
     (repository / "worker" / "__init__.py").write_text("")
     code = "import worker\nfrom libs_service import Client\ntry:\n    from libs_service import Service\n"
     code += "except ImportError as error:\n    print(error)"

@@ -70,7 +70,7 @@ def test_a_plugin_that_cannot_be_installed_keeps_no_other_from_starting(tiny: Ti
     assert (found["shape"], found["base"]) == ("2.0", "1.1"), "ddd has its own, which the framework allows"
 
 
-def test_what_was_renamed_or_removed_goes_and_the_tools_take_nothing_from_a_plugin(tiny: Tiny) -> None:
+def test_renamed_and_removed_packages_go_and_the_tools_take_nothing_from_a_plugin(tiny: Tiny) -> None:
     for plugin in ("bbb", "ccc"):
         shutil.rmtree(tiny.folder / "plugins" / plugin)
     # as setuptools leaves it beside the sources
@@ -86,7 +86,7 @@ def test_what_was_renamed_or_removed_goes_and_the_tools_take_nothing_from_a_plug
 
 
 @pytest.mark.parametrize("uv", [False, True])
-def test_an_environment_that_somebody_else_made_is_used_and_keeps_what_it_has(fresh: Tiny, uv: bool) -> None:
+def test_a_foreign_environment_is_used_and_keeps_its_packages(fresh: Tiny, uv: bool) -> None:
     if uv:
         use_uv(fresh)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh.folder / ".venv"], check=True)

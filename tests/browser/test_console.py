@@ -150,7 +150,7 @@ def test_a_queued_job_says_about_when_it_starts(console: Console) -> None:
     console.sees("#try-result .steps", "queued\nrunning\nsucceeded")
 
 
-def test_what_is_wrong_is_told_where_it_is_wrong(console: Console) -> None:
+def test_errors_are_shown_beside_their_fields(console: Console) -> None:
     console.submit("{oops")
     console.sees("#try-errors", "This is no JSON")
     console.submit('{"n": "many"}')
@@ -259,7 +259,7 @@ def test_markup_in_a_job_is_a_text(stack: System, console: Console) -> None:
     console.one("#job-close").click()
 
 
-def test_a_batch_is_followed_by_its_address_and_what_failed_is_run_again(stack: System, console: Console) -> None:
+def test_a_batch_is_followed_by_its_address_and_its_failed_rows_run_again(stack: System, console: Console) -> None:
     with stack.client() as client:
         rows = [{"n": 1, "sleep_s": 0.5}, {"n": 2, "do": "raise"}]
         batch = client.post("/batches", json={"service": "echo", "inputs": rows}).raise_for_status().json()

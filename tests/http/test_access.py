@@ -196,7 +196,7 @@ def test_a_rate_is_kept_over_all_requests(guarded: Guarded) -> None:
     poll(lambda: client.get("/services").status_code == 200, 3, "its bucket fills again")
 
 
-def test_a_concurrency_counts_what_has_not_ended(guarded: Guarded) -> None:
+def test_a_concurrency_counts_unfinished_jobs(guarded: Guarded) -> None:
     client = guarded.new("narrow", concurrency=3)
     idle = {"service": "one_by_one", "input": {"n": 1}}  # which has no worker
     made = [client.post("/jobs", json=idle).json()["id"] for _ in range(2)]
@@ -273,7 +273,7 @@ def test_a_body_that_does_not_come(guarded: Guarded, alice: httpx.Client) -> Non
     assert alice.post("/batches?service=echo", content=slowly(), headers=NDJSON).status_code == 202
 
 
-def test_the_audit_log_says_who_did_what(guarded: Guarded) -> None:
+def test_the_audit_log_names_the_key_and_the_action(guarded: Guarded) -> None:
     client = guarded.new("watched", scopes=(Scope.SUBMIT,))
     made = client.post("/jobs", content=body()).json()
     client.delete("/jobs/a%0Ab")

@@ -212,7 +212,7 @@ def test_a_key_that_cannot_be_kept(serving: System, keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("method_and_path", ["POST /jobs", "POST /batches?service=echo", "POST /files"])
-def test_a_compressed_body_is_refused_and_not_taken_for_what_it_is_not(serving: System, method_and_path: str) -> None:
+def test_a_compressed_body_is_refused_and_not_read_as_json(serving: System, method_and_path: str) -> None:
     method, path = method_and_path.split()
     kind = "application/json" if path == "/jobs" else "application/x-ndjson"
     headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
@@ -234,7 +234,7 @@ def test_null_is_as_if_it_was_left_out(serving: System) -> None:
         assert (batch.status_code, batch.json()["priority"], batch.json()["metadata"]) == (202, "low", {})
 
 
-def test_only_what_failed_is_run_again(serving: System) -> None:
+def test_only_failed_rows_run_again(serving: System) -> None:
     with serving.client() as client:
         job = client.post("/jobs?wait=20", content=body()).json()
         problem = assert_problem(client.post(f"/jobs/{job['id']}/retry"), 409, "job_not_retryable")
@@ -362,7 +362,7 @@ def test_a_query_that_cannot_be(serving: System, query: str, name: str) -> None:
         assert_problem(client.get(f"/jobs?{query}"), 422, "invalid_input", ["query", name])
 
 
-def test_services_show_what_is_installed(serving: System) -> None:
+def test_services_show_the_installed_plugins(serving: System) -> None:
     with serving.client() as client:
         poll(lambda: client.get("/services/echo").json()["state"] == "ready", what="the worker has told so")
         services = {service["name"]: service for service in client.get("/services").json()["services"]}
@@ -524,7 +524,7 @@ def test_without_redis_answers_503_in_time_and_goes_on_by_itself(system: System,
     assert api.output.count("Redis is away") == 1
 
 
-def test_without_any_redis_the_api_starts_and_says_what_to_do(system: System) -> None:
+def test_without_any_redis_the_api_starts_and_names_the_remedy(system: System) -> None:
     api = system.start_without_redis(
         "uvicorn", "api:app", "--port", str(system.port), SERVICES_DATA_DIR=str(system.folder / "none")
     )

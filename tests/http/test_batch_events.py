@@ -58,7 +58,7 @@ def test_a_batch_is_followed_to_its_end(serving: System) -> None:
         assert list(listen(client, batch, events[0][2]))[-1] == events[-1]
 
 
-def test_what_is_cut_goes_on_by_another_api_process(serving: System) -> None:
+def test_a_cut_stream_continues_at_another_api_process(serving: System) -> None:
     port = free_port()
     serving.start("uvicorn", "api:app", "--port", str(port), "--log-level", "warning", name="api")
     poll(lambda: status_of(f"http://127.0.0.1:{port}/healthz") == 200, what="another API is up")
@@ -88,7 +88,7 @@ def test_progress_comes_as_it_is_made_and_a_cancel_ends_it(serving: System) -> N
         assert times[-1][0] - times[0][0] < 3, "six and a half seconds were left"
 
 
-def test_who_does_not_listen_costs_nothing_and_who_does_is_no_poll(serving: System) -> None:
+def test_a_batch_without_listeners_costs_nothing_and_listeners_do_not_poll(serving: System) -> None:
     def reads() -> int:
         return int(serving.redis.client.info("commandstats")["cmdstat_hgetall"]["calls"])
 
@@ -117,7 +117,7 @@ def test_ids_that_are_not(serving: System, id: str) -> None:
         assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["header", "last-event-id"])
 
 
-def test_what_is_run_again_is_followed_from_the_end_that_was_told(serving: System) -> None:
+def test_a_batch_that_runs_again_is_followed_from_its_last_event(serving: System) -> None:
     with serving.client() as client:
         batch = send(client, [*slow(30), {"n": 99, "do": "raise"}])
         first = list(listen(client, batch))

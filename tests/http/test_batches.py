@@ -50,7 +50,7 @@ def test_a_batch_for_a_slow_model_shows_progress_once_its_speed_is_known(system:
         assert [line["output"]["n"] for line in results(client, batch)] == [0, 1, 2, 3]
 
 
-def test_lines_of_json_are_streamed_in_and_what_is_no_json_fails_alone(serving: System) -> None:
+def test_lines_of_json_are_streamed_in_and_a_broken_line_fails_alone(serving: System) -> None:
     def body() -> Any:
         yield b'{"n": 0}\n{"n"'
         yield b': 1}\r\n\n  \nnot json\n{"n": 3, "sleep_s": NaN}\n{"n": 4, "sleep_s": 1e400}\n'
@@ -96,7 +96,7 @@ def test_the_same_key_gives_the_same_batch(serving: System) -> None:
         ({"content": b"x" * 3000, "headers": NDJSON, "params": {"service": "echo"}}, 413, "payload_too_large", "line"),
     ],
 )
-def test_what_cannot_be_is_refused_and_leaves_nothing(
+def test_an_impossible_batch_is_refused_and_leaves_nothing(
     small_limits: System, request_: Any, status: int, code: str, says: str
 ) -> None:
     with small_limits.client() as client:
@@ -133,7 +133,7 @@ def test_ids_that_are_not_or_no_longer(serving: System) -> None:
         assert not list(serving.redis.client.scan_iter(f"*job:{batch['id']}*"))
 
 
-def test_cancel_stops_what_has_not_ended(serving: System) -> None:
+def test_cancel_stops_the_unfinished_rows(serving: System) -> None:
     with serving.client() as client:
         batch = send(client, [{"n": n, "sleep_s": 0.02} for n in range(1000)])
         poll(lambda: read(client, batch)["counts"]["running"], what="it runs")

@@ -159,7 +159,7 @@ def test_refused_while_it_runs_or_where_nothing_failed(ward: System) -> None:
         assert retry(client, short).json()["code"] == "job_expired"
 
 
-def test_what_was_cancelled_runs_again_and_never_twice_at_once(ward: System) -> None:
+def test_a_cancelled_batch_runs_again_and_never_twice_at_once(ward: System) -> None:
     with ward.client() as client:
         batch = send(client, [{"n": n, "sleep_s": 0.05, "ill": "yes" if n == 2 else ""} for n in range(96)])
         poll(lambda: read(client, batch)["counts"]["succeeded"], what="a chunk has ended")
@@ -179,7 +179,7 @@ def test_what_was_cancelled_runs_again_and_never_twice_at_once(ward: System) -> 
     assert not twice_at_once(ward)
 
 
-def test_cancelling_what_is_run_again_leaves_the_outputs(ward: System) -> None:
+def test_cancelling_a_repeated_run_leaves_the_outputs(ward: System) -> None:
     with ward.client() as client:
         rows = [{"n": n, "ill": "yes" if n % 5 == 0 else "", "sleep_s": 0.1} for n in range(20)]
         batch = send(client, rows)

@@ -152,7 +152,7 @@ def test_a_result_is_reused_by_a_job_of_its_own(caching: System, client: httpx.C
     assert 'services_jobs_reused_total{service="counted"} ' in text
 
 
-def test_what_equal_inputs_are(caching: System, client: httpx.Client, n: int) -> None:
+def test_inputs_that_count_as_equal(caching: System, client: httpx.Client, n: int) -> None:
     finished(client, send(client, n)["id"])
     for text in (f'{{"do":"","n":{n}.0}}', f'{{ "n" : {n} }}', f'{{"n":"{n}"}}'):
         body = f'{{"service":"counted","input":{text}}}'
@@ -185,7 +185,7 @@ def test_a_job_may_ask_for_it_or_not(caching: System, client: httpx.Client, n: i
 
 
 @pytest.mark.parametrize("value", ["-1", "-0.001", "1e400", "NaN", "Infinity", '"60"', "true", "[]", "2592001"])
-def test_what_cannot_be_asked_for(client: httpx.Client, value: str) -> None:
+def test_impossible_wishes_are_refused(client: httpx.Client, value: str) -> None:
     text = f'{{"service":"counted","input":{{"n":1}},"cache_for_s":{value}}}'
     for answer in (client.post("/jobs", content=text), client.put(f"/jobs/{uuid.uuid4()}", content=text)):
         assert_problem(answer, 422, "invalid_input")

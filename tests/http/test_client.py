@@ -195,7 +195,7 @@ def _counting(asked: list[float]) -> httpx.Client:
     return httpx.Client(event_hooks={"request": [lambda request: asked.append(time.monotonic())]})
 
 
-def test_a_job_that_does_not_succeed_raises_what_it_ended_with(client: Client) -> None:
+def test_a_job_that_does_not_succeed_raises_its_error(client: Client) -> None:
     with pytest.raises(JobFailed, match="bad one") as failed:
         client.submit("echo", {"n": 1, "do": "raise"}).result(20)
     assert failed.value.code == "predict_failed" and "ValueError" in failed.value.message
@@ -215,7 +215,7 @@ def test_a_job_that_does_not_succeed_raises_what_it_ended_with(client: Client) -
     assert {job.id for job in client.jobs(service="one_by_one", status="cancelled")} == {waiting.id}
 
 
-def test_what_the_server_refuses(client: Client) -> None:
+def test_refusals_of_the_server(client: Client) -> None:
     with pytest.raises(InvalidRequest, match=r"body\.input\.n") as wrong:
         client.submit("echo", {"n": "many"})
     assert (wrong.value.status, wrong.value.code) == (422, "invalid_input")
@@ -323,7 +323,7 @@ def test_a_batch_is_followed_and_run_again_over_a_bad_network(serving: System) -
 
 
 @pytest.mark.parametrize("mishaps", [["lose"], ["cut", "503"], ["", "half", "half"]])
-def test_a_batch_whose_streams_break_off_is_one_batch(serving: System, mishaps: list[str]) -> None:
+def test_a_batch_with_broken_streams_is_stored_once(serving: System, mishaps: list[str]) -> None:
     with bad_network(serving, mishaps) as url, Client(url) as far:
         results = list(far.batch("echo", ({"n": i, "do": "x" * 500} for i in range(500))))
     assert [result.output["n"] for result in results] == list(range(500))

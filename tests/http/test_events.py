@@ -113,7 +113,7 @@ def test_partial_outputs_come_as_they_are_yielded(talking: System) -> None:
         ("beyond", "predict_failed", "expected a number from 0 to 1"),
     ],
 )
-def test_what_cannot_be_told_fails_its_job(talking: System, do: str, code: str, words: str) -> None:
+def test_an_output_that_json_cannot_hold_fails_its_job(talking: System, do: str, code: str, words: str) -> None:
     with talking.client() as client:
         job = finished(client, submit(client, do=do))
     assert job["status"] == "failed" and job["error"]["code"] == code and words in job["error"]["message"]

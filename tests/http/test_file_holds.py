@@ -110,9 +110,7 @@ def test_files_of_a_batch_stay_until_their_rows_have_run(system: System, client:
         assert_dropped(system, client, file_id)
 
 
-def test_a_batch_on_its_way_holds_what_has_come_and_lets_go_if_it_breaks_off(
-    system: System, client: httpx.Client
-) -> None:
+def test_a_batch_that_arrives_holds_its_files_until_it_breaks_off(system: System, client: httpx.Client) -> None:
     file_id = upload(client)
     row = json.dumps(naming(file_id)).encode() + b"\n"
     head = b"POST /batches?service=turning HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
@@ -170,7 +168,7 @@ def test_files_of_a_job_that_runs_again_stay(system: System, client: httpx.Clien
     assert_dropped(system, client, file_id)
 
 
-def test_a_job_whose_file_is_gone_does_not_run_again(system: System, client: httpx.Client) -> None:
+def test_a_job_with_a_missing_file_does_not_run_again(system: System, client: httpx.Client) -> None:
     content = os.urandom(32)
     file_id = upload(client, content)
     job_id = queue(client, file_id)

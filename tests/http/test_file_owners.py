@@ -225,7 +225,9 @@ def test_admin_reads_and_drops_all_but_its_jobs_use_its_own(
         assert_problem(client.get(f"/files/{file_id}"), 404, "file_not_found")
 
 
-def test_what_no_key_sent_is_admins_to_read(guarded: Guarded, alice: httpx.Client, admin: httpx.Client) -> None:
+def test_jobs_without_a_key_are_readable_by_admins_alone(
+    guarded: Guarded, alice: httpx.Client, admin: httpx.Client
+) -> None:
     earlier = hashlib.sha256(EARLIER).hexdigest()
     assert_problem(alice.get(f"/files/{earlier}"), 404, "file_not_found")
     assert submit(alice, earlier).status_code == 422
@@ -248,7 +250,7 @@ def test_what_no_key_sent_is_admins_to_read(guarded: Guarded, alice: httpx.Clien
     assert_problem(alice.get(link), 404, "file_not_found")
 
 
-def test_a_job_whose_record_is_gone_may_use_nothing(guarded: Guarded, alice: httpx.Client) -> None:
+def test_a_job_without_a_record_may_use_nothing(guarded: Guarded, alice: httpx.Client) -> None:
     hers = upload(alice, os.urandom(64))["id"]
     settings = Settings(redis_url=guarded.system.redis.url, data_dir=str(guarded.system.folder / "data"))
     ledger = Ledger(settings)

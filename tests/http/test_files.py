@@ -118,7 +118,7 @@ def test_a_file_is_stored_once_described_and_given_back(client: httpx.Client, fo
         (b"--b\r\n", {"Content-Type": "multipart/form-data; boundary=b"}, {}, 422, "invalid_input", ["body"]),
     ],
 )
-def test_what_cannot_be_stored_is_refused_and_leaves_nothing(
+def test_an_upload_that_cannot_be_stored_is_refused_and_leaves_nothing(
     client: httpx.Client,
     turning: System,
     folder: Path,

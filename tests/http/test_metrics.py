@@ -91,7 +91,7 @@ def test_the_document_names_every_metric_and_no_other(serving: System) -> None:
     assert ours == set(re.findall(r"services_\w+", page))
 
 
-def test_while_redis_is_away_it_tells_what_the_process_knows(system: System) -> None:
+def test_while_redis_is_away_the_metrics_of_the_process_remain(system: System) -> None:
     system.start_api()
     system.redis.stop()
     with system.client() as client:

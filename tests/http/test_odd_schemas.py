@@ -200,7 +200,7 @@ def test_every_page_is_json_and_shows_the_services_that_are_fine(client: httpx.C
     assert document["components"]["schemas"]["plain.Input"]["properties"]["n"]["description"] == "default: 3"
 
 
-def test_what_json_has_not_is_left_out_of_a_schema(client: httpx.Client) -> None:
+def test_values_without_a_form_in_json_are_left_out_of_a_schema(client: httpx.Client) -> None:
     service = client.get("/services/not_a_number").json()
     schema = service["input_schema"]
     assert "default" not in schema["properties"]["x"] and schema["properties"]["y"]["default"] == 2.5

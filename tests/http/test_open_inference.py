@@ -143,7 +143,9 @@ def test_tritonclient_reads_health_and_metadata(models: System, client: triton.I
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritonclient_infers_what_jobs_do(models: System, client: triton.InferenceServerClient, binary: bool) -> None:
+def test_tritonclient_gets_the_results_of_jobs(
+    models: System, client: triton.InferenceServerClient, binary: bool
+) -> None:
     names = ["embedding", "tokens", "truncated"]
     wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
     told = client.infer("embed", [tensor("text", TEXTS, "BYTES", binary)], outputs=wanted, request_id="r-1")
@@ -225,7 +227,7 @@ RECORDED = [pytest.param(sent, id=name) for name, sent in (KSERVE | MLSERVER).it
 
 
 @pytest.mark.parametrize("sent", RECORDED)
-def test_what_kserves_and_mlservers_clients_send(models: System, sent: Recorded) -> None:
+def test_the_requests_of_kserves_and_mlservers_clients(models: System, sent: Recorded) -> None:
     answer = infer(models, sent.model, sent.json + sent.binary, **sent.headers).raise_for_status()
     asked, size = json.loads(sent.json), int(answer.headers.get("inference-header-content-length", 0))
     wants_binary = b'"binary_data":true' in sent.json or b'"binary_data_output":true' in sent.json
@@ -258,7 +260,7 @@ def test_what_kserves_and_mlservers_clients_send(models: System, sent: Recorded)
         ("ragged", one("n", [2], "INT8", [1, 2]), 400, "ask for 'output', the whole of each row as JSON"),
     ],
 )  # fmt: skip
-def test_what_is_refused(models: System, model: str, request_: Any, status: int, expected: str) -> None:
+def test_refused_requests(models: System, model: str, request_: Any, status: int, expected: str) -> None:
     answer = infer(models, model, request_)
     assert answer.status_code == status and answer.headers["content-type"] == "application/json", answer.text
     assert set(answer.json()) == {"error"} and expected in answer.json()["error"], answer.text
@@ -319,7 +321,7 @@ def test_a_timeout_ends_the_wait_and_the_job(models: System, client: triton.Infe
         assert finished(http, job_id)["error"]["code"] == "timed_out"
 
 
-def test_who_leaves_takes_what_has_not_begun_along(models: System) -> None:
+def test_the_queued_jobs_of_a_client_that_leaves_are_cancelled(models: System) -> None:
     def leave_once(http: httpx.Client, service: str, status: str, request: Any) -> list[str]:
         """Send a request and close its connection once its jobs are so far; their ids."""
         body = json.dumps(request).encode()

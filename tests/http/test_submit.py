@@ -102,7 +102,7 @@ def test_make_run_tries_the_first_service_that_has_an_example(
         (["echo", "--api-key", "ä"], 1, "must be printable ASCII"),
     ],
 )
-def test_what_is_refused_is_said_on_one_line(serving: System, arguments: list[str], code: int, said: str) -> None:
+def test_a_refusal_is_one_line(serving: System, arguments: list[str], code: int, said: str) -> None:
     done = submit(serving, *arguments)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert said in done.stderr

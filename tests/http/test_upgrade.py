@@ -100,7 +100,7 @@ def test_files_can_be_read(client: httpx.Client) -> None:
     assert client.get(f"/files/{made}/content").content == DOCUMENT[::-1]
 
 
-def test_keys_and_what_they_own(taken_over: System, client: httpx.Client) -> None:
+def test_keys_and_their_jobs(taken_over: System, client: httpx.Client) -> None:
     listed = services(taken_over, "keys", "list")
     assert "recorded" in listed.stdout and listed.stdout.count("valid") >= 2
     body = {"service": "recorded", "input": {"n": 3}, "keep_for_s": 3_000_000_000, "metadata": {"of": "succeeded"}}

@@ -35,7 +35,9 @@ def take(bench: Bench, token: str) -> list[bytes]:
     return [raw for _, raw in claim.messages]
 
 
-def test_what_could_not_be_adopted_is_given_again_to_its_process_and_waits_again_when_that_dies(bench: Bench) -> None:
+def test_a_message_that_could_not_be_adopted_returns_to_its_process_and_waits_again_when_that_dies(
+    bench: Bench,
+) -> None:
     bench.redis.lpush("echo", b"one", b"two")
     assert take(bench, "p1.0") == [b"one", b"two"]
     assert take(bench, "p2.0") == [], "another process does not get it"
@@ -50,7 +52,7 @@ def test_a_message_that_cannot_be_stored_is_dropped_alone(bench: Bench, caplog: 
     assert sum("dropped a message in queue echo" in line for line in caplog.messages) == 2
 
 
-def test_a_revoke_holds_in_its_service_for_what_is_queued_running_and_unknown(bench: Bench) -> None:
+def test_a_revoke_holds_in_its_service_for_queued_running_and_unknown_jobs(bench: Bench) -> None:
     queued, running = bench.create(2)
     assert bench.claim("t1", max_batch_size=1) == [queued]
     queued, running = running, queued
@@ -78,7 +80,7 @@ def test_the_same_message_is_the_same_job_and_another_one_with_its_id_is_told(
     assert bench.get("a").input == b'{"n":1}'
 
 
-def test_those_who_wait_for_the_rest_of_a_chain_are_told(bench: Bench) -> None:
+def test_waiters_for_the_rest_of_a_chain_are_told(bench: Bench) -> None:
     step = {"task": "echo.predict", "args": [], "options": {"task_id": "second"}}
     raw = json.loads(message("first"))
     raw["body"] = json.dumps([[{"n": 1}], {}, {"chain": [step]}])

@@ -83,7 +83,7 @@ def test_the_most_urgent_equal_waits_for_all(bench: CacheBench) -> None:
     assert bench.states(low, normal, high, other) == ["succeeded", "succeeded", "succeeded", "queued"]
 
 
-def test_of_equals_whose_first_is_cancelled_the_next_waits(bench: CacheBench) -> None:
+def test_the_next_of_equal_jobs_waits_when_the_first_is_cancelled(bench: CacheBench) -> None:
     first, second, third = (bench.send() for _ in range(3))
     bench.ledger.cancel(second)
     assert (bench.waiting(), bench.parked()) == ([first], 1)
@@ -96,7 +96,7 @@ def test_of_equals_whose_first_is_cancelled_the_next_waits(bench: CacheBench) ->
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-def test_of_equals_whose_runner_is_stopped_one_runs(bench: CacheBench, how: str) -> None:
+def test_one_of_equal_jobs_runs_when_their_runner_is_stopped(bench: CacheBench, how: str) -> None:
     first = bench.send(finish_within_s=1000 if how == "deadline" else 0)
     second, third = bench.send(), bench.send()
     bench.take("t1")

@@ -260,7 +260,7 @@ def test_poison_in_a_batch_is_run_alone_and_charged_alone(bench: Bench) -> None:
     assert bench.get(mate).attempt == 1
 
 
-def test_what_is_handed_back_is_not_charged_and_keeps_its_place(bench: Bench) -> None:
+def test_a_job_that_is_handed_back_is_not_charged_and_keeps_its_place(bench: Bench) -> None:
     ids = bench.create(3)
     bench.claim("t1", max_batch_size=2)
     assert sorted(bench.ledger.run(worker_commands.leave("echo", "w1"))) == sorted(ids[:2])
@@ -298,7 +298,7 @@ def test_urgent_jobs_go_first_and_old_ones_are_not_starved(bench: Bench) -> None
     assert bench.claim("t2") == ids
 
 
-def test_a_full_queue_refuses_what_does_not_fit(bench: Bench) -> None:
+def test_a_full_queue_refuses_jobs_that_do_not_fit(bench: Bench) -> None:
     bench.ledger.run(worker_commands.tell("echo", "1", KNOBS | {"max_queue_size": 2}))
     jobs = [NewJob(service="echo", input=b"{}") for _ in range(3)]
     made = bench.api(lambda ledger: ledger.create(jobs))
@@ -320,7 +320,7 @@ def test_a_queue_is_full_by_its_bytes_too_and_has_room_again_as_it_is_worked_off
     assert bench.redis.hget("{echo}:about", "waiting_bytes") == b"0"
 
 
-def test_what_ends_and_what_is_queued_again_is_counted_once(bench: Bench) -> None:
+def test_ends_and_repeated_queueings_are_counted_once(bench: Bench) -> None:
     first, second = bench.create(2)
     bench.claim("t1")
     bench.ledger.run(worker_commands.give_up("echo", "w1", "t1", "lost"))
@@ -352,7 +352,7 @@ def test_retry_after_follows_the_measured_rate(bench: Bench) -> None:
     assert 4 <= refused() <= 7
 
 
-def test_what_a_dead_worker_had_claimed_ahead_is_neither_charged_nor_suspected(bench: Bench) -> None:
+def test_jobs_that_a_dead_worker_had_claimed_ahead_are_neither_charged_nor_suspected(bench: Bench) -> None:
     ids = bench.create(4)
     assert bench.claim("process.1", max_batch_size=2) == ids[:2], "it runs"
     assert bench.claim("process.2", max_batch_size=2) == ids[2:], "claimed while the model computed"
@@ -443,7 +443,7 @@ def test_a_quick_chunk_that_is_next_is_a_whole_batch_to_claim_ahead(bench: Bench
     assert bench.ledger.run(worker_commands.claim("echo", "w1", "p5.0", KNOBS | {"max_batch_size": 3})).more
 
 
-def test_a_chunk_makes_room_for_what_is_to_be_run_before_it_and_keeps_what_it_has(bench: Bench) -> None:
+def test_a_chunk_makes_room_for_more_urgent_jobs_and_keeps_its_results(bench: Bench) -> None:
     bench.api(send_chunk)
     assert bench.claim("t1") == ["b.0"]
     bench.create(priority=Priority.NORMAL)

@@ -78,7 +78,7 @@ def test_parts_of_a_stale_attempt_never_mix_with_the_next_ones(bench: CacheBench
     assert fields(bench) == {"3.1": b"new 0\nagain 1", "out": b"3 1", "output": b"new 2\nagain 3"}
 
 
-def test_a_chunk_that_is_cancelled_forgets_what_it_has_and_keeps_what_was_settled(bench: CacheBench) -> None:
+def test_a_cancelled_chunk_drops_its_partial_results_and_keeps_the_settled_ones(bench: CacheBench) -> None:
     bench.api(send_chunk)
     claim(bench, "t.1")
     end = Ending("b.0", Status.SUCCEEDED, b"a\nb\nc\nd", b"{}", 4, b"0\nrow 0")
@@ -112,7 +112,7 @@ def test_an_output_is_taken_over_by_a_few_equal_jobs_a_call(bench: CacheBench) -
     assert not bench.ledger.run(worker_commands.claim("echo", "w1", "t.2", KNOBS)).jobs, "none of them runs"
 
 
-def test_one_whose_output_is_gone_runs_by_itself(bench: CacheBench) -> None:
+def test_a_job_with_a_dropped_leader_runs_by_itself(bench: CacheBench) -> None:
     leader = bench.send()
     assert bench.take("t.1") == [leader]
     equals = [bench.send() for _ in range(4)]

@@ -61,7 +61,7 @@ def test_jobs_of_either_origin_run_and_read_the_same(with_rabbit: System, stock:
     assert worker.stop() == 0
 
 
-def test_what_the_broker_confirmed_is_run_after_its_kill(
+def test_confirmed_messages_run_after_the_broker_was_killed(
     with_rabbit: System, stock: Celery, rabbit: RabbitServer
 ) -> None:
     sent = [stock.send_task("echo.predict", args=[{"n": n}], queue="echo").id for n in range(50)]

@@ -92,7 +92,7 @@ def test_however_it_is_written_its_address_counts(host: str) -> None:
         "https://host/" + "x" * 2048,
     ],
 )
-def test_what_is_no_url_of_ours_is_refused(url: str) -> None:
+def test_an_unusable_url_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
         parse_url(url)
 

@@ -79,7 +79,7 @@ class Plugin(Service[Input, Output]):
 """
 
 
-def test_what_a_plugin_prints_does_not_mix_with_what_predict_and_check_print(twice: System, tmp_path: Path) -> None:
+def test_the_output_of_a_plugin_does_not_mix_with_that_of_predict_and_check(twice: System, tmp_path: Path) -> None:
     write_plugin(tmp_path / "plugins", "noisy", SCHEMA, NOISY)
     path = f"{tmp_path / 'plugins'}:{twice.env['PYTHONPATH']}"
     told = services(twice, "predict", "noisy", '{"n": 1}', PYTHONPATH=path)
@@ -109,7 +109,7 @@ def test_predict_runs_the_example_json_a_file_or_stdin(twice: System) -> None:
 
 
 @pytest.mark.parametrize(("given", "said"), [('{"n": "x"}', "n: Input should be"), ("{", "is not JSON")])
-def test_predict_says_in_one_line_what_is_wrong(twice: System, given: str, said: str) -> None:
+def test_predict_names_the_fault_in_one_line(twice: System, given: str, said: str) -> None:
     done = services(twice, "predict", "twice", "-", stdin=given)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
@@ -123,7 +123,7 @@ def test_an_input_that_cannot_be_read_is_named(twice: System, given: str) -> Non
     assert ("is not JSON" if given == "{" else f"cannot read {given.removeprefix('@')}") in done.stderr
 
 
-def test_what_a_plugin_raises_is_shown_with_its_traceback(twice: System) -> None:
+def test_an_exception_of_a_plugin_is_shown_with_its_traceback(twice: System) -> None:
     done = services(twice, "predict", "twice", "-", stdin='{"n": -1}')
     assert (done.returncode, done.stdout) == (1, "")
     assert 'twice/service.py", line 8, in predict' in done.stderr
@@ -143,7 +143,7 @@ def test_what_a_plugin_raises_is_shown_with_its_traceback(twice: System) -> None
         assert done.returncode == 1 and "in load" in done.stderr and "OSError: no weights" in done.stderr
 
 
-def test_check_says_what_to_do_where_there_is_no_schema(twice: System) -> None:
+def test_check_names_the_remedy_where_there_is_no_schema(twice: System) -> None:
     package = twice.folder / "installed" / "twice"
     (package / "schema.py").rename(package / "shapes.py")
     (package / "service.py").write_text(SERVICE.replace("twice.schema", "twice.shapes"))
@@ -152,7 +152,7 @@ def test_check_says_what_to_do_where_there_is_no_schema(twice: System) -> None:
     assert done.returncode == 1 and "put its Input and Output into a schema.py beside twice.service" in failed
 
 
-def test_check_passes_what_keeps_the_contract(twice: System) -> None:
+def test_check_passes_a_service_that_keeps_the_contract(twice: System) -> None:
     done = services(twice, "check", "twice")
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(line.startswith("ok") for line in done.stdout.splitlines())
@@ -187,7 +187,7 @@ def test_a_death_doubles_the_pause_and_a_plugin_that_cannot_load_waits_longest()
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "abc", "80 80", "٣"])
-def test_what_is_no_port_is_refused(text: str) -> None:
+def test_a_text_that_is_no_port_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="PORT must be a port"):
         find_ports({"PORT": text})
 

@@ -83,7 +83,7 @@ def test_a_model_is_written_as_its_service_reads_it() -> None:
     assert written({"plain": [SecretStr("b"), Inner(user_id=1)]}) == {"plain": ["b", {"userId": 1}]}
 
 
-def test_numpy_and_what_looks_like_it_is_written_as_numbers_and_lists() -> None:
+def test_numpy_and_similar_arrays_are_written_as_numbers_and_lists() -> None:
     @dataclasses.dataclass
     class Point:
         x: Any
@@ -108,13 +108,13 @@ class Holder(BaseModel):
         ({"a": b"\xff"}, "a: bytes cannot be written as JSON"),
     ],
 )
-def test_what_json_cannot_hold_is_named_with_its_place(value: Any, words: str) -> None:
+def test_a_value_without_a_form_in_json_is_named_with_its_place(value: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=words.replace(".", r"\.")) as caught:
         dump(value)
     assert isinstance(caught.value, ClientError)
 
 
-def test_what_holds_itself_is_an_error_of_the_client() -> None:
+def test_a_value_that_contains_itself_is_an_error_of_the_client() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(InvalidInput, match="nested deeper"):

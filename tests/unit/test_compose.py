@@ -79,7 +79,7 @@ def test_the_block_that_services_new_writes_is_as_the_others() -> None:
     assert json.loads(json.dumps(found["plugin-name"]).replace("plugin-name", "embed")) == SERVICES["embed"]
 
 
-def test_redis_keeps_what_it_was_given() -> None:
+def test_redis_keeps_its_own_settings() -> None:
     command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes" in command
     assert "--maxmemory-policy noeviction" in command
@@ -92,7 +92,7 @@ def test_nothing_starts_before_redis_answers() -> None:
             assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
 
 
-def test_the_dockerfile_copies_what_is_there_and_what_may_be_copied() -> None:
+def test_the_dockerfile_copies_files_that_exist_and_may_be_copied() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {name for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.M) for name in line.split()}
     assert copied <= allowed

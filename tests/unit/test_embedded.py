@@ -26,7 +26,7 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
             process.stop(signal.SIGKILL)
 
 
-def test_what_was_stored_is_there_after_a_restart_and_a_kill(checkout: Checkout) -> None:
+def test_stored_jobs_are_there_after_a_restart_and_a_kill(checkout: Checkout) -> None:
     for number, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 0)):
         process = checkout.serve()
         poll(lambda: embedded.answers(checkout.settings))
@@ -122,7 +122,7 @@ def test_the_wheels_server_steps_in_for_an_old_one(monkeypatch: pytest.MonkeyPat
     assert embedded.find_binary() == tmp_path / "redis-server"
 
 
-def test_what_needs_it_says_that_it_waits_and_how_to_start_it(
+def test_commands_that_need_it_wait_and_name_the_command_that_starts_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "SILENT_WAIT_S", 0.1)

@@ -87,7 +87,7 @@ def test_files_are_found_wherever_they_are_with_their_place() -> None:
         (None, 'expected {"file"'),
     ],
 )
-def test_what_is_no_file_is_told_what_is(image: Any, said: str) -> None:
+def test_a_value_that_is_no_file_gets_a_list_of_the_forms_of_files(image: Any, said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Input.model_validate({"image": image})
     (error,) = caught.value.errors()
@@ -127,7 +127,7 @@ def test_files_come_from_public_addresses_by_https_and_from_networks_that_are_al
     assert find_addresses(parse_url("https://93.184.215.14/"), AddressRules((), "SETTING")) == ["93.184.215.14"]
 
 
-def test_the_api_refuses_what_no_look_at_the_host_is_needed_for() -> None:
+def test_the_api_refuses_urls_that_need_no_lookup() -> None:
     none, some = AddressRules((), "SETTING"), AddressRules(parse_networks("10.0.0.0/8"), "SETTING")
     check_url("https://host/signed?" + "x" * 5000 + "#page=2", none)
     check_url("http://host/", some)
@@ -137,7 +137,7 @@ def test_the_api_refuses_what_no_look_at_the_host_is_needed_for() -> None:
             check_url(url, none)
 
 
-def test_what_a_dead_process_left_is_removed_and_what_the_living_have_is_not(tmp_path: Path) -> None:
+def test_files_of_dead_processes_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from worker.filestore.batch_files import Scratch; "
     code += "s = Scratch(Path(sys.argv[1])); "
     code += "(s.make() / 'f').write_text('x')"

@@ -115,7 +115,7 @@ def test_rules_take_a_type_by_any_of_its_names() -> None:
         ("x." + "y" * 300, "x." + "y" * 253),
     ],
 )
-def test_a_name_is_what_a_disk_could_bear(text: str, name: str) -> None:
+def test_a_file_name_fits_every_disk(text: str, name: str) -> None:
     assert clean_name(text) == name and len(clean_name(text).encode()) <= 255
 
 
@@ -149,7 +149,7 @@ class Picture:
         (7, r"got int; a plugin writes File\.from_path\(path\)"),
     ],
 )
-def test_an_author_is_told_what_to_write_for_a_file(value: Any, said: str) -> None:
+def test_a_value_that_is_no_file_gets_an_error_with_the_remedy(value: Any, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Output(out=value)
     with pytest.raises(ValidationError) as caught:
@@ -195,7 +195,7 @@ def take(path: Path, target: Path, move: bool = False) -> None:
     take_file(path, target, move, lambda _size: None)
 
 
-def test_a_taken_file_is_no_link_to_what_was_there(tmp_path: Path) -> None:
+def test_a_taken_file_is_no_link_to_the_former_file(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_text("before")
     link, twin = tmp_path / "link", tmp_path / "twin"
@@ -228,7 +228,7 @@ def test_a_file_without_a_size_has_a_content(tmp_path: Path) -> None:
     assert (tmp_path / "taken").read_bytes() == b""
 
 
-def test_what_cannot_be_taken_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_taken_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     cases = {"none": "No such file", ".": "it is a directory", "pipe": "it is no regular file", "a\0b": "null byte"}
     for name, said in cases.items():
@@ -258,7 +258,7 @@ def test_a_plugin_has_its_objects_back_and_each_result_its_own_content(tmp_path:
     assert taker.take_results(loop) is loop
 
 
-def test_what_a_copy_makes_of_a_target_that_has_something(tmp_path: Path) -> None:
+def test_a_copy_replaces_a_target_that_has_content(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"x" * 5)
     with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("w+b") as target:
         copy_content(source, target)

@@ -117,7 +117,7 @@ def test_a_job_says_for_how_long_or_leaves_it_to_its_service() -> None:
     assert ask_cache(service, b'{"n":1}', "", None, False) == ""
 
 
-def test_what_is_behind_a_url_may_change() -> None:
+def test_the_content_behind_a_url_may_change() -> None:
     assert ask(Pictures, '{"picture":"https://example.org/p.png"}') == ""
 
 

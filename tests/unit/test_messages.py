@@ -55,7 +55,7 @@ def test_the_one_argument_is_the_input() -> None:
         (message(expires="soon"), "expires must be an ISO 8601 time"),
     ],
 )
-def test_what_cannot_run_is_a_job_that_fails_with_the_reason(raw: bytes, words: str) -> None:
+def test_a_message_that_cannot_run_is_a_job_that_fails_with_the_reason(raw: bytes, words: str) -> None:
     job, error = read(raw)
     assert job.id == "a-b"
     with pytest.raises(type(error), match=words):
@@ -72,7 +72,7 @@ def test_expires_becomes_start_within() -> None:
 @pytest.mark.parametrize(
     "raw", [b"junk", b"[]", b"{}", b'{"headers": {}}', b'{"headers": {"id": 7}}', b"null", b"\xff"]
 )
-def test_what_is_no_message_at_all_is_refused(raw: bytes) -> None:
+def test_bytes_that_are_no_message_are_refused(raw: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         read(raw)
 
@@ -101,7 +101,7 @@ def test_whatever_is_far_ahead_is_kept_by_the_ledger(expires: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [True, [], {}, "never", float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["eta", "expires"])
-def test_what_is_no_time_is_named(name: str, wrong: Any) -> None:
+def test_a_text_that_is_no_time_is_named(name: str, wrong: Any) -> None:
     assert read(message(**{name: wrong}))[1].message.startswith(f"{name} must be an ISO 8601 time")
 
 
@@ -111,7 +111,7 @@ def with_priority(priority: Any) -> bytes:
     return json.dumps(raw).encode()
 
 
-def test_a_priority_means_what_its_broker_means_by_it() -> None:
+def test_a_priority_has_the_meaning_of_its_broker() -> None:
     redis = [adopt_one(with_priority(p)).job for p in (None, 0, 3, 9, 99, "high", -1)]
     assert [round(job.priority_steps, 2) for job in redis] == [0, 0, 0.33, 1, 1, 0, 0]
     assert [job.priority for job in redis[:4]] == ["normal", "normal", "normal", "low"]
@@ -120,7 +120,7 @@ def test_a_priority_means_what_its_broker_means_by_it() -> None:
     assert [job.priority for job in rabbit] == ["normal", "normal", "normal", "high", "high", "high"]
 
 
-def test_the_ids_of_what_would_follow_are_found() -> None:
+def test_the_ids_of_following_tasks_are_found() -> None:
     def step(job_id: str, **more: Any) -> dict[str, Any]:
         return {
             "task": "echo.predict",

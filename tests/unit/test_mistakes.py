@@ -41,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         ),
     ],
 )
-def test_a_mistake_is_told_with_what_to_do(installed: System, name: str, words: list[str]) -> None:
+def test_a_mistake_gets_an_error_with_the_remedy(installed: System, name: str, words: list[str]) -> None:
     told = services(installed, "check", name)
     assert told.returncode == 1
     for text in words:

@@ -48,7 +48,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_what_it_writes_can_be_installed_checked_run_and_tested(checkout: Path) -> None:
+def test_a_new_plugin_can_be_installed_checked_run_and_tested(checkout: Path) -> None:
     done = new(checkout / "plugins", NAME)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-6:] == [
@@ -93,7 +93,7 @@ def test_the_next_commands_are_this_environments_where_none_is_activated(checkou
     assert "\n  uv pip install --python .venv/bin/python -e plugins/another\n" in done.stdout
 
 
-def test_what_it_writes_passes_mypy(checkout: Path) -> None:
+def test_a_new_plugin_passes_mypy(checkout: Path) -> None:
     assert new(checkout, NAME).returncode == 0
     source = checkout / "plugins" / NAME / "src"
     typed = run(checkout, "mypy", "--cache-dir", "mypy", str(source), str(source.parent / "tests"), path=source)
@@ -101,7 +101,7 @@ def test_what_it_writes_passes_mypy(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, "zebra", "a", "x_1-2", "a" * 20 + "-" + "b" * 19])
-def test_what_it_writes_passes_ruff_whatever_its_name(checkout: Path, name: str) -> None:
+def test_a_new_plugin_of_any_name_passes_ruff(checkout: Path, name: str) -> None:
     assert new(checkout, name).returncode == 0
     for command in (["check", "."], ["format", "--check", "."]):
         done = run(checkout / "plugins", "ruff", *command)

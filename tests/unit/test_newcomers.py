@@ -26,7 +26,7 @@ def _install(folder: Path, name: str) -> None:
     write_plugin(folder, name, SCHEMA, SERVICE.replace("NAME", name).replace("LOAD", "pass"))
 
 
-def test_the_404_says_what_to_start_again_where_the_plugin_is_installed_since(api: System) -> None:
+def test_the_404_names_the_restart_where_the_plugin_was_installed_since(api: System) -> None:
     with api.client() as client:
         body = {"service": "late", "input": {"n": 1}}
         before = client.post("/jobs", json=body).json()

@@ -129,7 +129,7 @@ def test_whatever_a_verb_raises_fails_its_own_job(verb: str, raised: BaseExcepti
     assert bad == f"{say(raised)} (in {verb})"
 
 
-def test_what_a_predict_that_yields_and_a_validator_raise_fails_its_own_job() -> None:
+def test_an_exception_of_a_generator_or_a_validator_fails_its_own_job() -> None:
     class Plugin(Service[Input, Output]):
         def predict(self, features: Input) -> Iterator[Any]:
             yield 1
@@ -165,7 +165,7 @@ def test_an_async_verb_is_refused_when_its_class_is_made(verb: str, own: Callabl
     assert f"return asyncio.run(self._{verb}(" in str(caught.value)
 
 
-def test_a_verb_that_returns_what_nobody_awaits_says_so() -> None:
+def test_a_verb_that_returns_an_awaitable_is_refused() -> None:
     class Plugin(Service[Input, Output]):
         def predict(self, features: Input) -> Any:
             return _answer(self, features)

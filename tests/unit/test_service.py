@@ -24,7 +24,7 @@ class Output(BaseModel):
     n: int
 
 
-def test_who_writes_predict_gets_predict_batch() -> None:
+def test_a_service_with_predict_gets_predict_batch() -> None:
     class Double(Service[Input, Output]):
         def predict(self, features: Input) -> dict[str, int]:
             return {"n": 2 * features.n}
@@ -34,7 +34,7 @@ def test_who_writes_predict_gets_predict_batch() -> None:
     assert [service.postprocess(raw) for raw in raws] == [Output(n=2), Output(n=4), Output(n=6)]
 
 
-def test_who_writes_predict_batch_gets_predict() -> None:
+def test_a_service_with_predict_batch_gets_predict() -> None:
     class Double(Service[Input, Output]):
         def predict_batch(self, batch: list[Input]) -> list[dict[str, int]]:
             return [{"n": 2 * features.n} for features in batch]
@@ -83,7 +83,7 @@ def test_a_class_without_models_is_told_how_to_name_them() -> None:
         new_class(Service, {"predict": lambda self, x: x}, name="Bare")
 
 
-def test_a_class_without_predict_is_told_what_to_write() -> None:
+def test_a_class_without_predict_gets_an_error_with_the_remedy() -> None:
     with pytest.raises(TypeError, match="write `predict`"):
         new_class(Service[Input, Output], {})
 

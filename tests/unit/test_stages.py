@@ -96,7 +96,7 @@ def test_one_bad_item_costs_its_own_job_only(bad: Any, code: str, words: str) ->
     assert isinstance(error, ServicesError) and words in error.message
 
 
-def test_what_utf8_cannot_write_in_an_exceptions_text_is_spelled_out() -> None:
+def test_characters_that_utf8_cannot_write_are_spelled_out_in_an_exceptions_text() -> None:
     class Blunt(Double):
         def preprocess(self, input: Input) -> Input:
             raise ValueError("no such file: caf\udce9")  # as of a file's name that is no UTF-8
@@ -178,7 +178,7 @@ def test_a_failing_batch_is_halved_only_where_the_author_lets_it() -> None:
     assert Double.calls == [2]
 
 
-def test_what_a_verb_raises_or_drops_moves_no_other_input() -> None:
+def test_a_failed_or_dropped_input_moves_no_other() -> None:
     seen: list[int] = []
 
     class Moody(Service[Input, Output]):

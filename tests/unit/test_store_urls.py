@@ -89,7 +89,7 @@ def test_tls_is_checked_by_celery_too_and_its_options_stay() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://:p/w@h:1/0", "redis://h:1/x", "unix://", "redis://:p#w@h/0", "redis://h:0/0"])
-def test_what_is_not_escaped_is_said_without_the_password(url: str) -> None:
+def test_an_unescaped_url_is_named_without_the_password(url: str) -> None:
     with pytest.raises(ValueError, match="%-escaped"):
         Settings(redis_url=url)
 

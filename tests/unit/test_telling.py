@@ -87,7 +87,7 @@ def test_each_verb_speaks_for_its_own_job_and_predict_batch_for_all_of_its_call(
     assert speech.jobs == ()
 
 
-def test_what_is_sent_is_forgotten_and_the_oldest_lines_go_first() -> None:
+def test_sent_events_are_dropped_and_the_oldest_lines_go_first() -> None:
     with listening(most=3) as speech:
         speech.jobs = ["a"]
         for n in range(5):
@@ -129,7 +129,7 @@ class Yielding(Service[Input, Output]):
         return Output(n=len(raw)) if isinstance(raw, list) else Output(**raw)
 
 
-def test_a_predict_that_yields_gives_what_it_returns_or_else_the_list() -> None:
+def test_a_generator_gives_its_return_value_or_else_the_list() -> None:
     with listening() as speech:
         outputs = run(Yielding(), 2, 3, 0)
         assert [json.loads(one)["n"] for one in outputs if isinstance(one, bytes)] == [2, 33, 0]

@@ -53,7 +53,7 @@ def read_binary(datatype: str, shape: list[int], data: bytes) -> Tensor:
     return tensor
 
 
-def test_each_datatype_reads_and_writes_what_numpy_does() -> None:
+def test_each_datatype_reads_and_writes_as_numpy_does() -> None:
     for datatype in CODES:
         kind = np.dtype(datatype.lower().replace("fp", "float"))
         array = np.array([[0, 1, 1], [1, 0, 1]]).astype(kind)

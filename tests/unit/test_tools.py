@@ -31,7 +31,7 @@ def run_bare(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     )
 
 
-def test_what_a_bare_machine_lacks_is_skipped_counted_and_listed(tmp_path: Path) -> None:
+def test_tests_that_a_bare_machine_cannot_run_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     done = run_bare(
         tmp_path, *FILES, "--deselect", "tests/stores/test_rabbitmq.py::test_a_broker_that_is_none_is_refused"
     )
@@ -59,7 +59,7 @@ def test_the_list_names_each_tool_with_its_number_of_tests() -> None:
     assert report_skipped(["Skipped: no network"]) == []
 
 
-def test_nothing_is_installed_by_somebody_who_may_not(
+def test_nothing_is_installed_without_the_right_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -36,7 +36,7 @@ def test_the_specifications_vector() -> None:
         verify_webhook(headers, '{"test": 2432232314}', secret)
 
 
-def test_what_the_public_library_signs() -> None:
+def test_signatures_of_the_public_library_are_accepted() -> None:
     assert verify_webhook(signed(), BODY, SECRET) == json.loads(BODY)
     assert verify_webhook(signed(), BODY.decode(), [OTHER, SECRET]), "while a secret is being replaced"
     both = signed(secret=OTHER)["webhook-signature"] + " v1a,other " + signed()["webhook-signature"]
@@ -54,12 +54,12 @@ def test_what_the_public_library_signs() -> None:
         ({"WEBHOOK-TIMESTAMP": "soon"}, "expected seconds"),
     ],
 )
-def test_what_is_not_the_servers(changes: dict[str, str], reason: str) -> None:
+def test_foreign_webhooks_are_refused(changes: dict[str, str], reason: str) -> None:
     with pytest.raises(InvalidWebhook, match=reason):
         verify_webhook({**signed(), **changes}, BODY, SECRET)
 
 
-def test_what_was_changed_is_old_or_has_no_secret() -> None:
+def test_changed_old_and_unsigned_webhooks_are_refused() -> None:
     for body, secret in ((BODY + b" ", SECRET), (BODY, OTHER), (BODY, [])):
         with pytest.raises(InvalidWebhook, match="no signature"):
             verify_webhook(signed(), body, secret)

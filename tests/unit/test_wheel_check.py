@@ -77,7 +77,7 @@ def test_a_models_file_that_the_wheel_lacks_is_named(
     assert {path.name for path in plugin.source.iterdir()} == {"src", "pyproject.toml"}, "nothing is left behind"
 
 
-def test_what_the_wheel_holds_is_well_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_in_the_wheel_are_accepted_at_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = Editable(tmp_path, "holds", monkeypatch)
     plugin.write(f'{READ}; (HERE / "cache").write_text("x"); (HERE / "cache").read_text()', '["**/*.bin"]')
     (plugin.package / "model.bin").write_bytes(b"x" * (MAX_COPIED_BYTES + 1))

@@ -203,7 +203,7 @@ def test_events_show_each_job_from_received_to_its_end(serving: System, stock: C
     assert types(lost["id"]) == [*run, "task-retried", *run, "task-retried", *run, "task-failed"]
 
 
-def test_our_message_is_what_send_task_publishes(serving: System, stock: Celery) -> None:
+def test_our_message_equals_the_one_that_send_task_publishes(serving: System, stock: Celery) -> None:
     # given both messages for one job, in a queue that no worker serves
     stock.send_task("small.predict", args=(), kwargs={}, queue="small", task_id="the-id")
     theirs = json.loads(serving.redis.client.lpop("small"))  # type: ignore[arg-type]

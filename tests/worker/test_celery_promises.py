@@ -152,7 +152,7 @@ app.conf.task_protocol = 1
     assert outputs == [1, 1]
 
 
-def test_what_is_harmless_stays(client: httpx.Client, stock: Celery) -> None:
+def test_harmless_settings_stay(client: httpx.Client, stock: Celery) -> None:
     for options in ({"retry": True}, {"shadow": "x"}, {"headers": {"a": 1}}, {"reply_to": "me"}, {"root_id": "r"}):
         assert adopted(client, send(stock, **options))["status"] == "succeeded", options
     assert adopted(client, send(stock, ignore_result=True))["status"] == "succeeded"
@@ -162,7 +162,7 @@ def test_what_is_harmless_stays(client: httpx.Client, stock: Celery) -> None:
 
 
 @pytest.mark.parametrize("terminate", [False, True])
-def test_a_message_that_waits_is_revoked_and_what_runs_goes_on_without_terminate(
+def test_a_waiting_message_is_revoked_and_a_running_job_goes_on_without_terminate(
     client: httpx.Client, stock: Celery, terminate: bool
 ) -> None:
     first = running(client, stock)
@@ -191,7 +191,9 @@ def test_a_revoke_comes_before_its_message_too_and_ends_a_running_job(client: ht
     }
 
 
-def test_flower_revokes_what_waits_and_ends_what_runs(serving: System, client: httpx.Client, stock: Celery) -> None:
+def test_flower_revokes_waiting_jobs_and_ends_running_ones(
+    serving: System, client: httpx.Client, stock: Celery
+) -> None:
     port = free_port()
     flower = serving.start("celery", "-A", "worker", "flower", f"--port={port}", FLOWER_UNAUTHENTICATED_API="1")
     url = f"http://127.0.0.1:{port}"

@@ -67,7 +67,7 @@ def test_without_owners_the_order_is_that_of_creation(bench: Bench) -> None:
     assert [bench.claim(f"t{n}", max_batch_size=1)[0] for n in range(5)] == ids
 
 
-def test_turns_end_with_what_waits_and_nothing_is_left_of_them(bench: Bench) -> None:
+def test_turns_end_with_the_waiting_jobs_and_leave_nothing(bench: Bench) -> None:
     bench.create(200, owner="alice")
     for n in range(20):
         bench.complete(f"t{n}", *bench.claim(f"t{n}"))

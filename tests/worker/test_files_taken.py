@@ -254,7 +254,7 @@ def test_a_file_is_moved_where_that_is_allowed(client: httpx.Client, folder: Pat
         ("none", ["out"], "got NoneType; a plugin writes File.from_path(path)"),
     ],
 )
-def test_what_cannot_be_taken_fails_its_job_alone_with_field_path_and_what_to_write(
+def test_a_file_that_cannot_be_taken_fails_its_job_alone_with_field_path_and_remedy(
     client: httpx.Client, folder: Path, do: str, place: list[Any], said: str
 ) -> None:
     good, bad, other = run_all(client, "taken", [{"text": "good"}, {"do": do}, {"text": "other"}])

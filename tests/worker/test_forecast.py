@@ -119,7 +119,7 @@ def test_small_batches_before_a_queue_weigh_little_against_full_ones(hall: Hall)
     assert hall.mean() > 8
 
 
-def test_what_waits_starts_as_runs_end_and_two_processes_take_half_the_time(hall: Hall) -> None:
+def test_waiting_jobs_start_as_runs_end_and_two_processes_take_half_the_time(hall: Hall) -> None:
     hall.create(1)
     hall.run("a.1", 10)
     ids = hall.create(8)
@@ -141,7 +141,7 @@ def test_jobs_that_are_claimed_together_start_together(hall: Hall) -> None:
     assert [hall.starts_in(ids[i]) for i in (4, 7, 8, 11)] == [near(10), near(10), near(20), near(20)]
 
 
-def test_who_claimed_ahead_runs_that_too_before_it_claims_again(hall: Hall) -> None:
+def test_a_process_runs_the_batch_claimed_ahead_before_it_claims_again(hall: Hall) -> None:
     hall.tell(max_batch_size=4)
     hall.create(4)
     hall.run("a.1", 10, max_batch_size=4)
@@ -151,7 +151,7 @@ def test_who_claimed_ahead_runs_that_too_before_it_claims_again(hall: Hall) -> N
     assert hall.starts_in(ids[8]) == near(20)
 
 
-def test_an_end_that_is_told_late_does_not_hide_what_was_claimed_ahead(hall: Hall) -> None:
+def test_a_late_end_does_not_hide_the_batch_claimed_ahead(hall: Hall) -> None:
     hall.tell(max_batch_size=4)
     hall.create(4)
     hall.run("a.1", 10, max_batch_size=4)
@@ -178,7 +178,7 @@ def test_an_idle_worker_takes_a_job_at_once_before_anything_was_measured(hall: H
     assert hall.starts_in(second) is None, "nobody knows yet how long the first will take"
 
 
-def test_it_is_unknown_where_nothing_runs_or_what_was_measured_is_no_longer_so(hall: Hall) -> None:
+def test_it_is_unknown_where_nothing_runs_or_the_measurement_is_old(hall: Hall) -> None:
     hall.create(1)
     hall.run("a.1", 1)
     running, waiting = hall.create(2)
@@ -270,7 +270,7 @@ def test_chunks_are_found_wherever_they_stand(hall: Hall) -> None:
     assert found == pytest.approx(at, rel=0.06), "as near as 16 of 41 chunks tell"
 
 
-def test_what_is_known_of_waiting_chunks_goes_with_them(hall: Hall) -> None:
+def test_the_forecast_of_waiting_chunks_goes_with_them(hall: Hall) -> None:
     def waiting() -> list[str]:
         chunks = hall.redis.zrange("{echo}:chunks", 0, -1)
         assert chunks == [job_id for job_id in hall.redis.zrange("{echo}:waiting", 0, -1) if b"." in job_id]

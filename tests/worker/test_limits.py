@@ -28,7 +28,7 @@ def attempts(client: httpx.Client, job_id: str) -> list[Any]:
     return [(a["attempt"], a["outcome"], a["charged"]) for a in job["attempts"]]
 
 
-def test_what_the_author_names_is_retried_with_a_pause_and_the_rest_is_not(system: System) -> None:
+def test_exceptions_in_retry_on_are_retried_with_a_pause_and_others_are_not(system: System) -> None:
     system.start_api()
     worker = system.start_worker("retrying")
     with system.client() as client:
@@ -70,7 +70,7 @@ def test_a_job_that_eats_memory_fails_alone_and_a_leak_costs_nobody_anything(sys
         assert finished(client, mate)["status"] == "succeeded"
 
 
-def test_cancel_spares_what_has_not_begun_and_ends_a_run_within_two_seconds(system: System) -> None:
+def test_cancel_spares_unbegun_jobs_and_ends_a_run_within_two_seconds(system: System) -> None:
     system.start_api()
     system.start_worker("one_by_one")
     with system.client() as client:
@@ -138,7 +138,7 @@ def test_a_run_in_c_code_that_holds_the_gil_keeps_its_lease_and_can_be_stopped(s
         assert finished(client, after, 3)["status"] == "succeeded", "the slot is free again within two seconds"
 
 
-def test_a_pool_process_whose_lease_has_lapsed_ends_itself(system: System) -> None:
+def test_a_pool_process_with_a_lapsed_lease_ends_itself(system: System) -> None:
     system.start_api()
     first = system.start_worker("one_by_one")
     with system.client() as client:
@@ -226,7 +226,7 @@ def test_failed_jobs_are_listed_looked_at_and_run_again_by_hand(system: System) 
         )
 
 
-def test_a_retry_of_all_stops_where_the_queue_is_full_and_says_what_is_left(system: System) -> None:
+def test_a_retry_of_all_stops_where_the_queue_is_full_and_counts_the_rest(system: System) -> None:
     system.start_api()
     worker = system.start_worker("small")  # at most two may wait
     with system.client() as client:
@@ -246,7 +246,7 @@ def test_a_retry_of_all_stops_where_the_queue_is_full_and_says_what_is_left(syst
     ("path", "status", "code"),
     [("/jobs/none/retry", 404, "job_not_found"), ("/jobs/{done}/retry", 409, "job_not_retryable")],
 )
-def test_what_cannot_be_run_again_says_why(serving: System, path: str, status: int, code: str) -> None:
+def test_a_job_that_cannot_run_again_gets_the_reason(serving: System, path: str, status: int, code: str) -> None:
     with serving.client() as client:
         done = client.post("/jobs?wait=20", json={"service": "echo", "input": {"n": 1}}).json()["id"]
         answer = client.post(path.format(done=done))

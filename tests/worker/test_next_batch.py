@@ -98,7 +98,7 @@ def test_a_killed_process_takes_its_own_batch_along_and_no_other(stack: System, 
     assert attempts(client, culprit) == [("lost", True), ("succeeded", True)]
 
 
-def test_a_killed_worker_does_not_charge_what_it_had_not_begun(stack: System, client: httpx.Client) -> None:
+def test_a_killed_worker_does_not_charge_jobs_that_it_had_not_begun(stack: System, client: httpx.Client) -> None:
     worker = stack.start_worker("one_by_one")
     running = begin(client, "one_by_one", 2, do="hang_once")
     poll((stack.folder / "run-2").exists, what="the model computes")
@@ -111,7 +111,7 @@ def test_a_killed_worker_does_not_charge_what_it_had_not_begun(stack: System, cl
     assert [finished(client, job_id)["attempt"] for job_id in (running, *others)] == [2, 1, 1]
 
 
-def test_sigterm_hands_back_at_once_what_has_not_begun(stack: System, client: httpx.Client) -> None:
+def test_sigterm_hands_back_unbegun_jobs_at_once(stack: System, client: httpx.Client) -> None:
     worker = stack.start_worker("one_by_one")
     running = begin(client, "one_by_one", 3, sleep_s=4)
     others = [post(client, "one_by_one", n) for n in (300, 301)]
@@ -128,7 +128,7 @@ def test_sigterm_hands_back_at_once_what_has_not_begun(stack: System, client: ht
         assert_untouched(client, job_id)
 
 
-def test_what_ends_before_its_turn_never_runs_and_disturbs_nothing(stack: System, client: httpx.Client) -> None:
+def test_a_job_that_ends_before_its_turn_never_runs_and_disturbs_nothing(stack: System, client: httpx.Client) -> None:
     worker = stack.start_worker("one_by_one")
     child = worker.children
     running = begin(client, "one_by_one", 4, sleep_s=4)
@@ -150,7 +150,7 @@ def test_what_ends_before_its_turn_never_runs_and_disturbs_nothing(stack: System
     assert not [n for n in (400, 401, 402) if (stack.folder / f"run-{n}").exists()]
 
 
-def test_a_start_deadline_is_kept_by_what_is_claimed_ahead(stack: System, client: httpx.Client) -> None:
+def test_jobs_claimed_ahead_keep_their_start_deadline(stack: System, client: httpx.Client) -> None:
     stack.start_worker("one_by_one")
     begin(client, "one_by_one", 5, sleep_s=3)
     late = post(client, "one_by_one", 500, do="hang_once", start_within_s=1)
@@ -171,7 +171,7 @@ def test_the_time_limit_counts_from_a_jobs_own_begin(stack: System, client: http
     assert (job["error"]["code"], job["attempt"]) == ("timed_out", 1)
 
 
-def test_a_frozen_worker_can_end_neither_what_it_ran_nor_what_was_next(stack: System, client: httpx.Client) -> None:
+def test_a_frozen_worker_can_end_neither_its_batch_nor_the_next(stack: System, client: httpx.Client) -> None:
     frozen = stack.start_worker("one_by_one")
     first = begin(client, "one_by_one", 8, do="hang_once")
     poll((stack.folder / "run-8").exists, what="the model computes")
@@ -237,7 +237,7 @@ def test_no_job_waits_behind_a_long_one_while_a_worker_is_idle(stack: System, cl
         assert_adds_up(job)
 
 
-def test_what_runs_longer_than_expected_gives_back_what_was_claimed_ahead(stack: System, client: httpx.Client) -> None:
+def test_a_run_longer_than_expected_gives_back_the_batch_claimed_ahead(stack: System, client: httpx.Client) -> None:
     first, second = stack.start_worker("one_by_one"), stack.start_worker("one_by_one")
     os.kill(second.pid, signal.SIGSTOP)  # so that the first runs all, and knows how quick they are
     for pid in second.children:

@@ -118,7 +118,7 @@ def test_a_time_that_is_over_means_now(client: httpx.Client) -> None:
         "9999-12-31T23:59:59Z",
     ],
 )
-def test_what_is_no_time_or_too_far_ahead_is_refused(client: httpx.Client, wrong: Any) -> None:
+def test_a_text_that_is_no_time_or_too_far_ahead_is_refused(client: httpx.Client, wrong: Any) -> None:
     wrong = ahead(30 * 86_400 + 60) if wrong == "too far" else wrong
     if wrong == "0001-01-01T00:00:00+23:00":  # a time all the same, long ago
         assert finished(client, send(client, not_before=wrong)["id"])["status"] == "succeeded"
@@ -144,7 +144,7 @@ def test_thirty_days_ahead_is_taken_and_delete_ends_it(client: httpx.Client) -> 
     assert client.delete(f"/jobs/{job['id']}").status_code == 202
 
 
-def test_a_cancelled_one_whose_time_has_come_is_run_by_a_retry_at_once(client: httpx.Client) -> None:
+def test_a_retry_runs_a_cancelled_due_job_at_once(client: httpx.Client) -> None:
     job = send(client, not_before=ahead(1), start_within_s=20)
     client.delete(f"/jobs/{job['id']}")
     time_of = read_time(job["not_before"])

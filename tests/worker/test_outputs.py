@@ -229,7 +229,9 @@ def test_none_in_many_lists_is_an_output(client: httpx.Client, depth: int) -> No
         ("circle", "the output cannot be written as JSON"),
     ],
 )
-def test_what_is_no_json_is_refused_by_its_place(large: System, client: httpx.Client, do: str, words: str) -> None:
+def test_an_output_that_is_no_json_is_refused_by_its_place(
+    large: System, client: httpx.Client, do: str, words: str
+) -> None:
     job = run(client, do=do)
     assert job["error"]["code"] == "invalid_output" and words in job["error"]["message"], job["error"]
     if "nan" in do:
@@ -380,7 +382,7 @@ def test_a_page_with_outputs_ends_early_and_the_next_goes_on(client: httpx.Clien
     assert [row["id"] for row in first["jobs"]] == twenty[:3], "a page within the limit is whole"
 
 
-def test_a_page_has_one_job_at_least_and_shows_what_has_no_output(client: httpx.Client) -> None:
+def test_a_page_has_one_job_at_least_and_shows_jobs_without_output(client: httpx.Client) -> None:
     job = run(client, size=15 * MB)
     failed = run(client, do="nan")
     page = client.get("/jobs?service=large&include=output&limit=2").json()

@@ -98,7 +98,7 @@ def test_a_time_limit_ends_the_programs_too(wild: System, worker: Process) -> No
     poll(lambda: not programs(mark), 20, "no program is left")
 
 
-def test_what_a_run_left_alive_stays_until_its_process_ends(wild: System, worker: Process) -> None:
+def test_programs_that_a_run_left_alive_stay_until_its_process_ends(wild: System, worker: Process) -> None:
     mark = new_mark()
     made = run(wild, "executor")["output"]["value"]
     assert run(wild, "daemon", mark=mark)["status"] == "succeeded"

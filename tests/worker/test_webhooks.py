@@ -107,7 +107,9 @@ def test_every_end_arrives_signed_as_get_shows_it(hooked: System, client: httpx.
     assert not deliveries(client, unwanted)
 
 
-def test_a_receiver_that_fails_is_tried_again_and_what_is_gone_is_not(client: httpx.Client, receiver: Receiver) -> None:
+def test_a_receiver_that_fails_is_tried_again_and_one_that_is_gone_is_not(
+    client: httpx.Client, receiver: Receiver
+) -> None:
     flaky = submit(client, receiver.on("/flaky", lambda count: (500 if count < 3 else 204, {})))
     moved = submit(client, receiver.on("/moved", lambda count: (302 if count < 1 else 200, {"Location": "/other"})))
     polite = submit(client, receiver.on("/polite", lambda count: (429 if count < 1 else 200, {"Retry-After": "2"})))
@@ -209,9 +211,7 @@ def test_a_batch_tells_of_its_end_once(client: httpx.Client, receiver: Receiver)
     receiver.await_at("/batch", 2)
 
 
-def test_a_batch_whose_failed_rows_are_run_again_tells_of_each_end_once(
-    client: httpx.Client, receiver: Receiver
-) -> None:
+def test_a_batch_with_repeated_rows_sends_one_event_for_each_end(client: httpx.Client, receiver: Receiver) -> None:
     rows = [{"n": n, "do": "raise" if n == 5 else ""} for n in range(200)]
     body = {"service": "echo", "inputs": rows, "webhook": receiver.url("/again")}
     batch = client.post("/batches", json=body).raise_for_status().json()
@@ -301,7 +301,7 @@ def test_the_documents_receiver_works(hooked: System, client: httpx.Client) -> N
         (7, "webhook"),
     ],
 )
-def test_what_cannot_be_a_webhook_is_refused(serving: System, webhook: Any, says: str) -> None:
+def test_an_impossible_webhook_is_refused(serving: System, webhook: Any, says: str) -> None:
     with serving.client() as client:
         answer = client.post("/jobs", json={"service": "echo", "input": {"n": 1}, "webhook": webhook})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input"), answer.text

@@ -137,7 +137,7 @@ def test_killed_worker_500_jobs_each_end_once(system: System) -> None:
     assert running, "the kill hit a batch"
 
 
-def test_sigterm_finishes_what_runs_hands_back_the_rest_and_exits_0(system: System) -> None:
+def test_sigterm_finishes_the_running_jobs_hands_back_the_rest_and_exits_0(system: System) -> None:
     system.start_api()
     worker = system.start_worker("echo")
     ids = post(system, *({"n": n, "sleep_s": 0.05} for n in range(48)))
@@ -263,7 +263,7 @@ def test_doubled_messages_run_a_job_once(system: System) -> None:
     poll(lambda: system.redis.client.llen("echo") == 0, what="the surplus messages are gone")
 
 
-def test_a_frozen_worker_cannot_overwrite_what_another_finished(system: System) -> None:
+def test_a_frozen_worker_cannot_overwrite_the_result_of_another(system: System) -> None:
     system.start_api()
     frozen = system.start_worker("echo")
     (job_id,) = post(system, {"n": 1, "sleep_s": 0.5})
@@ -344,14 +344,16 @@ def test_a_worker_of_two_services_serves_both(system: System) -> None:
 
 
 @pytest.mark.parametrize(("command", "code"), [(("worker", "-Q", "echo"), 1), (("inspect", "ping"), 69)])
-def test_a_command_of_celery_without_redis_says_what_to_do(system: System, command: tuple[str, ...], code: int) -> None:
+def test_a_command_of_celery_without_redis_names_the_remedy(
+    system: System, command: tuple[str, ...], code: int
+) -> None:
     missing = system.folder / "no-redis"
     started = system.start_without_redis("celery", "-A", "worker", *command, SERVICES_DATA_DIR=str(missing))
     assert started.wait(30) == code
     assert "run `services redis` (or `make run`), or set REDIS_URL" in started.output
 
 
-def test_nothing_is_left_in_redis_but_what_is_kept(system: System) -> None:
+def test_nothing_is_left_in_redis_but_kept_records(system: System) -> None:
     system.start_api()
     worker = system.start_worker("echo")
     results(system, post(system, {"n": 1}, {"n": 2}, keep_for_s=0.5))
