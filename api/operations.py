@@ -29,7 +29,7 @@ def tidy(schema: Schema) -> None:
     """Change a model's schema so that generators of clients write better code from it.
 
     They name classes by titles, so members have none; a member that may be null has two types, instead of being one of
-    two schemas; and a default is told in words, because openapi-typescript demands each member that has a default.
+    two schemas; and a default is named in words, because openapi-typescript demands each member that has a default.
     """
     for name, member in schema.get("properties", {}).items():
         member.pop("title", None)

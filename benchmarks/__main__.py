@@ -82,7 +82,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         ),
     ),
     "ahead": (
-        "What it would gain to validate and preprocess the next batch, in a thread, while the model computes: the real "
+        "The gain if one could validate and preprocess the next batch, in a thread, while the model computes: the real "
         "plugins in process, full batches, a core free for the thread.",
         lambda given: in_process.ahead(3 * given.rounds),
     ),
@@ -91,7 +91,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         lambda given: measures.drain(given.rounds, given.jobs),
     ),
     "backlog": (
-        "The same while 1,000 jobs wait, and while so many do as `--backlog` says.",
+        "The same while 1,000 jobs wait, and while the number of jobs in `--backlog` waits.",
         lambda given: measures.backlog(given.rounds, 1000, given.backlog),
     ),
     "batches": (
@@ -128,7 +128,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
         "against the wait that was left. Before the first round of a model, nothing of it was measured.",
         lambda given: estimates.estimate(given.rounds, 100),
     ),
-    "limits": ("What the parts could do at most.", lambda given: measures.limits(given.seconds)),
+    "limits": ("The limits of the parts.", lambda given: measures.limits(given.seconds)),
 }
 
 

@@ -37,7 +37,7 @@ LEASE_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Microseconds of a call with so many jobs: ``call`` and, for each of them, ``job``."""
+    """Microseconds of a call with a number of jobs: ``call`` and, for each of them, ``job``."""
 
     call: float
     job: float
@@ -68,13 +68,13 @@ class Costs:
     worker: float = 0  #: a pool process, for a job, beside its model
 
     def redis_us(self, group: float, batch: float) -> float:
-        """Redis's microseconds for a job whose client waits, where so many are created, and run, together."""
+        """Redis's microseconds for a job whose client waits, where this number is created, and run, together."""
         lines = ((self.create, group), (self.claim, batch), (self.complete, batch), (self.read, batch))
         return sum(line.us(jobs) / jobs for line, jobs in lines)
 
 
 def measure_redis(jobs: int = JOBS, rounds: int = ROUNDS) -> Costs:
-    """Of a Redis of its own, with an append-only file as in production."""
+    """The URL of a Redis of its own, with an append-only file as in production."""
     runs = [_measure_redis(jobs) for _ in range(rounds)]
     steps = [
         [min(costs) for costs in zip(*run, strict=True)] for run in zip(*(lines for lines, _ in runs), strict=True)
@@ -135,7 +135,7 @@ def main_thread_s(server: RedisServer) -> float:
 
 
 def _run(server: RedisServer, jobs: int, size: int) -> list[float]:
-    """Microseconds of a call for so many jobs at once: create, claim, complete, read."""
+    """Microseconds of a call for a number of jobs at once: create, claim, complete, read."""
     settings = Settings(redis_url=server.url)
     ledger, text = Ledger(settings), json.dumps(example_of("tiny")).encode()
     calls = range(max(1, jobs // size if size > 1 else jobs // 4))

@@ -1,7 +1,7 @@
 """The load: a light HTTP client in a process of its own, which says how much of a core it took.
 
-``closed``: so many clients, each of which sends its next request when it has its answer. ``open``: requests at a fixed
-rate, independent of the answers; a latency counts from the moment at which the request was due.
+``closed``: a fixed number of clients, each of which sends its next request when it has its answer. ``open``: requests
+at a fixed rate, independent of the answers; a latency counts from the moment at which the request was due.
 """
 
 from __future__ import annotations

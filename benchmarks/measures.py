@@ -120,7 +120,7 @@ def backlog(rounds: int, small: int, large: int) -> Figures:
 
 
 def scale(rounds: int, seconds: float, most: int) -> Figures:
-    """More workers, more throughput: a model that sleeps for 100 ms, at so many clients that every batch is full."""
+    """More workers, more throughput: a model that sleeps for 100 ms, at enough clients to fill every batch."""
     found: Figures = defaultdict(list)
     for _ in range(rounds):
         with Ours(folder(), "slow8") as stack:
@@ -265,7 +265,7 @@ def _drain(stack: Stack, jobs: int) -> float:
 
 
 def _speed(stack: Ours, jobs: int, seconds: float) -> float:
-    """Put so many jobs into the queue, again and again: the median speed at which three quarters of them go."""
+    """Put a number of jobs into the queue, again and again: the median speed at which three quarters of them go."""
     rates = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:

@@ -56,7 +56,7 @@ class OwnLogger:
         return [0.0] * len(rows)
 
     def seconds(self, rows: int) -> float:
-        """How long a run of so many rows takes."""
+        """Seconds that a run of this number of rows takes."""
         return 0.1
 
 
@@ -66,7 +66,7 @@ class Steady16(OwnLogger):
     max_batch_size = 16
 
     def seconds(self, rows: int) -> float:
-        """How long a run of so many rows takes."""
+        """Seconds that a run of this number of rows takes."""
         return 0.04 + 0.01 * rows
 
 
@@ -74,7 +74,7 @@ class Varying(OwnLogger):
     """One row at a time, 100 ms in the mean: most are short, few are long (exponentially distributed)."""
 
     def seconds(self, rows: int) -> float:
-        """How long a run of so many rows takes."""
+        """Seconds that a run of this number of rows takes."""
         return random.expovariate(1 / 0.1)
 
 
@@ -82,7 +82,7 @@ class Varying16(Steady16):
     """At most 16 rows at once, 200 ms in the mean, spread likewise."""
 
     def seconds(self, rows: int) -> float:
-        """How long a run of so many rows takes."""
+        """Seconds that a run of this number of rows takes."""
         return random.expovariate(1 / 0.2)
 
 
@@ -143,7 +143,7 @@ class Bulk4096(Bulk256):
 
 
 def bulk_inputs(rows: int) -> list[dict[str, list[float]]]:
-    """So many, each another one: of equal ones the forest's branches are foretold."""
+    """A number of different inputs: with equal ones the processor would predict the forest's branches."""
     drawn = random.Random(0)
     return [{"x": [round(drawn.random(), 6) for _ in range(FEATURES)]} for _ in range(rows)]
 

@@ -1,6 +1,6 @@
 """The peers beside ours and naive: their environments, made here once, and their servers.
 
-A peer that cannot be installed, started or measured is told by name and reason; the others go on.
+A peer that cannot be installed, started or measured is listed by name and reason; the others go on.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _last_line(output: str) -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, which tells it from a later one of the same number."""
+    """When a process began, which distinguishes it from a later process of the same number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

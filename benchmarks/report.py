@@ -30,7 +30,7 @@ RATIOS = [
     ("16 workers against one", "16 worker(s), jobs/s", "1 worker(s), jobs/s", True),
 ]
 
-#: Figures that are such ratios already, each of two that were measured one after the other: their medians are told.
+#: Figures that are such ratios already, each of two that were measured one after the other: their medians are reported.
 PAIRED = [
     *(
         f"POST /batches{whose} against the bare model, batches of {kind.max_batch_size}"

@@ -29,7 +29,7 @@ from benchmarks.stacks import BATCH, Ours
 
 #: Seconds between two renewals of a worker's lease.
 TICK_S = 0.5
-#: A model takes so much more or less than told, at random: without it, workers fall into step.
+#: A model takes more or less than its nominal time, at random: without it, workers fall into step.
 JITTER = 0.05
 #: Clients begin within this time.
 SPREAD_US = 200_000

@@ -90,7 +90,7 @@ class Stack:
         raise NotImplementedError
 
     def fill(self, jobs: int) -> None:
-        """Put so many jobs into the queue."""
+        """Put a number of jobs into the queue."""
         raise NotImplementedError
 
     def waiting(self) -> int:
@@ -151,7 +151,7 @@ class Ours(Stack):
         self.spawn("celery", "-A", "worker", "worker", "-Q", self.model, "--concurrency", "1")
 
     def fill(self, jobs: int, at_once: int = FILL) -> None:
-        """Put so many jobs into the queue, past the API."""
+        """Put a number of jobs into the queue, past the API."""
         asyncio.run(self._fill(jobs, at_once))
 
     def send_batch(self, inputs: list[Any]) -> float:
@@ -169,7 +169,7 @@ class Ours(Stack):
             return time.perf_counter() - begun
 
     def install(self, services: int) -> None:
-        """Before it starts: so many further plugins, each with a schema of its own."""
+        """Before it starts: a number of further plugins, each with a schema of its own."""
         for number in range(services):
             name = f"service{number:02}"
             write_plugin(self.folder / "plugins", name, SCHEMA, SERVICE.format(name=name, batch=BATCH))
@@ -218,7 +218,7 @@ class Naive(Stack):
             poll(lambda: client.get(f"/result/{job['id']}").json()["status"] == "SUCCESS", 120, "the model is loaded")
 
     def fill(self, jobs: int) -> None:
-        """Put so many tasks into the queue."""
+        """Put a number of tasks into the queue."""
         script = "import sys; from benchmarks.naive import predict; m, n = sys.argv[1:]; "
         script += f"[predict.delay(m, {example_of(self.model)!r}) for _ in range(int(n))]"
         subprocess.run([sys.executable, "-c", script, self.model, str(jobs)], env=self.env, cwd=ROOT, check=True)

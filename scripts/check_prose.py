@@ -1,4 +1,4 @@
-"""Count the words "what" and "who" in comments, docstrings and documents: ``python -m scripts.check_prose``.
+"""Count "what", "who" and "so many" in comments, docstrings and documents: ``python -m scripts.check_prose``.
 
 A sentence that puts "what" or "who" in the place of a noun has to be translated by its reader. The models of this
 project (dramatiq, httpx, starlette, pluggy) have at most 0.4 of these words in 1,000; here a tree may have ``MOST``.
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST = 2.0
 #: The trees: folders of Python and Lua, and the documents.
 TREES = ("worker", "api", "client/src", "libs_service", "scripts", "benchmarks", "docs")
-WORDS = re.compile(r"\b(what|whatever|who|whoever)\b", re.IGNORECASE)
+WORDS = re.compile(r"\b(what|whatever|who|whoever|so many)\b|^(?:Of (?!course)|Whose)\b", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 #: Code within prose, and the code blocks of documents.
 CODE = re.compile(r"``[^`]*``|`[^`]*`|\"\w+\"|https?://\S+")

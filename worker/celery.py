@@ -74,7 +74,7 @@ def _is_command(argv: list[str]) -> bool:
     return "worker" not in [word for before, word in itertools.pairwise(argv) if before not in ("-A", "--app")]
 
 
-# `celery -A worker inspect` and the like tell no more than that they cannot connect.
+# `celery -A worker inspect` and the like print no more than that they cannot connect.
 if settings.private_redis and _is_command(sys.argv):
     from worker.local.redis_server import answers  # a program that only sends tasks does without
 

@@ -69,7 +69,7 @@ def on_worker_init(sender: Any, **_: Any) -> None:
     check_data()
     # A worker publishes events alone, and py-amqp may wait for ever for the confirmation of one, holding Celery's lock.
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "confirm_publish": False}
-    # Neither tells this worker anything, and mingle waits a second for others at each start.
+    # Neither is of use to this worker, and mingle waits a second for others at each start.
     sender.options.update(without_gossip=True, without_mingle=True)
     app.services_hostname = sender.hostname
     if names == [WEBHOOKS]:

@@ -22,7 +22,7 @@ MAX_HELD, MAX_DEPTH, MAX_HELD_TEXT = 5, 3, 300
 
 
 #: Fields that are named of one input or output, and characters of each part of it and of its message: a list of a
-#: million wrong values is told in a few lines.
+#: million wrong values is reported in a few lines.
 MAX_FIELD_ERRORS, MAX_FIELD_TEXT = 100, 2000
 
 
@@ -203,7 +203,7 @@ class StorageUnavailable(ServicesError):
 
 
 class UploadTooLate(ServicesError):
-    """The upload stood still for so long that it was given up; send it again."""
+    """The upload stood still for too long and was given up; send it again."""
 
     code = "upload_too_late"
     retryable = True

@@ -12,7 +12,7 @@ import os
 #: The type of a file that nobody knows.
 UNKNOWN_TYPE = "application/octet-stream"
 
-#: Of each type its endings; the first is the one that a file gets.
+#: The endings of each type; a file gets the first.
 ENDINGS: dict[str, tuple[str, ...]] = {
     "application/dicom": (".dcm",),
     "application/epub+zip": (".epub",),
@@ -180,7 +180,7 @@ def suffix_of(content_type: str) -> str:
 
 
 def type_of(path: str | os.PathLike[str]) -> str:
-    """The type of a file by the ending of its name; ``UNKNOWN_TYPE`` where it tells none."""
+    """The type of a file by the ending of its name; ``UNKNOWN_TYPE`` where it names none."""
     ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - a name, which need be no path
     if known := _TYPES.get(ending):
         return known

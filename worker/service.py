@@ -47,7 +47,8 @@ class Service(Generic[Input, Output]):
     max_batch_size: ClassVar[int] = 32
     #: Milliseconds to hold a batch that is not full, counted from its oldest job. 0: take the waiting jobs at once.
     max_queue_delay_ms: ClassVar[float] = 0
-    #: Batch sizes for which the model is fastest, such as those that it was compiled for. Where so many jobs wait, the
+    #: Batch sizes for which the model is fastest, such as those that it was compiled for. Where at least that number
+    #: of jobs waits, the
     #: largest of these sizes is taken at once; fewer than the smallest are held back as ``max_queue_delay_ms`` says.
     preferred_batch_sizes: ClassVar[tuple[int, ...]] = ()
     #: Jobs that may wait; more are refused with 429 ``queue_full``. 0: no limit.
@@ -123,7 +124,7 @@ class Service(Generic[Input, Output]):
         return output
 
     def progress(self, value: float, message: str | None = None) -> None:
-        """Tell how far the job is, from 0 to 1; in ``predict_batch``, how far all jobs of the call are.
+        """Report the job's progress, from 0 to 1; in ``predict_batch``, that of all jobs of the call.
 
         Call it in a verb, as often as you like. ``GET /jobs/<id>`` shows the last value, its events show each.
         """

@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from worker.errors import InvalidOutput
 
-#: As pydantic and Python write them. Within a string they are harmless: then a closer look tells.
+#: As pydantic and Python write them. Within a string they are harmless, so a hit is looked at more closely.
 CONSTANT = re.compile(rb"NaN|Infinity")
 
 #: Part of the error of ``to_json`` for a value that is nested too deep (254 levels in pydantic-core 2).

@@ -43,7 +43,7 @@ class Meter:
         self.times: defaultdict[tuple[Any, str], Times] = defaultdict(Times)
 
     def note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one answer. One that was held (``Prefer: wait``) tells nothing of the API's speed."""
+        """Count one answer. One that was held (``Prefer: wait``) says nothing about the API's speed."""
         route, method = scope.get("route"), scope["method"]
         handler = route.path if route else scope.get("endpoint")
         if method not in METHODS:

@@ -31,7 +31,7 @@ async def watch_versions(ledger: AsyncLedger, catalog: Catalog) -> None:
                 logged[name] = words
             if await ledger.raise_schema(worker for overview in seen for worker in overview.workers):
                 log.info("the data in Redis, of an earlier release, was taken over: its schema is %d now", SCHEMA)
-        except StoreUnavailable as error:  # application._sweep tells it once
+        except StoreUnavailable as error:  # application._sweep logs it once
             log.debug("the workers' versions are not known: %s", error)
         await asyncio.sleep(LOOK_S)
 

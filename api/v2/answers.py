@@ -134,7 +134,7 @@ class StatsList(Answer):
 
 
 class ResponseParameters(Answer):
-    """What is known of a response beside its tensors."""
+    """Data about a response beside its tensors."""
 
     job_id: Annotated[str, Field(description="of a request of one row")]
 

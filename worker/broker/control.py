@@ -69,7 +69,7 @@ def active_queues(state: Any) -> list[dict[str, Any]]:
 
 
 def _revoke_jobs(pool: Any, ids: list[str], running: bool) -> list[str]:
-    """In each service of this worker, since an id does not tell whose it is; then of others that may have no worker.
+    """In each service of this worker, since an id does not name its service; then of others that may have no worker.
 
     Gives those that it ended.
     """
@@ -84,7 +84,7 @@ def _revoke_jobs(pool: Any, ids: list[str], running: bool) -> list[str]:
 
 
 def _revoke_deliveries(ids: list[str], running: bool) -> list[str]:
-    """Of webhooks those that are being sent."""
+    """For webhooks, the deliveries that are being sent."""
     requests = [request for request in list(worker_state.active_requests) if request.id in ids and running]
     for request in requests:
         request.terminate(None)

@@ -29,7 +29,7 @@ TYPES: dict[str, Callable[[Any], Any]] = {
 
 
 def read_body(message: dict[str, Any], most: int) -> Any:
-    """The content of a message. Raises ``InvalidInput`` or ``ValueError`` where that cannot be told.
+    """The content of a message. Raises ``InvalidInput`` or ``ValueError`` where it cannot be read.
 
     Args:
         message: as kombu's Redis transport keeps it.

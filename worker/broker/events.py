@@ -61,7 +61,7 @@ class JobRequest:
 
 
 class Reporter(threading.Thread):
-    """Tells Celery about batches.
+    """Sends Celery's events about batches.
 
     Args:
         dispatcher: gives the consumer's current event dispatcher; None while the broker is away.

@@ -28,7 +28,7 @@ MAX_EXPIRES_S = 100 * 365 * 86_400
 REDIS_LAST = 9
 #: The most urgent priority that Celery advises for RabbitMQ, where 0 is the least urgent one and stands for none too.
 RABBITMQ_FIRST = 10
-#: Signatures of one message that are told that they will not run, at most.
+#: Most signatures of one message whose tasks get a result that says that they will not run.
 MAX_FOLLOWERS = 1000
 
 

@@ -2,7 +2,8 @@
 
 It belongs to the job whose verb runs (in ``predict_batch``: to each job of the call), is gathered in the pool process
 and sent to the ledger in groups by a thread of its own, which never holds up the model. The ledger takes it only from
-the batch that holds the job, and the last of it is sent before the end of the batch is told, so none comes after it.
+the batch that holds the job, and the last of it is sent before the end of the batch is reported, so none comes after
+it.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class LogCapture(logging.Handler):
     """Reports log records while a verb runs, at any level that their loggers let through."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell it to the jobs."""
+        """Report it to the jobs."""
         speech = active.get()
         if not speech.jobs:
             return

@@ -39,10 +39,10 @@ Complete = Callable[[], "list[JobOutcome]"]
 #: A chunk of which nothing is known yet.
 FIRST_RUN = Rerun(results=[], reason="", skip=False, careful=False, numbers=[], settled=[])
 
-#: After so long, a chunk makes room between two calls of the model for a job that is to be run before its rest.
+#: Seconds after which a chunk makes room, between two calls of the model, for a job that is to be run before its rest.
 PAUSE_S = 0.25
 
-#: Bytes of ends that are told to the ledger in one call, about: Redis takes them in some 26 ms (measured).
+#: Bytes of ends that are reported to the ledger in one call, about: Redis takes them in some 26 ms (measured).
 COMPLETE_BYTES = 8 * 2**20
 
 #: A call that Redis cuts off so often, although it answers others, is given up.
@@ -224,7 +224,7 @@ class ChunkRun:
 
 
 def _store_ends(ledger: Ledger, batch: Batch, endings: Sequence[Ending], outcomes: list[Outcome]) -> list[Stored]:
-    """Tell the ledger, in as many calls as their bytes take. An end that Redis does not take is told as a failure."""
+    """Report the ends to the ledger, in calls of limited size. An end that Redis does not take becomes a failure."""
     stored: list[Stored] = []
     groups = _cut_ends(endings)
     while groups:

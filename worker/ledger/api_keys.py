@@ -28,7 +28,7 @@ from worker.ledger.data_schema import check_schema
 from worker.net.redis_clients import make_client
 from worker.settings import Settings
 
-#: By which a scanner of sources, or a person, tells our API keys.
+#: A prefix by which a scanner of sources, or a person, recognises our API keys.
 PREFIX = "lsk_"
 KEYS_KEY = "services:keys"
 CHANGED = "changed"
@@ -137,7 +137,7 @@ class Keys:
         self._settings = settings
 
     def create(self, key: Key) -> tuple[str, Key]:
-        """Store a record under a new API key and a new id; gives the API key, which can be told but once."""
+        """Store a record under a new API key and a new id; gives the API key, which is not stored."""
         text = PREFIX + secrets.token_urlsafe(32)
         made = replace(key, id=secrets.token_hex(6), created=round(time.time(), 3))
         self._store(hash_key(text), made)

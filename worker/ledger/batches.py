@@ -22,7 +22,7 @@ CHUNK_BYTES = 4 * 1024 * 1024
 #: Rows of one chunk, in batches of the service's ``max_batch_size``: enough that a claim costs little beside them. And
 #: so many rows are enough for that, where one batch has not more: the first and the last chunk wait for Redis.
 CHUNK_BATCHES, CHUNK_ROWS = 4, 4096
-#: Where a row takes long, the time of a chunk, about, but at least one batch: progress is told chunk by chunk, and
+#: Where a row takes long, the time of a chunk, about, but at least one batch: progress is reported chunk by chunk, and
 #: several workers share a batch by its chunks.
 CHUNK_S = 1.0
 #: Chunks of a batch after which the further ones have twice as many rows, and so on. Accepting, cancelling or retrying
@@ -274,7 +274,7 @@ def find_failed(results: Sequence[bytes]) -> list[int]:
 
 
 def dump_failed(failed: Sequence[int], numbers: Sequence[int], rows: Sequence[bytes]) -> bytes:
-    """Of a chunk's rows those that failed, as the ledger stores them to be run again; b"" where none did."""
+    """The rows of a chunk that failed, as the ledger stores them to be run again; b"" where none did."""
     if not failed:
         return b""
     return b"\n".join([",".join(str(numbers[i]) for i in failed).encode(), *(rows[i] for i in failed)])

@@ -23,10 +23,10 @@ from worker.settings import Settings
 
 log = logging.getLogger("services")
 
-#: Of this release. To be raised where an earlier release would misread, or lose, data of this one.
+#: The schema of this release. To be raised where an earlier release would misread, or lose, data of this one.
 SCHEMA = 2
 SCHEMA_KEY = "services:schema"
-#: A store without a number that has data, and a worker that tells none.
+#: A store without a number that has data, and a worker that reports none.
 FIRST_SCHEMA = 1
 FIELDS = ("number", "version")
 #: The ledger's set of services: a store without it is empty.

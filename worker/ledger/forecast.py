@@ -40,7 +40,7 @@ class Forecast:
 
     now_us: int
     batch: int  #: jobs of one claim while many wait
-    batch_us: float | None  #: time of a run of so many; None where it was not measured
+    batch_us: float | None  #: time of a run with this number of rows; None where it was not measured
     row_us: float | None  #: time of a row of a chunk, likewise
     runs: list[Run]  #: of each process that is busy
     idle: int  #: processes that run nothing
@@ -90,7 +90,7 @@ class Forecast:
         return 0 if math.isinf(start) else round(start)
 
     def _time_of(self, rows: int) -> float | None:
-        """Of a run of a chunk with so many rows, or (0) of a batch of jobs."""
+        """The time of a run of a chunk with this number of rows, or (0) of a batch of jobs."""
         if not rows:
             return self.batch_us
         return None if self.row_us is None else self.row_us * rows

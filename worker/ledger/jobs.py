@@ -73,11 +73,11 @@ class NewJob:
     keep_for_s: float = 86_400
     metadata: bytes = b"{}"
     idempotency_key: str = ""  #: the client's; "" for none
-    body_hash: str = ""  #: of the whole request, by which a repeated key (or own id) is told from a misused one
+    body_hash: str = ""  #: of the whole request; distinguishes a repeated key (or own id) from a misused one
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     owner: str = ""  #: id of the API key that it was sent with; "" for none
     most_open: int | None = None  #: queued and running jobs that this key may have; None: any number
-    awaited: bool = False  #: its client waits for its end, which is then told in full
+    awaited: bool = False  #: its client waits for its end, which is then published in full
     cache: str = ""  #: the wish to share results, by ``equal_jobs.ask``; "" for none
     priority_steps: float | None = None  #: its place between two priorities: -1 high, 0 normal, 1 low; None: its own
     not_before_us: int = 0  #: microseconds since the epoch by Redis's clock; it does not run earlier; 0: at once
@@ -117,7 +117,7 @@ ROW_FIELDS = (*(name for name in fields_of("Job") if name not in LARGE_FIELDS.va
 class Job(NamedTuple):
     """One job as the ledger holds it. Times are microseconds since the epoch by Redis's clock; 0: not yet.
 
-    A tuple by name, which is made four times as fast as a frozen dataclass of so many fields.
+    A tuple by name, which is made four times as fast as a frozen dataclass with this number of fields.
     """
 
     id: str
@@ -139,7 +139,7 @@ class Job(NamedTuple):
     history: tuple[bytes, ...] = ()  #: attempts that did not succeed, oldest first: JSON texts by ``lib/history.lua``
     worker: str = ""  #: id of the worker that runs or ran it last
     batch: str = ""  #: token of the batch in which it runs or ran last; the worker's log lines bear it
-    progress: float | None = None  #: from 0 to 1, as the plugin told it last
+    progress: float | None = None  #: from 0 to 1, as the plugin reported it last
     owner: str = ""  #: id of the API key that it belongs to; "" for none
     position: int | None = None  #: jobs of the service that stand before it; None unless it is queued
     estimated_start_us: int = 0  #: about when it will start; 0: unknown, or it has begun

@@ -15,14 +15,14 @@ from functools import lru_cache
 
 from worker.names import task_name
 
-#: First key of our messages, by which the Lua tells them from other producers'. Celery and kombu ignore it.
+#: First key of our messages, by which the Lua distinguishes them from other producers'. Celery and kombu ignore it.
 OURS = '{"libs_service"'
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def build_message(service: str, job_id: str) -> bytes:
-    """The Celery message that tells a service's queue that this job waits. It carries no input: the ledger has it."""
+    """The Celery message that announces a waiting job in its service's queue. The input stays in the ledger."""
     head, rest = _template(service)
     quoted = json.dumps(job_id)
     return (head + rest.replace('"@ID@"', quoted).replace('"@TAG@"', quoted)).encode()

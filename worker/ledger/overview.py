@@ -21,7 +21,7 @@ class Overview:
     depth: int  #: queued jobs, also those that wait for an equal one
     oldest_age_s: float  #: age of the oldest of the jobs that are next; 0 where none waits
     workers: list[dict[str, Any]]  #: each live worker's host, pid and state
-    knobs: dict[str, Any] | None  #: as the last worker told them; None before any worker ran
+    knobs: dict[str, Any] | None  #: as the last worker reported them; None before any worker ran
     failure: dict[str, Any] | None  #: why the plugin cannot be loaded
     running: int  #: jobs, and chunks of batches, that a live worker has claimed
     rate: float  #: jobs ended a second, averaged over the last seconds
@@ -50,7 +50,7 @@ class Overview:
 
     @property
     def worker_versions(self) -> list[dict[str, Any]]:
-        """How many workers run which version of the plugin and of libs-service; None: before 0.2.0 they told none."""
+        """How many workers run which version of the plugin and of libs-service; None: older than 0.2.0."""
         counts = Counter((worker.get("version"), worker.get("libs_service")) for worker in self.workers)
         rows = [{"version": v, "libs_service": release, "workers": n} for (v, release), n in counts.items()]
         return sorted(rows, key=lambda row: (row["libs_service"] or "", row["version"] or ""))

@@ -73,7 +73,7 @@ class Ledger:
         self.redis.lpush(service, build_bell())
 
     def wait(self, service: str, timeout_s: float) -> None:
-        """Block until a message is in the service's queue, at most so long. Takes nothing out.
+        """Block until a message is in the service's queue, for a limited time. Takes nothing out.
 
         Moving the last message of a list to its end changes nothing, and blocks where there is none.
         """

@@ -124,7 +124,7 @@ def put_part(
 def progress(service: str, token: str, job_id: str, results: Sequence[bytes], parts: int = 0) -> Command[bool]:
     """Store the results so far of a chunk that runs row by row; False where it is no longer this token's.
 
-    ``results`` are those that follow so many ``parts``.
+    ``results`` are those that follow this number of ``parts``.
     """
     return Command(service, "progress", [token, job_id, b"\n".join(results), parts], bool)
 
@@ -132,8 +132,8 @@ def progress(service: str, token: str, job_id: str, results: Sequence[bytes], pa
 def pause(service: str, token: str, job_id: str, results: Sequence[bytes], done: int, parts: int = 0) -> Command[bool]:
     """Queue the rest of a chunk again if a job waits that is to run first; False: the run continues.
 
-    ``results`` are those that follow so many ``parts``; ``done`` is the number of all that came of this run. True also
-    where the chunk is no longer this token's.
+    ``results`` are those that follow this number of ``parts``; ``done`` is the number of all that came of this run.
+    True also where the chunk is no longer this token's.
     """
     return Command(service, "pause", [token, job_id, b"\n".join(results), parts, done], bool)
 

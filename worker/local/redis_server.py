@@ -141,7 +141,7 @@ def _cannot_read(binary: Path, folder: Path) -> str:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only we can enter. Raises ``NoRedis`` where it is somebody else's."""
+    """Make a folder that only we can enter. Raises ``NoRedis`` where it belongs to another user."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

@@ -28,7 +28,7 @@ from worker.processes.lifetime import become_reaper
 from worker.processes.procfile import find_checkout, parse_procfile, read_procfile, say_others
 from worker.settings import EX_USAGE, Settings
 
-#: A failure that the ledger knows may be of an earlier run: a worker that starts again has told of itself by then.
+#: A failure that the ledger knows may be of an earlier run: a worker that starts again has reported its state by then.
 STALE_FAILURE_S = 15.0
 #: Seconds for the sample's result, and between two messages about a missing part.
 SAMPLE_WAIT_S, PATIENCE_S = 30, 10.0

@@ -45,7 +45,7 @@ SPECIAL = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL that may be used, as far as it can be told without its addresses."""
+    """A URL that may be used, as far as that can be decided without its addresses."""
 
     url: str
     scheme: str

@@ -30,7 +30,7 @@ class DiskFull(redis.ResponseError):
     """Redis answers, but cannot write to its disk (``MISCONF``), so it refuses every write until it can."""
 
 
-# redis-py knows no class of its own for it. Celery tells errors that pass by their classes.
+# redis-py knows no class of its own for it. Celery recognises transient errors by their classes.
 BaseParser.EXCEPTION_CLASSES.setdefault("MISCONF", DiskFull)
 
 #: Errors that pass when Redis is back, has loaded its file, has room again or has a new master.

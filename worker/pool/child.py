@@ -304,7 +304,7 @@ class Listener(threading.Thread):
     def _leave(self, reason: str, code: int) -> NoReturn:
         """End this process in the middle of its batch, after sending the reason to the slot: any other end is a crash.
 
-        If the slot's process is stopped for so long that the reason cannot be sent, the process ends without it: other
+        If the slot's process is stopped for longer than the reason can wait, the process ends without it: other
         workers have the batch by then.
         """
         writable = select.poll()

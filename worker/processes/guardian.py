@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: Seconds for which processes are killed that do not end, as one does that waits for a disk.
 KILL_S = 5.0
 #: Programs that clean up after the others (shared memory, semaphores) as soon as those are gone, and then end. Killed
-#: after so many seconds, should they not.
+#: after this number of seconds, should they not.
 CLEANERS, CLEAN_S = (b"resource_tracker", b"torch_shm_manager"), 1.0
 #: Seconds between two looks for processes that are left.
 LOOK_S = 0.005

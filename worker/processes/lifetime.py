@@ -85,7 +85,7 @@ def end_at_once(code: int) -> NoReturn:
 
 
 def resident_mb(pid: int) -> float:
-    """A process's memory in units of 2**20 bytes; 0 where it cannot be told (no Linux, or it is gone)."""
+    """A process's memory in units of 2**20 bytes; 0 where it is unknown (no Linux, or the process is gone)."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):

@@ -1,7 +1,7 @@
 """Which files below a folder are opened while a block runs, by any library: for ``services check``.
 
-On Linux the kernel tells (inotify), since most libraries of models read their files in C. Elsewhere Python's own opens
-are seen alone.
+On Linux the kernel reports them (inotify), since most libraries of models read their files in C. Elsewhere Python's own
+opens are seen alone.
 """
 
 from __future__ import annotations

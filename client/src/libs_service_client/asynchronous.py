@@ -229,7 +229,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 class AsyncJob(JobFields):
-    """A job, as the server told it last."""
+    """A job, as the server described it last."""
 
     def __init__(self, client: AsyncClient, raw: Raw) -> None:
         super().__init__(raw)
@@ -289,7 +289,7 @@ class AsyncJob(JobFields):
 
 
 class AsyncBatch(BatchFields):
-    """A batch, as the server told it last."""
+    """A batch, as the server described it last."""
 
     def __init__(self, client: AsyncClient, raw: Raw) -> None:
         super().__init__(raw)

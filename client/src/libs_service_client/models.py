@@ -83,7 +83,7 @@ class ServiceInfo:
 
 
 class JobFields:
-    """A job as the server told it last."""
+    """A job as the server described it last."""
 
     id: str
     service: str
@@ -153,7 +153,7 @@ class JobFields:
 
 
 class BatchFields:
-    """A batch as the server told it last."""
+    """A batch as the server described it last."""
 
     id: str
     service: str

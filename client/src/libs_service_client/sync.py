@@ -214,7 +214,7 @@ class _Exchange:
 
 
 class Job(JobFields):
-    """A job, as the server told it last."""
+    """A job, as the server described it last."""
 
     def __init__(self, client: Client, raw: Raw) -> None:
         super().__init__(raw)
@@ -267,7 +267,7 @@ class Job(JobFields):
 
 
 class Batch(BatchFields):
-    """A batch, as the server told it last."""
+    """A batch, as the server described it last."""
 
     def __init__(self, client: Client, raw: Raw) -> None:
         super().__init__(raw)
