@@ -21,15 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import uvloop
+import click
 
+from worker.cli.common import INPUT_HELP, fail, positive, read_input, say_no_example
 from worker.cli.load import STABLE_WINDOWS, ClosedLoop, is_stable
-from worker.discovery import Plugin
+from worker.discovery import Plugin, find_plugins
 from worker.errors import BenchFailed
 from worker.local.up import fetch
 from worker.processes.launch import python_command
 from worker.processes.lifetime import die_with_parent
-from worker.settings import Settings, child_environment
+from worker.settings import Settings, child_environment, get_settings
 
 #: A larger batch, or a delay, that gains less is not worth its latency.
 WORTH = 0.05
@@ -45,6 +46,76 @@ HEADING = (
     "batch size  delay ms  clients  jobs/s    p50 ms    p95 ms    p99 ms    mean batch  windows  client's CPU\n"
     "----------  --------  -------  --------  --------  --------  --------  ----------  -------  ------------"
 )
+
+
+PERCENTILES = ("p50", "p95", "p99")
+
+
+def whole_numbers(text: str | tuple[int, ...]) -> tuple[int, ...]:
+    """The type of an option: whole numbers from 1, comma-separated."""
+    if isinstance(text, tuple):
+        return text
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise click.BadParameter(f"expected whole numbers from 1, comma-separated, got {text!r}")
+    return tuple(numbers)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--input", metavar="INPUT", help=f"of every job: {INPUT_HELP} [default: the service's example]")
+@click.option("--batch-sizes", type=whole_numbers, default="1,4,16,64", show_default=True, metavar="N,N")
+@click.option("--clients", type=whole_numbers, default="1,4,16,64", show_default=True, metavar="N,N")
+@click.option("--budget-ms", type=positive, default=100, show_default=True, metavar="MS", help="the longest latency")
+@click.option(
+    "--percentile",
+    type=click.Choice(PERCENTILES),
+    default="p99",
+    show_default=True,
+    help="of the latencies, for which the budget is",
+)
+@click.option("--window-s", type=positive, default=1, show_default=True, metavar="S", help="length of a window")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="of throughput over latency [default: .services/bench/NAME.svg]; without matplotlib, a .csv",
+)
+def bench(
+    name: str,
+    input: str | None,
+    batch_sizes: tuple[int, ...],
+    clients: tuple[int, ...],
+    budget_ms: float,
+    percentile: str,
+    window_s: float,
+    plot: Path | None,
+) -> int:
+    """Measure a service at several batch sizes and numbers of clients, and propose its knobs.
+
+    Starts a Redis, an API and a worker of its own, which harm no others and are gone afterwards. Each client sends the
+    input over HTTP, waits for its output and sends again. A point is measured in windows until the last three are
+    within 10 % of each other in throughput and mean latency (the rule of Triton's perf_analyzer), at most ten; "not
+    stable" marks a point that did not get there. max_batch_size is swept by SERVICES_MAX_BATCH_SIZE; the plugin is
+    left as it is. Numbers of clients that cannot fill a larger batch than the one before are left out.
+
+    Then max_queue_delay_ms is tried at the best point, where its batches are not full.
+    """
+    from worker.testing import example_of
+
+    (plugin,) = find_plugins([name])
+    value = read_input(input) if input else example_of(plugin)
+    if value is None and not input:
+        return fail(say_no_example(plugin.name, f"services bench {plugin.name} --input"))
+    plan = Plan(batch_sizes, clients, window_s, budget_ms, percentile)
+    path = plot or get_settings().data_folder / "bench" / f"{plugin.name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    points = run(plugin, value, plan, get_settings())
+    print(f"\n{propose(points, plan)}\n{write_plot(points, plugin.name, path)}")
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +338,8 @@ def write_plot(points: Sequence[Point], name: str, path: Path) -> str:
 
 def _measure(loop: ClosedLoop, size: int, delay_ms: float, clients: int, window_s: float) -> Point:
     """One point: the last stable windows together."""
+    import uvloop  # not at the start of every command
+
     windows, cpu = uvloop.run(loop.run(clients, window_s))
     last = windows[-STABLE_WINDOWS:]
     latencies = [latency for window in last for latency in window.latencies]

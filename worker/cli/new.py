@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import keyword
 import os
 import re
@@ -15,11 +14,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
+
 from worker.discovery import list_plugins
 from worker.errors import ServicesError
 from worker.names import WEBHOOKS
 from worker.processes.procfile import find_checkout
-from worker.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "new_plugin"
 
@@ -36,12 +36,33 @@ class Refused(ServicesError):
     code = "refused"
 
 
-def new(arguments: argparse.Namespace, _: Settings) -> int:
-    """write a plugin that works at once, to begin from"""
-    name: str = arguments.name
+def read_name(text: str) -> str:
+    """The type of an argument: a plugin's name."""
+    if not NAME.fullmatch(text):
+        must = "expected at most 40 lower-case letters, digits, - and _, a letter first and no - or _ last"
+        raise click.BadParameter(f"{text!r} cannot be a plugin's name: {must}")
+    package, kind = _in_code(text)
+    if text in TAKEN or keyword.iskeyword(package) or keyword.iskeyword(kind):
+        raise click.BadParameter(f"{text!r} means something else already: choose another name")
+    return text
+
+
+@click.command()
+@click.argument("name", type=read_name)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="the folder to write it into [default: plugins/ of the checkout, else of the current folder]",
+)
+def new(name: str, into: Path | None) -> None:
+    """Write a plugin that works at once, to begin from.
+
+    NAME is the service's; the plugin's package has _ for -.
+    """
     names = _find_names(name)
     prefix = _find_prefix()
-    target = _find_folder(arguments.into) / name
+    target = _find_folder(into) / name
     if os.path.lexists(target):
         raise Refused(f"{target} is there already: nothing is overwritten")
     _write(target, names)
@@ -53,18 +74,6 @@ def new(arguments: argparse.Namespace, _: Settings) -> int:
         "An API that runs already does not know it: start `services up` (`make run`), or the API and a worker, again."
     )
     print(f"For `docker compose`, its block stands in {shown}/README.md.")
-    return 0
-
-
-def read_name(text: str) -> str:
-    """A plugin's name, for argparse."""
-    if not NAME.fullmatch(text):
-        must = "expected at most 40 lower-case letters, digits, - and _, a letter first and no - or _ last"
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a plugin's name: {must}")
-    package, kind = _in_code(text)
-    if text in TAKEN or keyword.iskeyword(package) or keyword.iskeyword(kind):
-        raise argparse.ArgumentTypeError(f"{text!r} means something else already: choose another name")
-    return text
 
 
 def _in_code(name: str) -> tuple[str, str]:

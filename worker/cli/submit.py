@@ -6,18 +6,19 @@ either.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from typing import Any
 from urllib.parse import quote
 
-from worker.cli.input import INPUT_HELP, join_errors, positive, read_input, say_no_example
+import click
+
+from worker.cli.common import INPUT_HELP, join_errors, positive, read_input, say_no_example
 from worker.discovery import list_plugins, say_written
 from worker.errors import ServicesError, UnknownService
 from worker.ledger.jobs import TERMINAL, Priority, Status
-from worker.settings import Settings
+from worker.settings import get_settings
 
 #: Longest that one request is held; the server may hold it shorter.
 HOLD_S = 10.0

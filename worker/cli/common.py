@@ -1,15 +1,20 @@
-"""Arguments of commands: inputs and numbers."""
+"""The parts that commands share: their arguments, and their errors."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+from redis import RedisError
+
 from worker.errors import ServicesError
+from worker.settings import get_settings
 
 #: The forms of an input, for a command's help.
 INPUT_HELP = "the input as JSON; @FILE or FILE: a file with it; - for stdin"
@@ -46,17 +51,34 @@ def say_no_example(name: str, command: str) -> str:
     return f"{name} has no example; give an input: {command} JSON (or FILE, or -)"
 
 
+def fail(message: str, code: int = 1) -> int:
+    """Print an error; returns the exit code."""
+    click.echo(f"Error: {message}", err=True)
+    return code
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn an error of Redis into one line that names the remedy."""
+    from worker.net.redis_clients import say_refusal
+
+    try:
+        yield
+    except RedisError as error:
+        raise ServicesError(say_refusal(error, get_settings().away_hint)) from error
+
+
 def join_errors(errors: Any) -> str:
     """The fields that are wrong, each with the expectation."""
     return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
 
 
 def positive(text: str) -> float:
-    """A number above 0, for argparse."""
+    """The type of an option: a number above 0."""
     try:
         number = float(text)
     except ValueError:
         number = 0
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        raise click.BadParameter(f"expected a number above 0, got {text!r}")
     return number
