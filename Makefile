@@ -11,7 +11,7 @@ SETUP = $(PYTHON) -m scripts.setup_venv --framework $(FRAMEWORK) --level
 LEFT_OUT := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup tools run test chaos bench check format lock clean
+.PHONY: help python setup tools run test chaos bench check generate format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,13 +51,17 @@ bench: python ## measure this system beside a naive FastAPI + Celery stack, into
 	@$(SETUP) bench
 	@$(IN_VENV) python -m benchmarks $(if $(PEERS),--peers '$(PEERS)') $(ARGS)
 
-check: tools ## lint, formatting, types, import rules, Lua
+check: tools ## lint, formatting, types, import rules, Lua, prose, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.check_lua
 	$(BIN)/python -m scripts.check_prose
+	$(BIN)/python -m scripts.generate_client --check
+
+generate: tools ## write the generated files anew: the sync client from the asyncio client
+	$(BIN)/python -m scripts.generate_client
 
 format: tools ## mend formatting and what the linter can
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
-"""The client, under its older name: it is a distribution of its own, ``libs_service_client``.
+"""The older name of the client, which is the distribution and package ``libs_service_client``.
 
-``from api.client import Client`` and its submodules (``api.client.errors``) stay for programs that were written so. A
-program whose own code has a package ``api`` imports ``libs_service_client``, or ``libs_service``.
+``from api.client import Client`` and the submodules (``api.client.errors``) remain for existing programs. A program
+that has a package ``api`` of its own imports ``libs_service_client`` or ``libs_service``.
 """
 
 from __future__ import annotations

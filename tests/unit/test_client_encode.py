@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from libs_service_client.encode import dump, rows_of
 from libs_service_client.errors import ClientError, InvalidInput
+from libs_service_client.sync import body_of
 from libs_service_client.upload import Upload
 from pydantic import (
     AliasChoices,
@@ -136,7 +137,7 @@ class Frame:
 
 def test_a_table_is_sent_as_its_rows() -> None:
     upload = Upload(Frame())
-    body = b"".join(upload.pieces())
+    body = b"".join(body_of(upload))
     upload.close()
     assert [json.loads(line) for line in body.splitlines()] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
 
@@ -150,5 +151,5 @@ def test_one_input_is_no_batch(inputs: Any) -> None:
 def test_a_batch_names_the_input_that_is_wrong() -> None:
     upload = Upload([{"x": 1}, {"x": math.nan}])
     with pytest.raises(InvalidInput, match=r"inputs\.1\.x: NaN"):
-        list(upload.pieces())
+        list(body_of(upload))
     upload.close()

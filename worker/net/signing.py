@@ -1,4 +1,7 @@
-"""Signatures by the Standard Webhooks specification (https://www.standardwebhooks.com), version ``v1``."""
+"""Signatures by the Standard Webhooks specification (https://www.standardwebhooks.com), version ``v1``.
+
+``docs/architecture/decisions.md`` gives the reason why the library ``standardwebhooks`` is used in tests only.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,21 @@ def make_secret() -> str:
 
 
 def parse_secret(text: str) -> bytes:
-    """The key in a secret. Raises ``ValueError`` that names the error, without the secret."""
-    must = f"expected {PREFIX} and {MIN_BYTES} to {MAX_BYTES} bytes in base64; `services webhooks new` makes one"
+    """The key in a secret. Raises ``ValueError``, whose text does not contain the secret."""
+    expected = f"expected {PREFIX} and {MIN_BYTES} to {MAX_BYTES} bytes in base64; `services webhooks new` makes one"
     if not text.startswith(PREFIX):
-        raise ValueError(must)
+        raise ValueError(expected)
     try:
         key = base64.b64decode(text.removeprefix(PREFIX), validate=True)
     except binascii.Error as error:
-        raise ValueError(must) from error
+        raise ValueError(expected) from error
     if not MIN_BYTES <= len(key) <= MAX_BYTES:
-        raise ValueError(must)
+        raise ValueError(expected)
     return key
 
 
 def sign(secrets: Sequence[str], message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """The three headers of a webhook, signed with each secret: a receiver that knows one of them is content."""
+    """The three headers of a webhook, signed with each secret. A receiver needs only one of them."""
     content = b"%b.%d.%b" % (message_id.encode(), timestamp_s, body)
     signed = [hmac.digest(parse_secret(secret), content, hashlib.sha256) for secret in secrets]
     return {

@@ -1,8 +1,8 @@
-"""The client: ``from libs_service_client import Client, AsyncClient``. Of the server, nothing is needed.
+"""The client: ``from libs_service_client import Client, AsyncClient``. It needs no part of the server.
 
-The map: ``sync`` and ``asynchronous`` are the two clients, thin; ``protocol`` has every operation, and ``steps`` their
-parts; ``models`` and ``errors`` are the results; ``encode`` writes inputs as JSON, ``upload`` those of a
-batch; ``sse`` reads events, ``files`` sends a file, ``webhooks`` checks webhooks.
+``asynchronous`` and ``sync`` are the two clients; ``sync`` is generated. ``protocol`` contains every operation,
+``steps`` their common parts. ``models`` and ``errors`` are the results. ``encode`` writes inputs as JSON, ``upload`` a
+batch's inputs and ``files`` a file. ``sse`` reads events, and ``webhooks`` verifies webhooks.
 """
 
 from libs_service_client.asynchronous import AsyncBatch, AsyncClient, AsyncJob

@@ -1,4 +1,4 @@
-"""Errors between a program and the API."""
+"""The errors that the client raises."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 class ClientError(Exception):
-    """Every error of the client but ``TimeoutError``."""
+    """The base of every error of the client except ``TimeoutError``."""
 
 
 class InvalidInput(ClientError, ValueError):
     """The input, or another value of the request, cannot be written as JSON. Nothing was sent."""
 
 
-# -- the server's refusals: problem documents (RFC 9457) --------------------------------------------------------------
+# -- errors in the server's answers: problem documents (RFC 9457) -----------------------------------------------------
 
 
 class ApiError(ClientError):
-    """The server refused a request. ``code`` is stable; ``errors`` name the fields that are wrong."""
+    """The server refused a request. ``code`` is stable; ``errors`` lists the invalid fields."""
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
         self.status = status
@@ -27,44 +27,44 @@ class ApiError(ClientError):
         self.detail = str(problem.get("detail", ""))
         self.errors: list[dict[str, Any]] = problem.get("errors") or []  #: each with ``loc``, ``msg`` and ``type``
         self.problem = dict(problem)  #: the whole document
-        self.retry_after_s = retry_after_s  #: the server's ``Retry-After``; None where it gave none
+        self.retry_after_s = retry_after_s  #: the server's ``Retry-After`` in seconds; None without the header
         super().__init__(f"{status} {self.code}: {self.detail}")
 
 
 class Unauthorized(ApiError):
-    """401: no API key, or one that is not valid (any more)."""
+    """401: the API key is missing or not valid."""
 
 
 class Forbidden(ApiError):
-    """403: the API key does not allow this."""
+    """403: the API key does not allow the request."""
 
 
 class NotFound(ApiError):
-    """404: no such job, batch or service."""
+    """404: the job, batch or service does not exist."""
 
 
 class Conflict(ApiError):
-    """409: the job has ended, cannot be run again, or its key or id belongs to another body."""
+    """409: the job has ended or cannot be run again, or its key or id belongs to another body."""
 
 
 class Gone(ApiError):
-    """410: the record was dropped when its ``keep_for_s`` was over."""
+    """410: the record has expired (``keep_for_s``)."""
 
 
 class PayloadTooLarge(ApiError):
-    """413: more than the server takes."""
+    """413: the request is larger than the server allows."""
 
 
 class InvalidRequest(ApiError):
-    """422: the input or another field does not fit; see ``errors``."""
+    """422: the input or another field is invalid; see ``errors``."""
 
 
 class TooManyRequests(ApiError):
-    """429: the queue is full or a rate limit reached, and still so after all repetitions."""
+    """429: the queue was full or a rate limit reached, also at the last repetition."""
 
 
 class Unavailable(ApiError):
-    """503: the server lacks its store or the service is broken, and still so after all repetitions."""
+    """503: the server had no Redis or the service was broken, also at the last repetition."""
 
 
 CLASSES: dict[int, type[ApiError]] = {
@@ -81,7 +81,7 @@ CLASSES: dict[int, type[ApiError]] = {
 
 
 def read_problem(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """The error that an answer tells; a proxy's that is no problem document, with its text."""
+    """The error in an answer. An answer that is no problem document, such as a proxy's, becomes the ``detail``."""
     try:
         problem = json.loads(body)
     except ValueError:
@@ -94,23 +94,23 @@ def read_problem(status: int, headers: Mapping[str, str], body: bytes) -> ApiErr
 
 
 class ConnectionFailed(ClientError):
-    """The server cannot be reached, or broke off, and still so after all repetitions."""
+    """The connection failed or was interrupted, also at the last repetition."""
 
     def __init__(self, message: str, *, sent: bool = True, timed_out: bool = False) -> None:
-        self.sent = sent  #: whether the server may have got the request
+        self.sent = sent  #: whether the server may have received the request
         self.timed_out = timed_out
         super().__init__(message)
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is none of this API's: another server, or one that is newer than this client."""
+    """The answer has an unknown form: it comes from another server, or from a newer one than this client knows."""
 
 
-# -- jobs that did not succeed ----------------------------------------------------------------------------------------
+# -- jobs that have not succeeded -------------------------------------------------------------------------------------
 
 
 class JobNotSucceeded(ClientError):
-    """A job ended without an output. ``code`` and ``message`` are its error's."""
+    """A job ended without an output. ``code`` and ``message`` are those of its error."""
 
     def __init__(self, job_id: str, code: str, message: str, errors: list[dict[str, Any]] | None = None) -> None:
         self.job_id, self.code, self.message = job_id, code, message
@@ -131,4 +131,4 @@ class JobExpired(JobNotSucceeded):
 
 
 class InvalidWebhook(ClientError):
-    """A webhook is not the server's, was changed on its way, or is too old."""
+    """A webhook does not come from the server, was changed on its way, or is too old."""

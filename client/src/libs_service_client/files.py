@@ -1,12 +1,10 @@
-"""A file on its way to the server, and its record on the server."""
+"""A file as the body of a request, and the server's record of a stored file."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +16,13 @@ from libs_service_client.errors import UnexpectedAnswer
 #: Sources of an upload: the path of a file, its bytes, or a file that is open for reading in binary mode.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
+#: Size of a piece of the body in bytes.
 PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of ``POST /files``."""
+    """A file that the server has stored (``POST /files``)."""
 
     id: str  #: the SHA-256 of its content
     name: str | None
@@ -31,16 +30,16 @@ class StoredFile:
     content_type: str
     created_at: datetime
     expires_at: datetime
-    links: dict[str, str]  #: ``download`` needs no API key, for a while
+    links: dict[str, str]  #: ``download`` is valid for a limited time and needs no API key
 
     @property
     def reference(self) -> dict[str, str]:
-        """How an input names it: ``client.submit("thumbs", {"image": file.reference})``."""
+        """The form in which an input refers to the file: ``client.submit("thumbs", {"image": file.reference})``."""
         return {"file": self.id}
 
 
 class FileBody:
-    """A file's bytes as the body of a request, from their beginning each time that it is sent."""
+    """A file's bytes as the body of a request. Each repetition starts at the beginning."""
 
     def __init__(self, source: Source, name: str | None, content_type: str) -> None:
         if isinstance(source, io.TextIOBase):
@@ -53,25 +52,14 @@ class FileBody:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its type and its name, as far as they are known; a type that is not, the server tells by content and name."""
+        """The file's type and name, if known. The server derives an unknown type from the name and the content."""
         headers = {"Content-Type": self._type or "application/octet-stream"}
         if self._name:
             headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(self._name, safe='')}"
         return headers
 
-    def pieces(self) -> Iterator[bytes]:
-        """The content."""
-        with self._open() as file:
-            while piece := file.read(PIECE_BYTES):
-                yield piece
-
-    async def pieces_async(self) -> AsyncIterator[bytes]:
-        """The same; a slow disk holds up nothing else."""
-        with self._open() as file:
-            while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
-                yield piece
-
-    def _open(self) -> Any:
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        """The file at its beginning. A file that the caller has opened stays open afterwards."""
         if isinstance(self._source, str | os.PathLike):
             return Path(self._source).open("rb")
         if isinstance(self._source, bytes):
@@ -81,10 +69,10 @@ class FileBody:
 
 
 def read_file(raw: dict[str, Any]) -> StoredFile:
-    """The answer of ``POST /files``."""
+    """Read the answer of ``POST /files``. Raises ``UnexpectedAnswer``."""
     try:
         created, expires = (datetime.fromisoformat(raw[name]) for name in ("created_at", "expires_at"))
-        about = (raw["id"], raw.get("name"), raw["size"], raw["content_type"])
-        return StoredFile(*about, created, expires, raw["links"])
+        fields = (raw["id"], raw.get("name"), raw["size"], raw["content_type"])
+        return StoredFile(*fields, created, expires, raw["links"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UnexpectedAnswer(f"this is no file that the client knows ({error!r}): {str(raw)[:300]}") from error
+        raise UnexpectedAnswer(f"expected a stored file ({error!r}): {str(raw)[:300]}") from error

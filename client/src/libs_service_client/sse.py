@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, section 9.2) out of the pieces of an answer."""
+"""Reads server-sent events (WHATWG HTML, section 9.2) from the pieces of an answer."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from libs_service_client.models import Event
 
-#: A lone \r ends a line too; one at the end of a piece may be the first half of \r\n.
+#: A lone \r ends a line too, except at the end of a piece, where it may be the first half of \r\n.
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 
 class EventReader:
-    """Reads events. An event that was cut off counts for nothing: it comes again, after ``last_id``."""
+    """Reads events. An incomplete event is dropped: the server sends it again, as the first after ``last_id``."""
 
     def __init__(self, last_id: str = "") -> None:
-        self.last_id = last_id  #: of the last whole event
-        self.retry_s: float | None = None  #: the pause before a reconnection that the server asked for
+        self.last_id = last_id  #: id of the last complete event
+        self.retry_s: float | None = None  #: seconds before a reconnection, if the server has sent them
         self.restart()
 
     def restart(self) -> None:
-        """A new answer begins."""
+        """Begin to read a new answer."""
         self._rest = b""
         self._is_first = True
         self._forget()
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        """The events that are whole with this piece."""
+        """The events that this piece completes."""
         *lines, self._rest = LINE_END.split(self._rest + piece)
         for line in lines:
             text = line.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A job's states and priorities, in the server's words; a test of libs-service holds the two equal."""
+"""The states and priorities of a job. A test of libs-service compares them with the server's."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Status(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    EXPIRED = "expired"  #: it did not start within ``start_within_s``
+    EXPIRED = "expired"  #: not started within ``start_within_s``
 
 
-#: The states in which a job has ended.
+#: The states of a job that has ended.
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 
 class Priority(StrEnum):
-    """How urgent a job is."""
+    """The urgency of a job."""
 
     HIGH = "high"
     NORMAL = "normal"

@@ -1,4 +1,7 @@
-"""Webhooks by the Standard Webhooks specification, from the receiver's side."""
+"""Verifies webhooks by the Standard Webhooks specification (https://www.standardwebhooks.com).
+
+The library ``standardwebhooks`` is not used; ``docs/architecture/decisions.md`` gives the reason.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 
 from libs_service_client.errors import InvalidWebhook
 
-#: Seconds by which a webhook's time may differ from this host's.
+#: Largest difference in seconds between a webhook's time and this host's clock.
 TOLERANCE_S = 300.0
 PREFIX = "whsec_"
 
@@ -21,28 +24,28 @@ PREFIX = "whsec_"
 def verify_webhook(
     headers: Mapping[str, str], body: bytes | str, secrets: str | Sequence[str], *, tolerance_s: float = TOLERANCE_S
 ) -> Any:
-    """The event that a webhook brings, once it is sure that the server sent it. Raises ``InvalidWebhook``.
+    """Verify that the server has sent a webhook, and return its event. Raises ``InvalidWebhook``.
 
     Args:
-        headers: the request's, in any case: ``webhook-id``, ``webhook-timestamp``, ``webhook-signature``.
-        body: the request's, byte for byte as it came; a body that was parsed and written again has another signature.
-        secrets: ``whsec_…``; while one is being replaced, both.
-        tolerance_s: by how much the time may differ; an older webhook may be a recorded one that is sent again.
+        headers: the request's headers, with names in upper or lower case.
+        body: the request's body as received; a body that was parsed and written again has another signature.
+        secrets: ``whsec_…``; the old and the new secret while the secret is being replaced.
+        tolerance_s: largest difference in seconds from this host's clock; an older webhook may be a replay.
     """
-    given = {name.lower(): value for name, value in headers.items()}
-    missing = [name for name in ("webhook-id", "webhook-timestamp", "webhook-signature") if not given.get(name)]
+    values = {name.lower(): value for name, value in headers.items()}
+    missing = [name for name in ("webhook-id", "webhook-timestamp", "webhook-signature") if not values.get(name)]
     if missing:
         raise InvalidWebhook(f"the header {missing[0]} is missing")
-    _check_time(given["webhook-timestamp"], tolerance_s)
+    _check_time(values["webhook-timestamp"], tolerance_s)
     text = body.encode() if isinstance(body, str) else body
-    signed = f"{given['webhook-id']}.{given['webhook-timestamp']}.".encode() + text
-    signatures = [s.partition(",")[2] for s in given["webhook-signature"].split() if s.startswith("v1,")]
+    signed = f"{values['webhook-id']}.{values['webhook-timestamp']}.".encode() + text
+    signatures = [s.partition(",")[2] for s in values["webhook-signature"].split() if s.startswith("v1,")]
     keys = [_read_secret(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     expected = [base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys]
-    # Every pair is compared, each in constant time, so that the time taken tells nothing of the signature.
-    fits = [hmac.compare_digest(ours, theirs.encode()) for ours in expected for theirs in signatures]
-    if not any(fits):
-        raise InvalidWebhook("no signature fits: another secret, or the body is not as it was sent")
+    # Every pair is compared in constant time, so that the duration reveals nothing about the signature.
+    matches = [hmac.compare_digest(ours, theirs.encode()) for ours in expected for theirs in signatures]
+    if not any(matches):
+        raise InvalidWebhook("no signature matches: the secret differs, or the body was changed")
     try:
         return json.loads(text)
     except ValueError as error:
@@ -61,7 +64,7 @@ def _read_secret(secret: str) -> bytes:
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"a webhook's secret is {PREFIX}<base64>; this one is no base64") from error
+        raise ValueError(f"a webhook's secret is {PREFIX}<base64>; this secret is not base64") from error
     if not key:
         raise ValueError("a webhook's secret must not be empty")
     return key
