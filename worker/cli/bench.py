@@ -94,13 +94,14 @@ def bench(
     window_s: float,
     plot: Path | None,
 ) -> int:
-    """Measure a service at several batch sizes and numbers of clients, and propose its knobs.
+    """Measure a service and propose its knobs.
 
-    Starts a Redis, an API and a worker of its own, which harm no others and are gone afterwards. Each client sends the
-    input over HTTP, waits for its output and sends again. A point is measured in windows until the last three are
-    within 10 % of each other in throughput and mean latency (the rule of Triton's perf_analyzer), at most ten; "not
-    stable" marks a point that did not get there. max_batch_size is swept by SERVICES_MAX_BATCH_SIZE; the plugin is
-    left as it is. Numbers of clients that cannot fill a larger batch than the one before are left out.
+    It is measured at several batch sizes and numbers of clients, with a Redis, an API and a worker of its own, which
+    harm no others and are gone afterwards. Each client sends the input over HTTP, waits for its output and sends again.
+    A point is measured in windows until the last three are within 10 % of each other in throughput and mean latency
+    (the rule of Triton's perf_analyzer), at most ten; "not stable" marks a point that did not get there.
+    max_batch_size is swept by SERVICES_MAX_BATCH_SIZE; the plugin is left as it is. Numbers of clients that cannot fill
+    a larger batch than the one before are left out.
 
     Then max_queue_delay_ms is tried at the best point, where its batches are not full.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -73,9 +72,13 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--name", required=True, type=_name, help="the owner, for people to read")
+@click.option("--name", required=True, type=_name, metavar="NAME", help="the owner, for people to read")
 @click.option(
-    "--service", "services", multiple=True, help="a service that it may use, given once for each [default: all]"
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME",
+    help="a service that it may use, given once for each [default: all]",
 )
 @click.option(
     "--scope",
@@ -85,10 +88,16 @@ def keys() -> None:
     metavar="SCOPE",
     help=f"one of {', '.join(Scope)}, given once for each [default: all but admin]",
 )
-@click.option("--rate", type=_positive, default=0, help="requests a second [default: any number]")
-@click.option("--burst", type=_count, default=0, help="requests that may come at once [default: those of a second]")
-@click.option("--concurrency", type=_count, default=0, help="jobs queued or running at once [default: any number]")
-@click.option("--expires", type=_moment, default=0, help="after such as 12h or 30d, or at a time (RFC 3339)")
+@click.option("--rate", type=_positive, default=0, metavar="N", help="requests a second [default: any number]")
+@click.option(
+    "--burst", type=_count, default=0, metavar="N", help="requests that may come at once [default: those of a second]"
+)
+@click.option(
+    "--concurrency", type=_count, default=0, metavar="N", help="jobs queued or running at once [default: any number]"
+)
+@click.option(
+    "--expires", type=_moment, default=0, metavar="WHEN", help="after such as 12h or 30d, or at a time (RFC 3339)"
+)
 def create(
     name: str,
     services: tuple[str, ...],

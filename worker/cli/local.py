@@ -63,7 +63,10 @@ def run(names: tuple[str, ...]) -> int:
 
 @click.command()
 def up() -> int:
-    """Start Redis, the API, the workers and Flower (or the Procfile's lines), run one sample job, until Ctrl-C."""
+    """Start everything, run one sample job, go on until Ctrl-C.
+
+    Everything is Redis, the API, the workers and Flower, or the lines of a Procfile.
+    """
     from worker.local.up import up as start
 
     return start(get_settings())

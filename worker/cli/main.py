@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import signal
 import sys
 
@@ -30,17 +29,6 @@ class Services(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         """In the order in which they are needed, not by the alphabet."""
         return list(self.commands)
-
-    def resolve_command(
-        self, context: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command. Raises ``UsageError`` that names a similar command."""
-        try:
-            return super().resolve_command(context, args)
-        except click.UsageError as error:
-            if similar := difflib.get_close_matches(args[0], self.commands, n=1):
-                error.message = f"{error.message.rstrip('.')}. Did you mean {similar[0]!r}?"
-            raise
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the installed services."""
