@@ -173,7 +173,7 @@ class _Exchange:
     def __init__(self, http: httpx.AsyncClient, url: str, timeout_s: float) -> None:
         self._http, self._url, self._timeout_s = http, url, timeout_s
         self._response: httpx.Response | None = None
-        self._chunks: AsyncIterator[bytes] | None = None  #: of the body that ``Read`` returns
+        self._pieces: AsyncIterator[bytes] | None = None  #: the pieces that ``Read`` returns
 
     async def carry_out(self, steps: Generator[Any, Any, Any], effect: Effect) -> Any:
         """Carry out one effect and pass its result to the steps. Returns their next effect."""
@@ -186,7 +186,7 @@ class _Exchange:
     async def aclose(self) -> None:
         if self._response:
             await self._response.aclose()
-            self._response = self._chunks = None
+            self._response = self._pieces = None
 
     async def _do(self, effect: Effect) -> Any:
         match effect:
@@ -194,7 +194,7 @@ class _Exchange:
                 await asyncio.sleep(seconds)
             case Read():
                 with our_errors(self._url):
-                    return await anext(self._chunks, b"") if self._chunks else b""
+                    return await anext(self._pieces, b"") if self._pieces else b""
             case Send(request) | Open(request):
                 await self.aclose()
                 with our_errors(self._url):
@@ -212,7 +212,7 @@ class _Exchange:
         )
         response = self._response = await self._http.send(built, stream=True)
         if is_streamed and response.is_success:
-            self._chunks = response.aiter_bytes()
+            self._pieces = response.aiter_bytes()
             return Answer(response.status_code, response.headers)
         answer = Answer(response.status_code, response.headers, await response.aread())
         await self.aclose()

@@ -172,7 +172,7 @@ class _Exchange:
     def __init__(self, http: httpx.Client, url: str, timeout_s: float) -> None:
         self._http, self._url, self._timeout_s = http, url, timeout_s
         self._response: httpx.Response | None = None
-        self._chunks: Iterator[bytes] | None = None  #: of the body that ``Read`` returns
+        self._pieces: Iterator[bytes] | None = None  #: the pieces that ``Read`` returns
 
     def carry_out(self, steps: Generator[Any, Any, Any], effect: Effect) -> Any:
         """Carry out one effect and pass its result to the steps. Returns their next effect."""
@@ -185,7 +185,7 @@ class _Exchange:
     def close(self) -> None:
         if self._response:
             self._response.close()
-            self._response = self._chunks = None
+            self._response = self._pieces = None
 
     def _do(self, effect: Effect) -> Any:
         match effect:
@@ -193,7 +193,7 @@ class _Exchange:
                 time.sleep(seconds)
             case Read():
                 with our_errors(self._url):
-                    return next(self._chunks, b"") if self._chunks else b""
+                    return next(self._pieces, b"") if self._pieces else b""
             case Send(request) | Open(request):
                 self.close()
                 with our_errors(self._url):
@@ -211,7 +211,7 @@ class _Exchange:
         )
         response = self._response = self._http.send(built, stream=True)
         if is_streamed and response.is_success:
-            self._chunks = response.iter_bytes()
+            self._pieces = response.iter_bytes()
             return Answer(response.status_code, response.headers)
         answer = Answer(response.status_code, response.headers, response.read())
         self.close()
