@@ -98,7 +98,7 @@ def test_a_key_is_shown_once_stored_as_its_hash_listed_and_revoked(guarded: Guar
         (["create", "--name", "x", "--expires", "soon"], 2, "30d"),
         (["create", "--name", "x\ny"], 2, "printable"),
         (["create", "--name", "x", "--scope", "admin", "--service", "embed"], 1, "no --service"),
-        ([], 2, "ACTION"),
+        ([], 2, "create  Make an API key"),
     ],
 )
 def test_a_command_that_cannot_be(

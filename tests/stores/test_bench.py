@@ -92,7 +92,7 @@ def test_numbers_that_cannot_be_are_refused(given: list[str], capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["bench", "sleeper", *given])
     assert ended.value.code == 2
-    assert f"{given[0]}: expected" in capsys.readouterr().err
+    assert f"'{given[0]}': expected" in capsys.readouterr().err
 
 
 def window(jobs_s: float, mean_ms: float) -> Window:

@@ -1,6 +1,6 @@
 """The command ``services``.
 
-In come command lines (``main``); each command is a function here or in a module of its name.
-Out go text on standard output, errors with their mend on standard error, and exit codes (0, 1, 2, 3).
+In come command lines, read by click (``main``); each command is a function with its options in a module of its topic.
+Out go text on standard output, errors with their remedy on standard error, and exit codes (0, 1, 2, 3).
 ``new_plugin/`` is the plugin that ``services new`` copies.
 """

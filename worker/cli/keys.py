@@ -88,24 +88,18 @@ def keys() -> None:
     metavar="SCOPE",
     help=f"one of {', '.join(Scope)}, given once for each [default: all but admin]",
 )
-@click.option("--rate", type=_positive, default=0, metavar="N", help="requests a second [default: any number]")
-@click.option(
-    "--burst", type=_count, default=0, metavar="N", help="requests that may come at once [default: those of a second]"
-)
-@click.option(
-    "--concurrency", type=_count, default=0, metavar="N", help="jobs queued or running at once [default: any number]"
-)
-@click.option(
-    "--expires", type=_moment, default=0, metavar="WHEN", help="after such as 12h or 30d, or at a time (RFC 3339)"
-)
+@click.option("--rate", type=_positive, metavar="N", help="requests a second  [default: any number]")
+@click.option("--burst", type=_count, metavar="N", help="requests that may come at once [default: those of a second]")
+@click.option("--concurrency", type=_count, metavar="N", help="jobs queued or running at once  [default: any number]")
+@click.option("--expires", type=_moment, metavar="WHEN", help="after such as 12h or 30d, or at a time (RFC 3339)")
 def create(
     name: str,
     services: tuple[str, ...],
     scopes: tuple[Scope, ...],
-    rate: float,
-    burst: int,
-    concurrency: int,
-    expires: float,
+    rate: float | None,
+    burst: int | None,
+    concurrency: int | None,
+    expires: float | None,
 ) -> None:
     """Make an API key and show it, this once."""
     if services and Scope.ADMIN in scopes:
@@ -115,10 +109,10 @@ def create(
         name=name,
         services=tuple(plugin.name for plugin in find_plugins(services)) if services else (),
         scopes=tuple(dict.fromkeys(scopes)) or DEFAULT_SCOPES,
-        rate=rate,
-        burst=burst or max(1, math.ceil(rate)),
-        concurrency=concurrency,
-        expires=expires,
+        rate=rate or 0,
+        burst=burst or max(1, math.ceil(rate or 0)),
+        concurrency=concurrency or 0,
+        expires=expires or 0,
     )
     with redis_errors():
         text, made = Keys(get_settings()).create(key)

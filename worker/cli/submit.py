@@ -70,7 +70,7 @@ def submit(
             patient = Client(url, api_key=key or None, retries=RETRIES, http=http)
             job = _wait(patient, url, job, timeout)
         print(json.dumps(job.raw, indent=2, ensure_ascii=False), flush=True)
-        if job.status != Status.SUCCEEDED and not no_wait:
+        if job.raw["status"] != Status.SUCCEEDED and not no_wait:
             raise Refused(_say_why(client, url, job, timeout))
     return 0
 
