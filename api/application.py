@@ -40,11 +40,10 @@ from api.state import State
 from api.v2 import model_info
 from api.v2 import routes as open_inference
 from api.v2.columns import check_columns
-from worker.errors import StoreUnavailable
+from worker.errors import StoreRefused, StoreUnavailable
 from worker.filestore.async_store import AsyncFiles
 from worker.ledger import commands
 from worker.ledger.async_ledger import AsyncLedger
-from worker.ledger.data_schema import SchemaTooNew
 from worker.names import WEBHOOKS
 from worker.processes.logs import setup_logging
 from worker.settings import Settings, get_settings
@@ -130,7 +129,7 @@ async def open_state(settings: Settings, catalog: Catalog, meter: Meter | None =
         waiter=Waiter(ledger, settings),
         files=AsyncFiles(ledger, settings),
         receivers=webhooks.Receivers(settings),
-        keyring=Keyring(ledger),
+        keyring=Keyring(ledger, settings.require_keys),
         bodies=Bodies(settings.body_timeout_s),
         meter=meter or Meter(),
     )
@@ -156,7 +155,7 @@ async def _check_address(keyring: Keyring, settings: Settings) -> None:
     if not address or settings.allow_unauthenticated:
         return
     try:
-        has_keys = await keyring.are_there_any()
+        has_keys = await keyring.are_required()
     except StoreUnavailable:
         log.warning("Redis is unavailable, so requests to %s get 503 until the API keys can be read", address)
     else:
@@ -170,7 +169,7 @@ async def _check_data(ledger: AsyncLedger) -> None:
         async with asyncio.timeout(SCHEMA_WAIT_S):
             try:
                 await ledger.ping()
-            except SchemaTooNew as error:
+            except StoreRefused as error:
                 raise NotStarted(f"not started: {error.message}") from error
             except StoreUnavailable as error:
                 log.debug("the schema of the data in Redis is not known yet: %s", error)

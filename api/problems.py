@@ -15,6 +15,7 @@ from starlette.routing import Match
 from api.state import state_of
 from worker import errors
 from worker.ledger.data_schema import SchemaTooNew
+from worker.ledger.server_rules import EvictingStore
 
 log = logging.getLogger("services.api")
 
@@ -40,6 +41,7 @@ STATUS: dict[type[errors.ServicesError], int] = {
     errors.RateLimited: 429,
     errors.StoreUnavailable: 503,
     SchemaTooNew: 503,
+    EvictingStore: 503,
     errors.ServiceFailed: 503,
 }
 

@@ -16,8 +16,8 @@ import worker.broker.control  # noqa: F401  # its commands take the place of Cel
 from worker.broker.command_line import refused_option
 from worker.celery import app
 from worker.discovery import find_plugins, list_plugins, say_known
-from worker.errors import UnknownService
-from worker.ledger.data_schema import SchemaTooNew, check_schema
+from worker.errors import StoreRefused, UnknownService
+from worker.ledger.data_schema import check_schema
 from worker.local.redis_server import require_redis
 from worker.names import WEBHOOKS, task_name
 from worker.net.redis_clients import AWAY, make_client
@@ -98,7 +98,7 @@ def check_data() -> None:
     client = make_client(settings.url, socket_timeout=wait_s, socket_connect_timeout=wait_s)
     try:
         check_schema(client, settings)
-    except SchemaTooNew as error:
+    except StoreRefused as error:
         _refuse(error.message)
     except (redis.RedisError, OSError) as error:
         log.debug("the schema of the data in Redis is not known yet: %s", error)

@@ -195,6 +195,10 @@ class StoreUnavailable(ServicesError):
     retryable = True
 
 
+class StoreRefused(StoreUnavailable):
+    """Redis answers, but its data or its settings must not be used. The message names the remedy."""
+
+
 class StorageUnavailable(ServicesError):
     """The storage of the files cannot be reached. Try again."""
 

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = False
     """Whether the API answers other machines although no API key has ever been made (`services keys create`)."""
 
+    require_keys: bool = False
+    """Whether requests need an API key also before any was made, and where Redis has lost those that were made."""
+
     api_key: str = Field("", repr=False)
     """The API key that `services submit` sends; the API and the workers do not read it."""
 
@@ -220,6 +223,14 @@ class Settings(BaseSettings):
     def _check_cluster(self) -> Settings:
         if self.cluster and not self.broker_url:
             raise ValueError("Celery speaks no Redis Cluster: with redis+cluster:// set BROKER_URL to a RabbitMQ")
+        return self
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Settings:
+        if self.require_keys and self.allow_unauthenticated:
+            raise ValueError(
+                "SERVICES_REQUIRE_KEYS and SERVICES_ALLOW_UNAUTHENTICATED contradict each other: set one to false"
+            )
         return self
 
     @field_validator("cors_origins")

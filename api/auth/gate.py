@@ -54,6 +54,10 @@ NEED_A_KEY = (
     "`services keys create`, or set SERVICES_ALLOW_UNAUTHENTICATED=true to let everybody in"
 )
 
+OTHER_SITE = (
+    "a page of another site may not do this without an API key; name its origin in SERVICES_CORS_ORIGINS, or make a key"
+)
+
 
 def caller_of(request: Request) -> Caller:
     """The caller that sends this request."""
@@ -91,11 +95,13 @@ class Gate:
         """Put the caller into the scope. Raises ``Unauthorized``, ``Forbidden`` or ``RateLimited``."""
         keyring = state_of(scope).keyring
         text, host = _read_headers(scope["headers"])
-        if not await keyring.are_there_any(fresh=bool(text)):
+        if not await keyring.are_required(fresh=bool(text)):
             client, server = scope.get("client"), scope.get("server")
             local = _is_local(client[0] if client else "", server[0] if server else "", host)
             if not local and not self._settings.allow_unauthenticated:
                 raise Forbidden(NEED_A_KEY)
+            if scope["method"] in SCOPES:
+                self._refuse_other_sites(scope, host)
             return
         scope["presented"] = "-"
         if not text:
@@ -107,6 +113,22 @@ class Gate:
         needed = keys.Scope.READ if scope["path"] in READS else SCOPES.get(scope["method"], keys.Scope.READ)
         if not caller.key.may(needed):
             raise Forbidden(f"the API key has no scope {needed.value!r}, which {scope['method']} {scope['path']} needs")
+
+    def _refuse_other_sites(self, scope: Scope, host: bytes) -> None:
+        """Without keys, a page of another site must not post by a visitor's browser, which sends no preflight for it.
+
+        A browser names the page's site: ``Sec-Fetch-Site`` (Fetch Metadata), else ``Origin`` (RFC 6454). Other clients
+        send neither. Raises ``Forbidden``.
+        """
+        sent = {name: value for name, value in scope["headers"] if name in (b"origin", b"sec-fetch-site")}
+        site, origin = sent.get(b"sec-fetch-site", b""), sent.get(b"origin", b"").decode("latin-1")
+        if origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
+            return
+        is_foreign = (
+            site not in (b"same-origin", b"none") if site else origin.partition("://")[2] != host.decode("latin-1")
+        )
+        if (site or origin) and is_foreign:
+            raise Forbidden(OTHER_SITE)
 
 
 class Answer:

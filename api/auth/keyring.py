@@ -52,13 +52,15 @@ ANYONE = Caller()
 class Keyring:
     """All API keys. ``run`` reads changes."""
 
-    def __init__(self, ledger: AsyncLedger) -> None:
+    def __init__(self, ledger: AsyncLedger, require_keys: bool = False) -> None:
         self._ledger = ledger
+        self._required = require_keys  # once any key was seen, for as long as this process lives
         self._take = ledger.redis.register_script(TAKE)
         self._callers: dict[str, Caller] = {}  # by the hash of the API key
         self._changed: bytes | None = None
         self._read_at = 0.0  # when Redis answered last; 0: never
         self._turn = asyncio.Lock()
+        self._seen = False  # whether Redis had any key
 
     async def run(self) -> None:
         """Read changes for ever. While Redis is unavailable, the API keys that were read last stay valid."""
@@ -81,17 +83,28 @@ class Keyring:
                 stored: Any = await self._ledger.redis.hgetall(KEYS_KEY) if changed != self._changed else None
             if stored is not None:
                 self._callers = {hashed: _caller(key) for hashed, key in read_keys(stored).items()}
+                self._look_for_loss()
             self._changed, self._read_at = changed, read_at
 
-    async def are_there_any(self, fresh: bool = False) -> bool:
-        """Whether any API key exists. Raises ``StoreUnavailable`` where Redis has never answered.
+    def _look_for_loss(self) -> None:
+        """Keys that this process has seen stay required where Redis has lost them."""
+        if self._required and not self._callers:
+            log.error(
+                "Redis has no API keys%s: requests get 401 until one is made (`services keys create`) or restored",
+                " any more, although this process has seen some" if self._seen else "; SERVICES_REQUIRE_KEYS is true",
+            )
+        self._seen = self._seen or bool(self._callers)
+        self._required = self._required or self._seen
+
+    async def are_required(self, fresh: bool = False) -> bool:
+        """Whether requests need an API key. Raises ``StoreUnavailable`` where Redis has never answered.
 
         Args:
             fresh: before the answer is no, read Redis again.
         """
-        if not self._callers and (fresh or not self._read_at):
+        if not self._required and (fresh or not self._read_at):
             await self.refresh()
-        return bool(self._callers)
+        return self._required
 
     async def find(self, text: str) -> Caller:
         """The caller with this API key. Raises ``Unauthorized`` for an invalid key."""

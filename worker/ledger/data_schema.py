@@ -18,7 +18,8 @@ from typing import Any
 
 import redis
 
-from worker.errors import StoreUnavailable
+from worker.errors import StoreRefused
+from worker.ledger.server_rules import check_server, check_server_of
 from worker.settings import Settings
 
 log = logging.getLogger("services")
@@ -33,7 +34,7 @@ FIELDS = ("number", "version")
 SERVICES_KEY = "services"
 
 
-class SchemaTooNew(StoreUnavailable):
+class SchemaTooNew(StoreRefused):
     """A later version of libs-service has written to this Redis."""
 
 
@@ -67,7 +68,8 @@ def read_number(reply: Any, settings: Settings) -> int:
 
 
 def check_schema(client: redis.Redis, settings: Settings) -> None:
-    """Look before the first write; an empty store is numbered. Raises ``SchemaTooNew``, and redis-py's own errors."""
+    """Look before the first write; an empty store is numbered. Raises ``StoreRefused``, and redis-py's own errors."""
+    check_server(client)
     try:
         if read_number(client.hmget(SCHEMA_KEY, FIELDS), settings) == 0 and not client.exists(SERVICES_KEY):
             client.hset(SCHEMA_KEY, mapping=own_fields())
@@ -77,6 +79,7 @@ def check_schema(client: redis.Redis, settings: Settings) -> None:
 
 async def check_schema_of(client: redis.asyncio.Redis, settings: Settings) -> int:
     """The same for asyncio; gives the store's number, ``FIRST_SCHEMA`` for data without one."""
+    await check_server_of(client)
     number = read_number(await client.hmget(SCHEMA_KEY, FIELDS), settings)
     if number == 0 and not await client.exists(SERVICES_KEY):
         await client.hset(SCHEMA_KEY, mapping=own_fields())

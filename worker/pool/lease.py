@@ -21,8 +21,9 @@ from typing import Any
 import redis
 
 from worker.discovery import list_plugins
+from worker.errors import StoreRefused
 from worker.ledger import commands, worker_commands
-from worker.ledger.data_schema import SCHEMA, SchemaTooNew, check_schema, own_version
+from worker.ledger.data_schema import SCHEMA, check_schema, own_version
 from worker.ledger.sync_ledger import Ledger
 from worker.ledger.worker_commands import CancelledRun
 from worker.net.redis_clients import say_refusal
@@ -86,7 +87,7 @@ class LeaseRenewer(threading.Thread):
                 if away:
                     log.info("Redis is back")
                 away = False
-            except SchemaTooNew as error:
+            except StoreRefused as error:
                 self._refused = True
                 self._on_refused(error.message)
                 return
