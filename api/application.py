@@ -6,11 +6,14 @@ import asyncio
 import gc
 import itertools
 import logging
+import signal
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.resources import files as resources
+from types import FrameType
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -24,6 +27,7 @@ from starlette.middleware import Middleware
 from api import problems, services, webhooks
 from api.auth.gate import NEED_A_KEY, Bodies, Gate, bound_elsewhere
 from api.auth.keyring import Keyring
+from api.auth.open_requests import OpenRequests
 from api.batches import events as batch_events
 from api.batches import routes as batches
 from api.catalog import Catalog
@@ -109,9 +113,32 @@ async def _lifespan(settings: Settings, catalog: Catalog, meter: Meter, app: Fas
     async with open_state(settings, catalog, meter) as state:
         await _check_address(state.keyring, settings)
         app.state.api = state
+        _on_stop(state.waiter.stop)
         gc.collect()
         gc.freeze()  # a full collection of all imported objects stopped every request for 0.1 s
         yield
+
+
+def _on_stop(call: Callable[[], None]) -> None:
+    """Call back at SIGTERM and SIGINT, before the server's own handlers, which wait for the open answers to end."""
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server_handler = signal.getsignal(number)
+        if callable(server_handler):
+            signal.signal(number, partial(_handle_stop, loop, call, server_handler))
+
+
+def _handle_stop(
+    loop: asyncio.AbstractEventLoop,
+    call: Callable[[], None],
+    server_handler: Callable[[int, FrameType | None], Any],
+    number: int,
+    frame: FrameType | None,
+) -> None:
+    loop.call_soon_threadsafe(call)
+    server_handler(number, frame)
 
 
 @asynccontextmanager
@@ -121,6 +148,7 @@ async def open_state(settings: Settings, catalog: Catalog, meter: Meter | None =
     Raises ``NotStarted`` where a later release wrote the data in Redis.
     """
     ledger = AsyncLedger(settings)
+    open_requests = OpenRequests(settings.max_open_requests)
     state = State(
         settings=settings,
         catalog=catalog,
@@ -129,8 +157,9 @@ async def open_state(settings: Settings, catalog: Catalog, meter: Meter | None =
         waiter=Waiter(ledger, settings),
         files=AsyncFiles(ledger, settings),
         receivers=webhooks.Receivers(settings),
-        keyring=Keyring(ledger, settings.require_keys),
+        keyring=Keyring(ledger, open_requests, settings.require_keys),
         bodies=Bodies(settings.body_timeout_s),
+        open_requests=open_requests,
         meter=meter or Meter(),
     )
     await _check_data(ledger)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from api.auth.gate import Bodies
     from api.auth.keyring import Keyring
+    from api.auth.open_requests import OpenRequests
     from api.catalog import Catalog
     from api.jobs.waiter import Waiter
     from api.jobs.writer import Writer
@@ -34,6 +35,7 @@ class State:
     files: AsyncFiles  #: uploads, and which jobs need them
     receivers: Receivers  #: checks the URLs of webhooks
     keyring: Keyring  #: API keys
+    open_requests: OpenRequests  #: of each API key
     bodies: Bodies  #: request bodies that are arriving, with their time limits
     meter: Meter  #: counts requests for /metrics
 

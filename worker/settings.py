@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     require_keys: bool = False
     """Whether requests need an API key also before any was made, and where Redis has lost those that were made."""
 
+    max_open_requests: int = Field(1000, ge=0)
+    """Requests of one API key that one API process answers at once, waits and streams too; more get 429. 0: any."""
+
     api_key: str = Field("", repr=False)
     """The API key that `services submit` sends; the API and the workers do not read it."""
 

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,13 @@ class Gate:
         try:
             if not answer.is_open and not _is_link(scope):
                 await self._admit(scope)
-        except ServicesError as error:
-            await problems.answer(error, scope["path"])(scope, receive, answer.send)
-        else:
             if scope["method"] in SCOPES:
                 receive = Body(receive, state_of(scope).bodies).receive
-            await self._app(scope, receive, answer.send)
+            with state_of(scope).open_requests.count(scope["presented"]) if "caller" in scope else nullcontext():
+                await self._app(scope, receive, answer.send)
+        except ServicesError as error:
+            if not answer.has_begun:  # else the connection is cut: the answer stays incomplete
+                await problems.answer(error, scope["path"])(scope, receive, answer.send)
         finally:
             if "presented" in scope and scope["method"] in SCOPES:
                 answer.log()
@@ -134,19 +136,20 @@ class Gate:
 class Answer:
     """The answer to a request: gets its headers here, and is noted for the audit log."""
 
-    __slots__ = ("_location", "_scope", "_send", "_status", "is_open")
+    __slots__ = ("_location", "_scope", "_send", "_status", "has_begun", "is_open")
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
         self._status = 0
         self._location = ""
+        self.has_begun = False
         self.is_open = scope["path"] in OPEN or scope["path"].startswith("/static/")
 
     async def send(self, message: Message) -> None:
         """Pass a message on."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._status, self.has_begun = message["status"], True
             message["headers"] = self._complete(list(message.get("headers", ())))
         await self._send(message)
 

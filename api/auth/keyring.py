@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from api.auth.open_requests import OpenRequests
 from worker.errors import Forbidden, RateLimited, StoreUnavailable, Unauthorized
 from worker.ledger.api_keys import CHANGED, KEYS_KEY, TAKE, Key, hash_key, read_keys
 from worker.ledger.async_ledger import AsyncLedger
@@ -52,8 +53,9 @@ ANYONE = Caller()
 class Keyring:
     """All API keys. ``run`` reads changes."""
 
-    def __init__(self, ledger: AsyncLedger, require_keys: bool = False) -> None:
+    def __init__(self, ledger: AsyncLedger, open_requests: OpenRequests, require_keys: bool = False) -> None:
         self._ledger = ledger
+        self._open_requests = open_requests
         self._required = require_keys  # once any key was seen, for as long as this process lives
         self._take = ledger.redis.register_script(TAKE)
         self._callers: dict[str, Caller] = {}  # by the hash of the API key
@@ -69,7 +71,17 @@ class Keyring:
                 await self.refresh()
             except StoreUnavailable as error:
                 log.debug("the API keys were not read: %s", error)
+            else:
+                self._end_requests()
             await asyncio.sleep(LOOK_S)
+
+    def _end_requests(self) -> None:
+        """End the open requests of keys that were revoked or have expired."""
+        keys = {caller.owner: caller.key for caller in self._callers.values()}
+        for key_id in self._open_requests.keys:
+            key = keys.get(key_id)
+            if ended := key.ended() if key else "unknown to Redis":
+                self._open_requests.end(key_id, f"the API key {key_id} is {ended}")
 
     async def refresh(self) -> None:
         """Read the changed API keys. Calls that arrive during one read share the next read."""

@@ -172,6 +172,8 @@ async def get_events(request: Request) -> Response:
 async def follow(waiter: Waiter, id: str, cursor: T, look: Look[T], rest_s: float = 0) -> AsyncIterator[bytes]:
     """The bytes of the answer: the events from ``look``, now and after each signal for the id, up to a terminal status.
 
+    The stream ends earlier where this process is about to stop: the client connects to another one.
+
     While Redis is unavailable, the stream waits: an answer that has begun can carry no error.
 
     Args:
@@ -194,7 +196,7 @@ async def follow(waiter: Waiter, id: str, cursor: T, look: Look[T], rest_s: floa
             for text in texts:
                 yield retry + text
                 retry = b""
-            if cursor.status in TERMINAL and not more:
+            if waiter.is_stopping or (cursor.status in TERMINAL and not more):
                 return
             sent_at = time.monotonic() if texts else sent_at
             if time.monotonic() - sent_at >= HEARTBEAT_S:

@@ -46,6 +46,7 @@ class Waiter:
         self._futures: dict[str, set[asyncio.Future[Job | None]]] = {}
         self._new: dict[str, asyncio.Future[Job | End | None]] = {}
         self._signals: dict[str, set[asyncio.Event]] = {}
+        self.is_stopping = False
         self._redis = make_async_client(
             settings.url,
             socket_timeout=None,
@@ -61,6 +62,16 @@ class Waiter:
             except (redis.RedisError, OSError, StoreUnavailable) as error:
                 log.debug("subscription lost: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    def stop(self) -> None:
+        """End all waits at once: this process is about to stop. Each client gets its job as it stands."""
+        self.is_stopping = True
+        for waiting in self._futures.values():
+            for future in waiting:
+                _give_up(future)
+        for new in self._new.values():
+            _give_up(new)
+        self._ring(list(self._signals))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -83,6 +94,8 @@ class Waiter:
     def expect(self, job_id: str) -> Iterator[asyncio.Future[Job | None]]:
         """A future that gets the job when it has ended. Enter it before the job can end, so that no end is missed."""
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        if self.is_stopping:
+            future.set_result(None)
         self._futures.setdefault(job_id, set()).add(future)
         try:
             yield future
@@ -96,6 +109,8 @@ class Waiter:
     def expect_new(self, job_id: str) -> Iterator[asyncio.Future[Job | End | None]]:
         """The same for a job that is stored next, as ``awaited``: Redis then publishes the whole end of its run."""
         future: asyncio.Future[Job | End | None] = asyncio.get_running_loop().create_future()
+        if self.is_stopping:
+            future.set_result(None)
         self._new[job_id] = future
         try:
             yield future

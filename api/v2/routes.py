@@ -165,15 +165,15 @@ async def _run(request: Request, plan: Plan) -> list[Job]:
                 end.set_result(job)
         leaving = asyncio.create_task(_give_up_at_leave(request, ends))
         try:
-            done, pending = await asyncio.wait(ends, timeout=plan.wait_s)
+            done, _ = await asyncio.wait(ends, timeout=plan.wait_s)
         finally:
             leaving.cancel()
         ended = {job.id: job for job in (end.result() for end in done) if job}
-    if len(ended) < len(done):
+    if len(ended) < len(done) and not state.waiter.is_stopping:
         await _withdraw(state.ledger, [new for new in plan.jobs if new.id not in ended])
         raise ClientDisconnect()
     missing = [new.id for new in plan.jobs if new.id not in ended]
-    ended |= {job.id: job for job in await state.ledger.get_many(missing) if job is not None} if pending else {}
+    ended |= {job.id: job for job in await state.ledger.get_many(missing) if job is not None} if missing else {}
     jobs = [ended[new.id] for new in plan.jobs if new.id in ended]
     if len(jobs) < len(plan.jobs):
         raise JobNotFound("a job of this request was dropped before it could be read: its keep_for_s is short")
