@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from worker.files import named_ids
 from worker.filestore.storage import AT_ONCE, EXPIRES_KEY, GRACE_US, LUA
+from worker.ledger.commands import not_found
 from worker.ledger.jobs import RETRYABLE
 from worker.ledger.sync_ledger import Ledger
 
@@ -30,6 +31,8 @@ def hold_named(ledger: Ledger, service: str, job_id: str, owner: str, input: byt
 def run_again(ledger: Ledger, job_id: str) -> None:
     """Run a failed, cancelled or expired job again, with its files. Raises as ``Ledger.retry`` does."""
     job = ledger.get(job_id)
+    if job and job.group:  # a chunk of a batch is no job
+        raise not_found(job_id)
     if job and job.status in RETRYABLE:
         hold_named(ledger, job.service, job_id, job.owner, ledger.get_input(job))
     ledger.retry(job_id)

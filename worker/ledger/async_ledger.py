@@ -235,6 +235,8 @@ class AsyncLedger:
             return await self.get(job_id, sees)
         if sees and sees != (job.owner if job else await self._was_owned_by(service, job_id)):
             raise commands.not_found(job_id)
+        if job and job.group:  # a chunk of a batch, which only the batch's operations read and change
+            raise commands.not_found(job_id)
         if job is None:
             raise commands.dropped(job_id)
         return job

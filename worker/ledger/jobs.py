@@ -146,6 +146,7 @@ class Job(NamedTuple):
     webhook: bytes = b""  #: JSON by ``webhooks.dump_webhook``; b"" for none
     cached_from: str = ""  #: id of the job whose output this is, which then did not run; "" for its own
     not_before_us: int = 0  #: it does not run earlier; 0: no such time was asked for
+    group: str = ""  #: id of the batch whose chunk this is; "" for a job
 
     @property
     def ended(self) -> bool:
@@ -194,6 +195,7 @@ class Job(NamedTuple):
             webhook=record.get(b"webhook", b""),
             cached_from=record.get(b"cached_from", b"").decode(),
             not_before_us=int(record.get(b"not_before", 0)),
+            group=record.get(b"group", b"").decode(),
         )
 
     def to_json(self, include: frozenset[str] = frozenset(), is_row: bool = False) -> bytes:

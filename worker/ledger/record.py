@@ -88,7 +88,7 @@ JOB_FIELDS: dict[str, Field] = {
     "timings": Field("ends", "Job", "JSON: milliseconds of the stages"),
     "cached_from": Field("equal_jobs/copies", "Job", "id of the job whose output it took over"),
     # chunks
-    "group": Field("stage", "claim ends put_back run_again sweep Holder", "id of its batch"),
+    "group": Field("stage", "Job chunks claim ends put_back run_again sweep Holder", "id of its batch"),
     "first": Field("stage", "claim StoredChunk", "number of its first row in the batch"),
     "rows": Field(
         "stage retry_batch", "claim ends forecast put_back retry_batch seal StoredChunk", "rows of its input"

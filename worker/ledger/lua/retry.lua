@@ -1,9 +1,9 @@
 -- retry: queues a job again that has failed, was cancelled or has expired.
 --
 -- Arguments: id, most_open (unfinished jobs that its API key may have; empty: any number).
--- Answer: the state that the job had (nothing for an unknown id), or {"full" or "limited", seconds} where there is no room.
+-- Answer: the state that the job had (nothing for an unknown id and a chunk), or {"full" or "limited", seconds} where there is no room.
 -- A repeated call changes nothing: the job is queued, or has gone on.
---@ include "lib/allow_when_full" "base/celery" "lib/commit" "base/keys_of_jobs" "lib/next_deadline" "lib/queue"
+--@ include "lib/allow_when_full" "base/celery" "lib/chunks" "lib/commit" "base/keys_of_jobs" "lib/next_deadline" "lib/queue"
 --@ include "lib/room" "lib/stop_run" "lib/turns"
 
 -- Removes the traces of the job's end.
@@ -27,6 +27,7 @@ end
 
 local function retry(id, most_open)
   local key = record(id)
+  if is_chunk(id) then return nil end
   local status, old_score, created, finished, start_within, finish_within, stopping, promise, events, watched, owner, priority,
     old_turn, wish, not_before = unpack(redis.call('HMGET', key,
     'status', 'score', 'created', 'finished', 'start_within', 'finish_within', 'stopping', 'idempotency', 'events', 'watched',
