@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from redis import RedisError
+from redis import Redis, RedisError
 
 from worker.errors import ServicesError
 from worker.settings import get_settings
@@ -58,14 +58,16 @@ def fail(message: str, code: int = 1) -> int:
 
 
 @contextmanager
-def redis_errors() -> Iterator[None]:
-    """Turn an error of Redis into one line that names the remedy."""
+def redis_errors(client: Redis) -> Iterator[None]:
+    """Turn an error of Redis into one line that names the remedy, and close the client at the end."""
     from worker.net.redis_clients import say_refusal
 
     try:
         yield
     except RedisError as error:
         raise ServicesError(say_refusal(error, get_settings().away_hint)) from error
+    finally:
+        client.close()
 
 
 def join_errors(errors: Any) -> str:

@@ -114,8 +114,9 @@ def create(
         concurrency=concurrency or 0,
         expires=expires or 0,
     )
-    with redis_errors():
-        text, made = Keys(get_settings()).create(key)
+    stored = Keys(get_settings())
+    with redis_errors(stored.redis):
+        text, made = stored.create(key)
     click.echo(f"key {made.id} for {made.name}; only its hash is stored, so it is shown this once:", err=True)
     print(text)
 
@@ -124,8 +125,9 @@ def create(
 @click.option("--json", "as_json", is_flag=True, help="as a JSON array")
 def list_keys(as_json: bool) -> None:
     """List the API keys (never the keys themselves)."""
-    with redis_errors():
-        listed = Keys(get_settings()).list()
+    stored = Keys(get_settings())
+    with redis_errors(stored.redis):
+        listed = stored.list()
     if as_json:
         print(json.dumps([asdict(key) | {"state": key.ended() or "valid"} for key in listed], indent=2))
         return
@@ -142,6 +144,7 @@ def list_keys(as_json: bool) -> None:
 @click.argument("id")
 def revoke(id: str) -> None:
     """End an API key; the APIs refuse it within seconds, its jobs go on."""
-    with redis_errors():
-        key = Keys(get_settings()).revoke(id)
+    stored = Keys(get_settings())
+    with redis_errors(stored.redis):
+        key = stored.revoke(id)
     print(f"revoked: {key.id} ({key.name})")

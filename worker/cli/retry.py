@@ -25,7 +25,7 @@ def retry(target: str) -> int:
 
     settings, plugins = get_settings(), list_plugins()
     ledger = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0)
-    with redis_errors():
+    with redis_errors(ledger.redis):
         check_schema(ledger.redis, settings)
         if target in plugins:
             return _retry_all(ledger, target)

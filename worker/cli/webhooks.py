@@ -27,7 +27,7 @@ def webhooks(action: str) -> int:
     if action == "rotate" and settings.webhook_secrets:
         return fail("SERVICES_WEBHOOK_SECRETS is set: put a new secret (`services webhooks new`) before those in it")
     client = Ledger(settings, timeout_s=settings.store_timeout_s, retries=0).redis
-    with redis_errors():
+    with redis_errors(client):
         check_schema(client, settings)
         secrets = (rotate_secrets if action == "rotate" else read_secrets)(client, settings)
     print("\n".join(secrets))

@@ -1,7 +1,7 @@
 -- retry: queues a job again that has failed, was cancelled or has expired.
 --
 -- Arguments: id, most_open (unfinished jobs that its API key may have; empty: any number).
--- Answer: the state that the job had (nothing for an unknown id and a chunk), or {"full" or "limited", seconds} where there is no room.
+-- Answer: the state that the job had; nothing for an unknown id and a chunk; {"full" or "limited", seconds} without room.
 -- A repeated call changes nothing: the job is queued, or has gone on.
 --@ include "lib/allow_when_full" "base/celery" "lib/chunks" "lib/commit" "base/keys_of_jobs" "lib/next_deadline" "lib/queue"
 --@ include "lib/room" "lib/stop_run" "lib/turns"
