@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -214,16 +215,22 @@ def _allowed(request: Request) -> str:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    log.info("client left before its answer %s %s", request.method, request.url.path[:200])
+    log.info("client left before its answer %s %s", request.method, quote(request.url.path))
     return Response(status_code=400)  # the client has left
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("uncaught error in %s %s", request.method, request.url.path, exc_info=error)
+    log.error("uncaught error in %s %s", request.method, quote(request.url.path), exc_info=error)
     detail = "An error of the server itself; its log has the traceback."
     if _is_open_inference(request.url.path):
         return _plain_error(500, InferFailed(detail, 500))
     return problem(500, errors.ServicesError.code, detail)
+
+
+def quote(text: str) -> str:
+    """The begin of a client's text, escaped for a line of the log."""
+    text = text[:200]
+    return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else repr(text)
 
 
 def _is_open_inference(path: str) -> bool:

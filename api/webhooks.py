@@ -15,7 +15,7 @@ from api.operations import Answer, Schema, Time, answer, choice, describe, in_pa
 from api.requests import check_query, read_job_id, read_nothing
 from api.state import state_of
 from worker.errors import AddressRefused, InvalidInput
-from worker.net.addresses import AddressRules, parse_url, resolve
+from worker.net.addresses import AddressRules, Lookups, parse_url, resolve
 from worker.settings import Settings
 from worker.webhooks.events import BATCH_EVENTS, JOB_EVENTS, Kind
 from worker.webhooks.log import LoggedDelivery, deliver_again, read_deliveries
@@ -85,7 +85,7 @@ class Receivers:
     def __init__(self, settings: Settings) -> None:
         self._rules: AddressRules = settings.webhook_rules
         self._good: dict[str, float] = {}  # by URL: the time until which it counts as allowed; the oldest first
-        self._turns = asyncio.Semaphore(LOOKUPS)
+        self._lookups = Lookups(LOOKUPS)
 
     async def check(self, url: str) -> None:
         """Raise ``InvalidInput`` for a forbidden URL."""
@@ -104,15 +104,15 @@ class Receivers:
     async def _resolve(self, url: str) -> None:
         target = parse_url(url)
         try:
-            async with asyncio.timeout(RESOLVE_S), self._turns:
-                addresses = await resolve(target, RESOLVE_S)
+            async with asyncio.timeout(RESOLVE_S):
+                addresses = await resolve(target, RESOLVE_S, self._rules.setting, self._lookups)
         except TimeoutError:
             log.warning(
                 "the name server gave no address of the webhook %s in time; it is checked when it is sent", target.host
             )
             return
         for address in addresses:
-            self._rules.check(target.scheme, address, target.port)
+            self._rules.check(target.scheme, address, target.port, target.host)
 
 
 @router.get("/jobs/{job_id}/deliveries", openapi_extra=_describe_log("job"))

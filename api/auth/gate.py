@@ -161,7 +161,9 @@ class Answer:
         job = parts[2] if len(parts) > 2 and parts[1] in ("jobs", "batches") else scope.get("stored", "-")
         client = (scope.get("client") or ("-",))[0]
         line = "key=%s client=%s verb=%s path=%s job=%s status=%d"
-        audit.info(line, scope["presented"], client, scope["method"], _quote(path), _quote(job), self._status)
+        audit.info(
+            line, scope["presented"], client, scope["method"], problems.quote(path), problems.quote(job), self._status
+        )
 
     def _complete(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         may_store, is_page, added = self.is_open, False, [NOSNIFF]
@@ -284,8 +286,3 @@ def _is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
-
-
-def _quote(text: str) -> str:
-    """A client's text, escaped for a line of the log."""
-    return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else repr(text)

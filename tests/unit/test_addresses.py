@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from worker.errors import AddressRefused
-from worker.net.addresses import AddressRules, is_public, parse_networks, parse_url, resolve
+from worker.net.addresses import AddressRules, Lookups, is_public, parse_networks, parse_url, resolve
 from worker.net.signing import make_secret, parse_secret, sign
 from worker.webhooks.sender import backoff_s, parse_retry_after
 
@@ -64,7 +64,7 @@ def test_an_allowed_network_may_be_used_for_all() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "017700000001", "0"])
 def test_however_it_is_written_its_address_counts(host: str) -> None:
     target = parse_url(f"https://{host}/")
-    found = asyncio.run(resolve(target, 5))
+    found = asyncio.run(resolve(target, 5, "SETTING", Lookups(1)))
     assert found
     for address in found:
         with pytest.raises(AddressRefused):
@@ -100,7 +100,7 @@ def test_an_unusable_url_is_refused(url: str) -> None:
 def test_a_name_that_is_none_is_refused() -> None:
     for host in ("a" * 64, "a..b"):
         with pytest.raises(AddressRefused, match="is no name"):
-            asyncio.run(resolve(parse_url(f"https://{host}/"), 5))
+            asyncio.run(resolve(parse_url(f"https://{host}/"), 5, "SETTING", Lookups(1)))
 
 
 def test_signatures_are_the_specifications() -> None:

@@ -113,7 +113,7 @@ def test_a_service_with_files_runs_inline() -> None:
     [
         ("https://127.0.0.1/", "127.0.0.1 is not a public address"),
         ("https://localhost:8443/", "the host 'localhost'"),
-        ("https://2130706433/", "127.0.0.1 is not"),
+        ("https://2130706433/", "its address is not a public"),
         ("https://[::ffff:10.0.0.1]/", "is not a public address"),
         ("http://93.184.215.14/", "expected https"),
         ("https://93.184.215.14:22/", "port 22"),

@@ -287,7 +287,7 @@ def test_the_documents_receiver_works(hooked: System, client: httpx.Client) -> N
         ("http://127.0.0.1/x", "127.0.0.1 is not a public address, so it is refused unless SERVICES_WEBHOOK_ALLOWED"),
         ("https://localhost/", "not a public address"),
         ("https://[::1]/", "not a public address"),
-        ("https://2130706433/", "127.0.0.1 is not a public address"),
+        ("https://2130706433/", "its address is not a public address"),
         ("https://169.254.169.254/latest", "169.254.169.254 is not"),
         ("http://1.1.1.1/", "expected https"),
         ("https://1.1.1.1:22/", "port 22"),

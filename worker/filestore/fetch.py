@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from worker.errors import AddressRefused, InvalidInput
 from worker.files import MAX_URL
-from worker.net.addresses import AddressRules, Target, parse_url
+from worker.net.addresses import AddressRules, Target, parse_url, refuse_name
 
 #: Redirects that are followed at most; each is checked like the first URL.
 MAX_REDIRECTS = 3
@@ -58,13 +58,10 @@ def find_addresses(target: Target, rules: AddressRules) -> list[str]:
     try:
         infos = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error}") from error
+        raise refuse_name(target.host, rules.setting) from error
     addresses = list(dict.fromkeys(str(place[0]) for *_, place in infos))
     for address in addresses:
-        try:
-            rules.check(target.scheme, address, target.port)
-        except AddressRefused as error:
-            raise AddressRefused(f"the host {target.host[:100]!r}: {error.message}") from error
+        rules.check(target.scheme, address, target.port, target.host)
     return addresses
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from worker.errors import FileMissing, StorageUnavailable
 from worker.file_types import type_of
-from worker.files import UNKNOWN_TYPE, canonical
+from worker.files import CONTENT_TYPE, UNKNOWN_TYPE, canonical
 from worker.filestore.copying import copy_content
 from worker.ledger.jobs import rfc3339
 from worker.settings import Settings
@@ -209,8 +209,11 @@ def new_blob() -> str:
 
 
 def find_type(declared: str, head: bytes, name: str = "") -> str:
-    """The type of a file: as declared, else by its first bytes, else by its name's ending."""
-    if declared not in ("", UNKNOWN_TYPE):
+    """The type of a file: as declared, else by its first bytes, else by its name's ending.
+
+    A declared type that is none, such as one with a line's end, counts as not declared: no answer could bear it.
+    """
+    if declared != UNKNOWN_TYPE and CONTENT_TYPE.fullmatch(declared):
         return declared
     return sniff(head) or type_of(name)
 

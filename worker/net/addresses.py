@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL = 2048
+#: Seconds between two looks for a free thread.
+LOOK_S = 0.02
 PORTS = {"http": 80, "https": 443}
 #: Below it, ports belong to mail, shells, databases, ...: of these, only the web's own are used.
 FIRST_FREE_PORT = 1024
@@ -65,13 +68,19 @@ class AddressRules:
     allowed: tuple[Network, ...]
     setting: str  #: the variable to name where something is refused
 
-    def check(self, scheme: str, address: str, port: int) -> None:
-        """Raise ``AddressRefused`` unless a connection to this address may be made."""
+    def check(self, scheme: str, address: str, port: int, host: str = "") -> None:
+        """Raise ``AddressRefused`` unless a connection to this address may be made.
+
+        Args:
+            host: the name whose address it is. The error then names no address of the operator's network.
+        """
         ip = ipaddress.ip_address(address.partition("%")[0])
         if any(ip in network or unwrap(ip) in network for network in self.allowed):
             return
         hint = f"unless {self.setting} names it, such as {ip}/{ip.max_prefixlen}"
         if not is_public(ip):
+            if host and not is_address(host):
+                raise refuse_name(host, self.setting)
             raise AddressRefused(f"{ip} is not a public address, so it is refused {hint}")
         if scheme != "https":
             raise AddressRefused(f"expected https; http to {ip} is refused {hint}")
@@ -84,7 +93,9 @@ class AddressRules:
         try:
             self.check(scheme, place[0], place[1])
         except AddressRefused as error:
-            raise PermissionError(errno.EACCES, error.message) from error
+            hidden = f"its address is not a public address, so it is refused unless {self.setting} names its network"
+            text = error.message if is_public(ipaddress.ip_address(place[0].partition("%")[0])) else hidden
+            raise PermissionError(errno.EACCES, text) from error
         return socket.socket(family, kind, protocol)
 
 
@@ -108,18 +119,52 @@ def parse_url(text: str, longest: int = MAX_URL) -> Target:
     return Target(text, parts.scheme, host, port or PORTS[parts.scheme])
 
 
-async def resolve(target: Target, timeout_s: float) -> list[str]:
-    """The addresses of a target; none where the resolver fails for now. Raises ``AddressRefused`` for no such name."""
-    loop = asyncio.get_running_loop()
+class Lookups:
+    """Threads that look names up, apart from asyncio's, in which the name of Redis is looked up too.
+
+    A name server that never answers keeps a thread for many seconds after the request was given up.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._most = threads
+        self._threads = ThreadPoolExecutor(threads, "lookup")
+        self._unfinished: set[Future[list[Any]]] = set()
+
+    async def find(self, target: Target) -> list[Any]:
+        """The entries of ``getaddrinfo``, once a thread is free."""
+        while len(self._unfinished) >= self._most:
+            await asyncio.sleep(LOOK_S)
+            self._unfinished = {lookup for lookup in self._unfinished if not lookup.done()}
+        lookup = self._threads.submit(socket.getaddrinfo, target.host, target.port, type=socket.SOCK_STREAM)
+        self._unfinished.add(lookup)
+        return await asyncio.wrap_future(lookup)
+
+
+def refuse_name(host: str, setting: str) -> AddressRefused:
+    """The error for a name: the same for an unknown one, so that it tells nothing of the operator's network."""
+    must = f"so it is refused unless {setting} names its network"
+    return AddressRefused(f"the host {host[:100]!r} is not known, or its address is not a public address, {must}")
+
+
+def is_address(host: str) -> bool:
+    """Whether a URL's host is an address, not a name."""
     try:
-        asked = loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        records = await asyncio.wait_for(asked, timeout_s)
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def resolve(target: Target, timeout_s: float, setting: str, threads: Lookups) -> list[str]:
+    """The addresses of a target; none where the resolver fails for now. Raises ``AddressRefused`` for no such name."""
+    try:
+        records = await asyncio.wait_for(threads.find(target), timeout_s)
     except TimeoutError:
         return []
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             return []
-        raise AddressRefused(f"the host {target.host[:100]!r} is not known: {error.strerror}") from error
+        raise refuse_name(target.host, setting) from error
     except (UnicodeError, OSError) as error:  # a label of a name that is empty or too long
         raise AddressRefused(f"the host {target.host[:100]!r} is no name: {error}") from error
     return [str(place[0]) for *_, place in records]
