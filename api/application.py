@@ -38,6 +38,7 @@ from api.jobs.waiter import Waiter
 from api.jobs.writer import Writer
 from api.openapi.document import build_document
 from api.ops import console, metrics
+from api.ops.connections import find_server, limit_connections, watch_connections
 from api.ops.meter import Meter, Metered
 from api.ops.versions import watch_versions
 from api.state import State
@@ -113,10 +114,14 @@ async def _lifespan(settings: Settings, catalog: Catalog, meter: Meter, app: Fas
     async with open_state(settings, catalog, meter) as state:
         await _check_address(state.keyring, settings)
         app.state.api = state
+        server = find_server()
+        limit_connections(server)
+        watching = asyncio.create_task(watch_connections(server, settings))
         _on_stop(state.waiter.stop)
         gc.collect()
         gc.freeze()  # a full collection of all imported objects stopped every request for 0.1 s
         yield
+        watching.cancel()
 
 
 def _on_stop(call: Callable[[], None]) -> None:

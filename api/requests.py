@@ -20,11 +20,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import from_json, to_json
 from starlette.datastructures import QueryParams
 
+from api.large_bodies import check_values
 from api.operations import tidy
 from api.problems import PayloadTooLarge
 from worker.errors import InvalidInput, field_errors
 from worker.net.addresses import MAX_URL
-from worker.settings import get_settings
+from worker.settings import Settings, get_settings
 
 #: Most bytes of a refused body that are still read: many clients read the answer only when all is sent.
 DRAIN_BYTES = 64 * 1024 * 1024
@@ -226,14 +227,14 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
-def parse_job(body: bytes, max_keep_for_s: float) -> JobRequest:
-    """The body of ``POST /jobs``; its input is not validated. Raises ``InvalidInput``."""
-    return _parse(JobRequest, body, max_keep_for_s)
+def parse_job(body: bytes, settings: Settings) -> JobRequest:
+    """The body of ``POST /jobs``; its input is not validated. Raises ``InvalidInput`` and ``PayloadTooLarge``."""
+    return _parse(JobRequest, body, settings)
 
 
-def parse_batch(body: bytes, max_keep_for_s: float) -> BatchRequest:
-    """The body of ``POST /batches``; its inputs are not validated. Raises ``InvalidInput``."""
-    return _parse(BatchRequest, body, max_keep_for_s)
+def parse_batch(body: bytes, settings: Settings) -> BatchRequest:
+    """The body of ``POST /batches``; its inputs are not validated. Raises ``InvalidInput`` and ``PayloadTooLarge``."""
+    return _parse(BatchRequest, body, settings)
 
 
 def read_batch_query(query: Mapping[str, str], max_keep_for_s: float) -> BatchRequest:
@@ -247,7 +248,8 @@ def read_batch_query(query: Mapping[str, str], max_keep_for_s: float) -> BatchRe
     return asked
 
 
-def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
+def _parse(model: type[Asked], body: bytes, settings: Settings) -> Asked:
+    check_values(body, settings.max_json_values)
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -262,7 +264,7 @@ def _parse(model: type[Asked], body: bytes, max_keep_for_s: float) -> Asked:
         asked = model.model_validate(value)
     except ValidationError as error:
         raise invalid_fields(error, ["body"]) from error
-    _check_keep_for(asked, max_keep_for_s, "body")
+    _check_keep_for(asked, settings.max_keep_for_s, "body")
     return asked
 
 

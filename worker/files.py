@@ -53,6 +53,7 @@ __all__ = [
 
 #: The id of a file: the SHA-256 of its content.
 ID = re.compile(r"[0-9a-f]{64}")
+
 #: How a job's JSON names a file. One that is written with escapes (``\u0066ile``) is found by the worker alone.
 NAMED = re.compile(rb'"file"\s*:\s*"([0-9a-f]{64})"')
 CONTENT_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")

@@ -26,6 +26,9 @@ GROUP = 500
 MAX_TEXT = 2000
 #: Approximate bytes of one group of events: Redis stores it in one step.
 GROUP_BYTES = 2**20
+#: Lines of ``predict_batch`` belong to all jobs of the call. Copies of such lines of one batch; further lines belong to
+#: the first job of their call alone, since Redis stores each copy.
+MAX_COPIES = 50_000
 #: Bytes of all the partial outputs of one run, and their number: each takes Redis some 60 bytes more.
 MAX_PARTIAL_BYTES, MAX_PARTIALS = 8 * 2**20, 100_000
 
@@ -59,6 +62,7 @@ class JobLog:
         self._lines: dict[str, deque[JobEvent]] = {}
         self._outputs: dict[str, deque[JobEvent]] = {}
         self._number = 0
+        self._copies = 0  # of lines that many jobs share
         self._printing = threading.RLock()
         self._unfinished: tuple[Sequence[str], str] = ((), "")
 
@@ -137,6 +141,10 @@ class JobLog:
                         kept.popleft()
 
     def _log(self, jobs: Sequence[str], level: str, message: str, logger: str | None) -> None:
+        if len(jobs) > 1:
+            self._copies += len(jobs)
+            if self._copies > MAX_COPIES:
+                jobs = jobs[:1]
         about = {"logger": _cut(logger)} if logger else {}
         self._say(jobs, "log", to_json({"level": level, "message": _cut(message), **about}))
 

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0)
     """Largest request body; a larger one gets 413 `payload_too_large`."""
 
+    max_json_values: int = Field(1_000_000, gt=0)
+    """Most values (numbers, texts, lists, objects) of one JSON body; more get 413 `payload_too_large`."""
+
     max_output_bytes: int = Field(MAX_OUTPUT_BYTES, gt=0)
     """Largest output of a job, or of a row of a batch, as JSON; a larger one fails as `invalid_output`."""
 
@@ -76,6 +79,12 @@ class Settings(BaseSettings):
 
     body_timeout_s: float = Field(30, gt=0)
     """Seconds in which a request's body must arrive, and one more for each 16 kB of it; then 408 `request_timeout`."""
+
+    header_timeout_s: float = Field(30, gt=0)
+    """Seconds in which the line and the headers of a request must arrive; then the connection is closed."""
+
+    write_timeout_s: float = Field(60, gt=0)
+    """Seconds for which a client may read nothing of its answer; then the connection is closed."""
 
     allow_unauthenticated: bool = False
     """Whether the API answers other machines although no API key has ever been made (`services keys create`)."""
@@ -151,6 +160,12 @@ class Settings(BaseSettings):
 
     fetch_timeout_s: float = Field(30, gt=0)
     """Longest time that a worker takes to fetch a file of an input by its URL."""
+
+    fetch_total_timeout_s: float = Field(60, gt=0)
+    """Longest time that a worker takes to fetch all files by URL of the jobs that it runs together."""
+
+    max_urls: int = Field(64, gt=0)
+    """Most files of one input that are named by a URL; an input with more is refused."""
 
     fetch_allowed_networks: str = ""
     """Networks that files may be fetched from beside public https, comma-separated: `10.0.0.0/8,127.0.0.1/32`."""

@@ -18,6 +18,7 @@ from api.batches.answers import Batch
 from api.batches.submit import submit_batch
 from api.jobs.retention import retain_files_of_batch_again
 from api.jobs.routes import IDEMPOTENCY_KEY
+from api.large_bodies import aside
 from api.operations import NDJSON, STRING, answer, describe, header, in_path, in_query, json_body, one_of
 from api.problems import PayloadTooLarge
 from api.requests import (
@@ -170,8 +171,13 @@ async def _from_json(request: Request) -> tuple[BatchRequest, AsyncIterator[list
         text = await read_body(request, settings.max_body_bytes)
     except PayloadTooLarge as error:
         raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON}) may be larger") from error
-    asked = parse_batch(text, settings.max_keep_for_s)
-    return asked, at_once([dump_strictly(value, "inputs") for value in asked.inputs])
+
+    def parse() -> tuple[BatchRequest, list[bytes]]:
+        asked = parse_batch(text, settings)
+        return asked, [dump_strictly(value, "inputs") for value in asked.inputs]
+
+    asked, rows = await aside(len(text), parse)
+    return asked, at_once(rows)
 
 
 def _from_lines(request: Request) -> tuple[BatchRequest, AsyncIterator[list[bytes]]]:

@@ -18,6 +18,7 @@ from api.jobs import answers
 from api.jobs.fast_path import fast
 from api.jobs.retention import retain_files_again
 from api.jobs.submit import submit
+from api.large_bodies import aside
 from api.operations import (
     STRING,
     answer,
@@ -118,8 +119,9 @@ async def _submit(request: Request, key: str = "", own_id: str = "") -> Response
     state = state_of(request)
     wait_s = read_wait(request, check_query(request, {"wait"}), state.settings.max_wait_s)
     refuse_encoded(request)
-    asked = parse_job(await read_body(request, state.settings.max_body_bytes), state.settings.max_keep_for_s)
-    job, is_new = await submit(state, caller_of(request), asked, key=key, own_id=own_id, wait_s=wait_s)
+    body = await read_body(request, state.settings.max_body_bytes)
+    asked = await aside(len(body), partial(parse_job, body, state.settings))
+    job, is_new = await submit(state, caller_of(request), asked, key=key, own_id=own_id, wait_s=wait_s, size=len(body))
     status = 202 if is_new and not (wait_s and job.ended) else 200
     return _job(job, status, wait_s, {"Location": f"/jobs/{job.id}"})
 

@@ -18,6 +18,7 @@ from api.catalog import Entry
 from api.jobs.fingerprint import ask_cache, check_cacheable
 from api.jobs.retention import NamedFiles, retain_files
 from api.jobs.waiter import ended_within
+from api.large_bodies import aside
 from api.requests import JobRequest, dump_strictly, hash_body
 from api.state import State
 from worker.errors import QueueFull, RateLimited, ServicesError
@@ -30,7 +31,14 @@ log = logging.getLogger("services.api")
 
 
 async def submit(
-    state: State, caller: Caller, asked: JobRequest, *, key: str = "", own_id: str = "", wait_s: float = 0
+    state: State,
+    caller: Caller,
+    asked: JobRequest,
+    *,
+    key: str = "",
+    own_id: str = "",
+    wait_s: float = 0,
+    size: int = 0,
 ) -> tuple[Job, bool]:
     """Validate, store and enqueue one job; return it and whether it is new.
 
@@ -38,10 +46,15 @@ async def submit(
         key: the idempotency key, by which a repeated request gets the job of the first one.
         own_id: an id that the client has chosen, which makes the request repeatable as a key does.
         wait_s: seconds to wait for the job's end; without it, the job is returned as it was stored.
+        size: bytes of the request, about; a large one is validated in a thread.
     """
     entry = state.catalog.find(asked.service, caller)
-    text = dump_strictly(asked.input, "input")
-    new, files = make_job(state, entry, caller, asked, text, key=key, own_id=own_id, is_awaited=bool(wait_s))
+
+    def make() -> tuple[NewJob, NamedFiles]:
+        text = dump_strictly(asked.input, "input")
+        return make_job(state, entry, caller, asked, text, key=key, own_id=own_id, is_awaited=bool(wait_s))
+
+    new, files = await aside(size, make)
     if asked.webhook:
         await state.receivers.check(asked.webhook.url)
     await retain_files(state, entry, new, files)

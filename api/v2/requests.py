@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from fastapi import Request
 from pydantic_core import from_json
@@ -16,6 +15,7 @@ from api.catalog import Entry
 from api.jobs.fingerprint import check_cacheable
 from api.jobs.retention import NamedFiles
 from api.jobs.submit import make_job
+from api.large_bodies import aside, check_values
 from api.problems import InferFailed, PayloadTooLarge
 from api.requests import MAX_CACHE_FOR_S, MAX_DEADLINE_S, JobRequest, Urgency, read_body
 from api.state import State, state_of
@@ -28,8 +28,6 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 
 #: Seconds that a request without a timeout waits: tritonclient and KServe's client give up after 60.
 WAIT_S = 50.0
-#: Bodies over this many bytes are read in a thread, so that other clients do not wait for it.
-LARGE = 256 * 1024
 
 #: Triton's priorities: 1 is the highest, 0 the default; 3 and more are low.
 PRIORITIES: dict[int, Urgency] = {0: "normal", 1: "high", 2: "normal"}
@@ -38,14 +36,13 @@ URGENCIES: tuple[Urgency, ...] = get_args(Urgency)
 REFUSED = ("sequence_id", "sequence_start", "sequence_end")
 REFUSED_OF_OUTPUTS = ("classification", "shared_memory_region")
 
-Made = TypeVar("Made")
-
 
 class Plan:
     """A request as it will be answered: its jobs, the columns of its answer, and the time that it waits."""
 
     def __init__(self, state: State, entry: Entry, caller: Caller, body: bytes, length: int | None) -> None:
         self.entry = entry
+        check_values(body if length is None else body[:length], state.settings.max_json_values)
         self.asked, tensors = read_infer(body, length)
         parameters = self.asked.parameters or {}
         _refuse(parameters, REFUSED, "the request")
@@ -204,8 +201,3 @@ def name_row(error: InvalidInput, row: int, rows: int) -> InvalidInput:
 
 def _name(row: int, rows: int) -> str:
     return f"row {row}: " if rows > 1 else ""
-
-
-async def aside(size: int, make: Callable[[], Made]) -> Made:
-    """The result of ``make``, which runs in a thread where it reads more than ``LARGE`` bytes."""
-    return await asyncio.to_thread(make) if size > LARGE else make()

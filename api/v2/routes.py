@@ -21,6 +21,7 @@ from api.auth.gate import caller_of
 from api.catalog import Entry
 from api.jobs.retention import retain_files
 from api.jobs.submit import store_all
+from api.large_bodies import aside
 from api.operations import JSON, OCTETS, answer, header, in_header, json_body
 from api.problems import InferFailed
 from api.state import State, state_of
@@ -28,7 +29,7 @@ from api.v2 import answers
 from api.v2.columns import list_columns, to_tensor
 from api.v2.model_info import PLATFORM
 from api.v2.operations import describe_v2, model_route
-from api.v2.requests import JSON_LENGTH, Plan, aside, find_entry, name_row, read_encoded, read_index, read_length
+from api.v2.requests import JSON_LENGTH, Plan, find_entry, name_row, read_encoded, read_index, read_length
 from api.v2.tensors import InferRequest, to_binary, to_values
 from worker.errors import InvalidInput, JobNotFound, ServiceFailed, ServicesError, TimedOut
 from worker.ledger import commands

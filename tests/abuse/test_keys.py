@@ -7,14 +7,9 @@ import signal
 import pytest
 
 from tests.kit.http import assert_problem, body
+from tests.kit.keys import make_key
 from tests.kit.system import System, poll, services
 from worker.ledger.server_rules import EvictingStore, check_info
-
-
-def make_key(system: System, name: str = "ann") -> str:
-    done = services(system, "keys", "create", "--name", name)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def status(system: System, key: str = "") -> int:

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.abuse.test_keys import make_key
 from tests.kit.http import assert_problem, body
+from tests.kit.keys import make_key
 from tests.kit.system import System, poll, services
 
 

@@ -269,6 +269,21 @@ def test_a_job_that_is_handed_back_is_not_charged_and_keeps_its_place(bench: Ben
     assert {bench.get(i).attempt for i in ids} == {1}
 
 
+def test_runs_that_are_handed_back_again_and_again_are_charged_at_last(bench: Bench) -> None:
+    (job_id,) = bench.create()
+    for turn in range(23):
+        assert bench.get(job_id).status is Status.QUEUED
+        bench.claim(f"t{turn}")
+        bench.ledger.run(worker_commands.give_up("echo", "w1", f"t{turn}", "handed_back"))
+        assert bench.get(job_id).attempt == max(0, turn - 19)
+    job = bench.get(job_id)
+    assert job.status is Status.FAILED and job.error is not None and b"worker_lost" in job.error
+    bench.ledger.retry(job_id)
+    bench.claim("again")
+    bench.ledger.run(worker_commands.give_up("echo", "w1", "again", "handed_back"))
+    assert bench.get(job_id).status is Status.QUEUED, "a retry begins anew"
+
+
 def test_a_timeout_alone_fails_at_once(bench: Bench) -> None:
     (job_id,) = bench.create()
     bench.claim("t1")
@@ -485,6 +500,7 @@ def test_a_retry_gives_all_attempts_again(bench: Bench) -> None:
 def test_a_history_forgets_its_oldest_attempts_first(bench: Bench) -> None:
     (job_id,) = bench.create()
     for turn in range(300):
+        bench.redis.hdel(f"{{echo}}:job:{job_id}", "uncharged")  # of which there may be 20
         bench.claim(f"t{turn}")
         bench.ledger.run(worker_commands.leave("echo", "w1"))
         bench.ledger.join("echo", "w1", {})

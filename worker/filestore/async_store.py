@@ -25,7 +25,7 @@ from worker.errors import (
     UploadTooLate,
 )
 from worker.files import ID, File, Where, named_ids
-from worker.filestore.fetch import check_url
+from worker.filestore.fetch import check_url, too_many_urls
 from worker.filestore.storage import (
     AT_ONCE,
     BLOBS_KEY,
@@ -150,6 +150,9 @@ class AsyncFiles:
         """
         records = await self._hold(job.service, job.id, job.owner, [file.id for _, file in files if file.id])
         problems = [(where, kind) for where, file in files if (kind := self._problem(file, records.get(file.id)))]
+        urls = [where for where, file in files if file.url]
+        if len(urls) > (most := self._settings.max_urls):
+            problems.append((urls[most], (too_many_urls(most), "too_many_urls")))
         if problems:
             errors = [{"loc": ["body", "input", *where], "msg": m, "type": k} for where, (m, k) in problems]
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -7,7 +7,9 @@ import io
 import logging
 import os
 import shutil
+import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +21,7 @@ import redis
 from worker.errors import FileMissing, InvalidInput, InvalidOutput, ServicesError, StorageUnavailable
 from worker.files import UNKNOWN_TYPE, File, Where, find_files, name_in_url, suffix_of
 from worker.filestore.copying import copy_content
-from worker.filestore.fetch import fetch
+from worker.filestore.fetch import fetch, too_many_urls
 from worker.filestore.output_files import OutputFiles, field_error, output_error, storage_error
 from worker.filestore.storage import (
     AT_ONCE,
@@ -154,6 +156,7 @@ class BatchFiles:
         self._outputs = OutputFiles(self._make_folder, store.check)
         self._local: dict[str, File | ServicesError] = {}  # reference -> the local file, or the error of fetching it
         self._used: set[str] = set()  # references whose local file is given to a job; further jobs get copies
+        self._fetch_until = 0.0  # by time.monotonic
         self._owners: dict[str, str] = {}  # job -> the API key to which it belongs; "" for none
 
     def fetch_inputs(self, items: Sequence[Item]) -> None:
@@ -162,6 +165,8 @@ class BatchFiles:
         The model's time limit is suspended meanwhile: it does not count the waits for Redis and the storage.
         """
         files = [(item, where, file) for item in items for where, file in find_files(item.value)]
+        self._refuse_many(files)
+        files = [(item, where, file) for item, where, file in files if item.error is None]
         missing = [(item, where, file) for item, where, file in files if not file.is_here]
         if missing:
             self._tell("computed")
@@ -170,6 +175,15 @@ class BatchFiles:
                 if item.error is None:
                     item.error = self._assign(item, file, where)
             self._tell("begun")
+
+    def _refuse_many(self, files: Sequence[tuple[Item, Where, File]]) -> None:
+        """Fail the jobs with too many URLs, which the API has refused: another Celery producer has sent them."""
+        most = self._store.settings.max_urls
+        counts: Counter[int] = Counter()
+        for item, where, file in files:
+            counts[id(item)] += bool(file.url)
+            if counts[id(item)] > most and item.error is None:
+                item.error = field_error(InvalidInput, where, too_many_urls(most), "too_many_urls")
 
     def take_results(self, raw: Any) -> Any:
         """The result of ``predict``, with a copy of the present content of its files."""
@@ -215,6 +229,7 @@ class BatchFiles:
                 ids.setdefault(owner, []).append(file.id)
         records = {owner: self._store.records(owner, of_owner) for owner, of_owner in ids.items()}
         self._make_folder()
+        self._fetch_until = time.monotonic() + self._store.settings.fetch_total_timeout_s
 
         def download(number: int, owner: str, file: File) -> File | ServicesError:
             try:
@@ -246,7 +261,11 @@ class BatchFiles:
         settings, partial = self._store.settings, self._folder / f"{name}.part"
         with partial.open("wb") as target:
             most = min(settings.max_file_bytes, (file.rules and file.rules.max_bytes) or settings.max_file_bytes)
-            declared = fetch(file.url, target, most, settings.fetch_timeout_s, settings.fetch_rules)
+            left_s = self._fetch_until - time.monotonic()
+            if left_s <= 0:
+                total = f"{settings.fetch_total_timeout_s:g} s (SERVICES_FETCH_TOTAL_TIMEOUT_S)"
+                raise InvalidInput(f"the URL was not fetched: the URLs of the jobs that run together took {total}")
+            declared = fetch(file.url, target, most, min(settings.fetch_timeout_s, left_s), settings.fetch_rules)
         with partial.open("rb") as source:
             kind = find_type("" if declared == UNKNOWN_TYPE else declared, source.read(HEAD_BYTES))
         here = File(url=file.url, content_type=kind, path=self._path(name, kind), name=name_in_url(file.url))

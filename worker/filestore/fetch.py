@@ -34,6 +34,11 @@ def check_url(url: str, rules: AddressRules) -> None:
         raise AddressRefused(f"expected https://; http is refused unless {rules.setting} names the host's network")
 
 
+def too_many_urls(most: int) -> str:
+    """The error of an input that names too many files by URLs."""
+    return f"expected at most {most} files by URL in one input (SERVICES_MAX_URLS)"
+
+
 def fetch(url: str, file: BinaryIO, max_bytes: int, timeout_s: float, rules: AddressRules) -> str:
     """Write the content of a URL into a file; returns its content type. Raises ``InvalidInput`` with the reason."""
     deadline = time.monotonic() + timeout_s

@@ -65,6 +65,7 @@ JOB_FIELDS: dict[str, Field] = {
     "base": Field(
         "pause progress retry retry_batch", "complete run_again Rerun Delivery", "attempts that no longer count"
     ),
+    "uncharged": Field("put_back", "run_again", "runs that came to nothing and did not count"),
     "max_attempts": Field("claim", "complete run_again Rerun", "charged attempts after base; of a chunk one more"),
     "worker": Field("claim", "* Job", "id of the worker that runs it, or ran it last"),
     "token": Field("claim", "* Job", "token of the claim under which it runs, or ran last: the fence"),

@@ -9,7 +9,7 @@
 -- Removes the traces of the job's end.
 local function clear_end(id, key, owner, events, promise)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
-    'progress', 'takes')
+    'progress', 'takes', 'uncharged')
   redis.call('PERSIST', key)
   if owner then
     add_open(owner, 1)

@@ -41,7 +41,7 @@ local function queue_chunk(id, rows, not_before, score, turn)
   local key = record(id)
   local attempt = redis.call('HGET', key, 'attempt')
   redis.call('HDEL', key, 'worker', 'token', 'started', 'finished', 'expires', 'batch_size', 'error', 'timings', 'stopping',
-    'turn', 'why', 'bad')
+    'turn', 'why', 'bad', 'uncharged')
   redis.call('HSET', key, 'status', 'queued', 'rows', rows, 'created', NOW, 'score', score, 'alone', 1, 'base', attempt,
     'retried', attempt)
   if turn then redis.call('HSET', key, 'turn', int(turn)) end

@@ -29,6 +29,7 @@ local function put_back(id, outcome, charged, alone, pause, problem)
   redis.call('HDEL', key, 'worker', 'token', 'started', 'batch_size', 'progress')
   if watched then changed[#changed + 1] = id end
   if not charged then redis.call('HINCRBY', key, 'attempt', -1) end
+  if outcome and not charged then redis.call('HINCRBY', key, 'uncharged', 1) end
   if wish then stop_leading(id, wish) end
   if pause > 0 then
     redis.call('ZADD', DELAYED, now + pause, id)
