@@ -82,7 +82,7 @@ def test_the_block_that_services_new_writes_is_as_the_others() -> None:
 def test_redis_keeps_its_own_settings() -> None:
     command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes" in command
-    assert "--maxmemory-policy noeviction" in command
+    assert "--maxmemory-policy noeviction" in command and "--maxmemory ${REDIS_MAXMEMORY:-4gb}" in command
     assert any(volume.endswith(":/data") for volume in SERVICES["redis"]["volumes"])
 
 

@@ -49,6 +49,7 @@ def test_only_its_owner_can_reach_it(checkout: Checkout) -> None:
     with checkout.client() as client:
         config = client.config_get()
     assert (config["port"], config["appendonly"], config["maxmemory-policy"]) == ("0", "yes", "noeviction")
+    assert 0.5 < int(config["maxmemory"]) / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < 0.7
 
 
 def test_a_second_one_waits_and_takes_over(checkout: Checkout) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.kit.system import ROOT
 from worker.ledger import record, scripts
+from worker.ledger.jobs import NewJob
 from worker.ledger.record import ABOUT_FIELDS, BATCH_FIELDS, JOB_FIELDS, Field
 
 FOLDER = Path(str(scripts.FOLDER))
@@ -102,10 +103,17 @@ def test_python_reads_no_field_that_is_not_in_the_table() -> None:
 
 
 def test_a_job_and_a_batch_are_made_of_the_fields_that_the_table_says() -> None:
-    for name, table in (("Job", JOB_FIELDS), ("Bulk", BATCH_FIELDS)):
+    for name, table in (("Job", JOB_FIELDS), ("StoredBatch", BATCH_FIELDS)):
         module = "jobs" if name == "Job" else "batches"
         (source,) = (ROOT / "worker").rglob(f"{module}.py")
         text = source.read_text()
         fields = set(re.findall(r'(?:record\[|record\.get\(|number\()b"(\w+)"', text))
         fields |= set(re.findall(r'b"(\w+)" in record', text))
         assert fields == {field for field, entry in table.items() if name in entry.read_by.split()}
+
+
+def test_the_fields_that_are_stored_as_they_stand_are_those_that_the_table_says() -> None:
+    job = NewJob(service="echo", input=b"{}", metadata=b'{"a": 1}', webhook=b'{"url": "https://host/"}')
+    listed = {field for field, entry in JOB_FIELDS.items() if "NewJob" in entry.written_by.split()}
+    assert set(job.plain_fields()) == listed
+    assert NewJob(service="echo", input=b"{}").plain_fields() == {}

@@ -8,7 +8,7 @@ commands that clients cause; those of workers are in ``worker_commands``, those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -104,11 +104,18 @@ def create(settings: Settings, jobs: Sequence[NewJob], errors: Sequence[bytes] |
         steps = PRIORITY_STEPS[job.priority] if job.priority_steps is None else job.priority_steps
         arguments += [round(steps * settings.priority_step_s * 1e6)]
         arguments += [math.ceil(seconds * 1e6) for seconds in durations]  # 0 means none
-        arguments += [job.metadata, job.input, message, errors[i] if errors else b""]
-        arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash, job.webhook]
+        arguments += [_pack(job.plain_fields()), job.input, message, errors[i] if errors else b""]
+        arguments += [hash_promise(job.idempotency_key, job.owner), job.body_hash]
         arguments += [job.owner, "" if job.most_open is None else job.most_open, 1 if job.awaited else "", job.cache]
         arguments += [job.not_before_us]
     return Command(jobs[0].service, "create", arguments, _read_created)
+
+
+def _pack(fields: Mapping[str, bytes]) -> bytes:
+    """Names and values as one MessagePack array of texts, which Redis's Lua can read; b"" for none."""
+    texts = [text for name, value in fields.items() for text in (name.encode(), value)]
+    packed = b"".join(b"\xdb%b%b" % (len(text).to_bytes(4, "big"), text) for text in texts)
+    return b"\xdc%b%b" % (len(texts).to_bytes(2, "big"), packed) if texts else b""
 
 
 def cancel(service: str, job_id: str, but_running: bool = False) -> Command[bytes | None]:

