@@ -452,7 +452,7 @@ class AsyncLedger:
     async def cancel_batch(self, batch_id: str, sees: str = "") -> StoredBatch:
         """Cancel all chunks that have not ended. Raises ``JobNotFound``, ``JobExpired`` or ``JobFinished``."""
         batch = await self.get_batch(batch_id, sees)
-        await self.run(batch_commands.cancel_batch(batch.service, batch_id))
+        await self._finish_pages(batch, await self.run(batch_commands.cancel_batch(batch.service, batch_id)))
         return await self.get_batch(batch_id)
 
     async def retry_batch(
@@ -473,8 +473,13 @@ class AsyncLedger:
         if before and batch.ended and batch.failed + batch.cancelled:
             await before(batch)
         room = await self._room(sees, batch.service, most_open)
-        await self.run(batch_commands.retry_batch(self._settings, batch, room))
+        await self._finish_pages(batch, await self.run(batch_commands.retry_batch(self._settings, batch, room)))
         return await self.get_batch(batch_id)
+
+    async def _finish_pages(self, batch: StoredBatch, more: bool) -> None:
+        """Page after page, each of which leaves Redis to others; where this process ends, the sweeps do the rest."""
+        while more:
+            more = await self.run(batch_commands.advance(batch.service, batch.id))
 
 
 def _estimate(forecast: Forecast | None, position: int | None, not_before_us: int) -> int:

@@ -55,23 +55,32 @@ def seal(settings: Settings, batch: NewBatch, room: int | str) -> Command[str]:
     return Command(batch.service, "seal", arguments, read)
 
 
-def cancel_batch(service: str, batch_id: str) -> Command[None]:
-    """Cancel all chunks that have not ended. Raises ``JobFinished``."""
+def advance(service: str, batch_id: str) -> Command[bool]:
+    """The next page of chunks of a cancel or a retry; the result is whether further pages can follow at once."""
+    return Command(service, "advance", [batch_id], lambda reply: reply == 1)
 
-    def read(reply: Any) -> None:
-        if not reply:
+
+def cancel_batch(service: str, batch_id: str) -> Command[bool]:
+    """Cancel the chunks that have not ended, a first page of them; the result is that of ``advance``.
+
+    Raises ``JobFinished``.
+    """
+
+    def read(reply: Any) -> bool:
+        if reply == -1:
             raise JobFinished(f"batch {batch_id} has already ended")
+        return bool(reply == 1)
 
     return Command(service, "cancel_batch", [batch_id], read)
 
 
-def retry_batch(settings: Settings, batch: StoredBatch, room: int | str) -> Command[None]:
-    """Queue those rows of a batch again that failed or were cancelled.
+def retry_batch(settings: Settings, batch: StoredBatch, room: int | str) -> Command[bool]:
+    """Queue those rows of a batch again that failed or were cancelled, a first page; the result is that of ``advance``.
 
     Raises ``JobExpired``, ``JobNotRetryable``, ``QueueFull`` or ``RateLimited``.
     """
 
-    def read(reply: Any) -> None:
+    def read(reply: Any) -> bool:
         if reply is None:
             raise JobExpired(f"batch {batch.id} was dropped in this moment: its keep_for_s is over")
         state, detail = reply
@@ -82,8 +91,9 @@ def retry_batch(settings: Settings, batch: StoredBatch, room: int | str) -> Comm
                 raise JobNotRetryable(f"every input of batch {batch.id} succeeded; there is nothing to run again")
         if error := _no_room(batch.service, state, detail):
             raise error
+        return bool(detail == 1)
 
-    arguments = [batch.id, uuid.uuid4().hex, _offset_us(settings, batch.priority), build_bell(), room]
+    arguments = [batch.id, uuid.uuid4().hex, _offset_us(settings, batch.priority), room]
     return Command(batch.service, "retry_batch", arguments, read)
 
 

@@ -24,10 +24,10 @@ JOB_FIELDS: dict[str, Field] = {
     "service": Field("create seal", "Job", "the service's name"),
     "version": Field("create seal claim", "Job ends history", "the service's version that read the input, or runs it"),
     "priority": Field("create seal", "Job equal_jobs/places retry sweep", "a Priority"),
-    "created": Field("create seal retry_batch", "* Job", "when the job was accepted, or its chunk was queued again"),
+    "created": Field("create seal pages", "* Job", "when the job was accepted, or its chunk was queued again"),
     "keep": Field("create seal", "ends AttachedJob Deliveries", "for how long the record is kept after the end"),
     "metadata": Field("NewJob", "Job Delivery", "JSON of the client; missing for {}"),
-    "input": Field("create stage chunk_end", "Job claim create retry retry_batch changes", "JSON; of a chunk: lines"),
+    "input": Field("create stage chunk_end", "Job claim create retry pages changes", "JSON; of a chunk: lines"),
     "start_within": Field("create", "ends retry", "how long after its queueing the job may start; 0: any time"),
     "finish_within": Field("create", "retry", "how long after its queueing the job may end; 0: any time"),
     "not_before": Field("create", "Job claim overview retry sweep", "the time before which the job does not run"),
@@ -40,38 +40,36 @@ JOB_FIELDS: dict[str, Field] = {
     "cache": Field("create", "*", "the wish of a job that shares results, see lib/equal_jobs/keys"),
     # the queue
     "status": Field(
-        "create seal claim retry retry_batch put_back ends equal_jobs/copies",
+        "create seal claim retry pages put_back ends equal_jobs/copies",
         "* Job StoredChunk Owner Holder",
         "a Status",
     ),
     "score": Field(
-        "create seal pause retry retry_batch sweep turns equal_jobs/places",
+        "create seal pause retry pages sweep turns equal_jobs/places",
         "put_back pause retry sweep equal_jobs/places Delivery",
         "the place in the queue; until not_before comes, counted from that time",
     ),
     "turn": Field(
-        "create seal pause retry retry_batch sweep turns equal_jobs/places",
+        "create seal pause retry pages sweep turns equal_jobs/places",
         "claim put_back pause retry sweep equal_jobs/places",
         "the turn that the score counts from; missing where the time of creation does",
     ),
     "start_by": Field("create retry claim equal_jobs/begun", "claim sweep", "deadline of the start; 0: none, or met"),
     "finish_by": Field("create retry", "claim sweep", "deadline of the end; 0: none"),
-    "alone": Field("seal retry retry_batch put_back", "claim", "1: the job is claimed by itself, as a chunk always is"),
+    "alone": Field("seal retry pages put_back", "claim", "1: the job is claimed by itself, as a chunk always is"),
     "takes": Field("equal_jobs/copies", "sweep", "id of the job whose output this job will end with"),
     # the runs
     "attempt": Field(
         "create seal claim put_back", "* Job Rerun Delivery", "the last run's number: charged runs, and itself"
     ),
-    "base": Field(
-        "pause progress retry retry_batch", "complete run_again Rerun Delivery", "attempts that no longer count"
-    ),
+    "base": Field("pause progress retry pages", "complete run_again Rerun Delivery", "attempts that no longer count"),
     "uncharged": Field("put_back", "run_again", "runs that came to nothing and did not count"),
     "max_attempts": Field("claim", "complete run_again Rerun", "charged attempts after base; of a chunk one more"),
     "worker": Field("claim", "* Job", "id of the worker that runs it, or ran it last"),
     "token": Field("claim", "* Job", "token of the claim under which it runs, or ran last: the fence"),
     "started": Field("claim equal_jobs/copies", "* Job Delivery", "when it was claimed"),
     "batch_size": Field("claim ends", "Job history run_again", "jobs that were run together"),
-    "stopping": Field("stop_run", "equal_jobs/settle retry retry_batch", "1: a cancel or a deadline ended its run"),
+    "stopping": Field("stop_run", "equal_jobs/settle retry pages", "1: a cancel or a deadline ended its run"),
     "history": Field("history", "history Job", "attempts that did not succeed, a line of JSON each"),
     # events
     "progress": Field("say", "Job", "from 0 to 1, as the plugin reported it last"),
@@ -80,7 +78,7 @@ JOB_FIELDS: dict[str, Field] = {
     "said": Field("say", "say", "number of that run's last event, within the run"),
     "watched": Field("hear", "claim put_back retry hear", "1: a client listens to its changes"),
     # the end
-    "finished": Field("ends", "Job hear retry retry_batch Holder", "when it ended"),
+    "finished": Field("ends", "Job hear retry pages Holder", "when it ended"),
     "expires": Field("ends", "Job", "when the record is dropped"),
     "output": Field(
         "ends", "Job equal_jobs/results sweep StoredChunk Rerun", "JSON; of a chunk: lines after its parts"
@@ -91,12 +89,10 @@ JOB_FIELDS: dict[str, Field] = {
     # chunks
     "group": Field("stage", "Job chunks claim ends put_back run_again sweep Holder", "id of its batch"),
     "first": Field("stage", "claim StoredChunk", "number of its first row in the batch"),
-    "rows": Field(
-        "stage retry_batch", "claim ends forecast put_back retry_batch seal StoredChunk", "rows of its input"
-    ),
-    "bad": Field("chunk_end", "retry_batch", "rows that failed in a chunk that succeeded"),
+    "rows": Field("stage pages", "claim ends forecast put_back pages seal StoredChunk", "rows of its input"),
+    "bad": Field("chunk_end", "pages", "rows that failed in a chunk that succeeded"),
     "numbers": Field("chunk_end", "StoredChunk Rerun", "numbers of the rows of input, where these failed before"),
-    "retried": Field("pause retry_batch", "Rerun", "attempt at the last retry or pause"),
+    "retried": Field("pause pages", "Rerun", "attempt at the last retry or pause"),
     "why": Field("put_back", "Rerun", "why the last run ended: lost, memory, timed_out, handed_back, paused, failed"),
     "partial": Field("partial_results", "Rerun", "result lines of an unfinished chunk, after the parts of so_far"),
     "so_far": Field("part", "complete Rerun", "'<series> <parts>' that precede partial, see lib/parts"),
@@ -108,24 +104,24 @@ JOB_FIELDS: dict[str, Field] = {
 BATCH_FIELDS: dict[str, Field] = {
     "service": Field("seal", "StoredBatch", "the service's name"),
     "version": Field("seal", "StoredBatch", "the service's version that read the rows"),
-    "priority": Field("seal", "StoredBatch retry_batch", "a Priority"),
+    "priority": Field("seal", "StoredBatch pages", "a Priority"),
     "keep": Field("seal", "chunk_end", "for how long the record is kept after the end"),
     "metadata": Field("seal", "StoredBatch", "JSON of the client"),
     "rows": Field("seal", "StoredBatch", "number of its rows"),
-    "chunks": Field("seal", "StoredBatch cancel_batch retry_batch chunk_end", "number of its chunks"),
+    "chunks": Field("seal", "StoredBatch cancel_batch retry_batch pages chunk_end", "number of its chunks"),
     "open": Field("seal retry_batch chunk_end", "chunk_end", "chunks that have not ended"),
     "created": Field("seal", "StoredBatch hear_batch", "when it was accepted"),
     "webhook": Field("seal", "StoredBatch chunk_end", "JSON by webhooks.dump_webhook"),
-    "owner": Field("seal", "StoredBatch retry_batch", "id of the API key"),
+    "owner": Field("seal", "StoredBatch retry_batch pages", "id of the API key"),
     "idempotency": Field("seal", "chunk_end retry_batch", "sha256 of the Idempotency-Key"),
     "running": Field("claim put_back ends", "StoredBatch", "rows of chunks that run"),
     "succeeded": Field("chunk_end", "StoredBatch", "rows that succeeded"),
     "failed": Field("chunk_end retry_batch", "StoredBatch retry_batch", "rows that failed"),
     "cancelled": Field("chunk_end retry_batch", "StoredBatch retry_batch", "rows that were cancelled"),
-    "stopped": Field("cancel_batch", "StoredBatch", "1: a client cancelled it"),
-    "finished": Field("chunk_end", "StoredBatch cancel_batch retry_batch", "when its last chunk ended"),
+    "stopped": Field("cancel_batch", "StoredBatch pages", "1: a client cancelled it"),
+    "finished": Field("chunk_end", "StoredBatch cancel_batch retry_batch pages", "when its last chunk ended"),
     "expires": Field("chunk_end", "StoredBatch", "when the record is dropped"),
-    "begun": Field("retry_batch", "StoredBatch", "when its rows were queued again"),
+    "begun": Field("retry_batch", "StoredBatch pages", "when its rows were queued again"),
     "retry": Field("retry_batch", "retry_batch", "id of the last request to run it again"),
     "watched": Field("hear_batch", "hear_batch batches", "1: a client listens to its changes"),
 }

@@ -1,14 +1,15 @@
--- cancel_batch: ends the chunks of a batch that have not ended.
+-- cancel_batch: ends the chunks of a batch that have not ended, see lib/pages. Where a retry of the batch is still being
+-- queued, that is done first.
 --
 -- Arguments: group (the batch's id).
--- Answer: 1, or 0 where the batch had ended; nothing for an unknown batch.
--- A repeated call changes nothing: the chunks have ended.
---@ include "lib/allow_when_full" "lib/batches" "lib/cancel_job" "lib/commit"
+-- Answer: as of "advance"; -1 where the batch had ended; nothing for an unknown batch.
+-- A repeated call does the page after.
+--@ include "lib/allow_when_full" "lib/commit" "lib/pages"
 
 local group = ARGV[FIRST]
 local chunks, finished = unpack(redis.call('HMGET', batch_of(group), 'chunks', 'finished'))
 if not chunks then return nil end
-if finished then return 0 end
+if finished then return -1 end
 redis.call('HSET', batch_of(group), 'stopped', 1)
-for i = 0, chunks - 1 do cancel_job(group .. '.' .. i, true) end
-return commit(1)
+redis.call('HSETNX', PAGES, group, 'cancel 0 0')
+return commit(advance(group))

@@ -5,13 +5,15 @@
 -- Answer: the ids of the jobs of dead workers.
 -- A repeated call goes on with the jobs that are left.
 --@ include "lib/allow_when_full" "lib/commit" "lib/deadlines" "lib/end_turns" "lib/equal_jobs/results"
---@ include "lib/forget_worker"
+--@ include "lib/forget_worker" "lib/pages"
 
 -- Two searches for dead workers are at least this far apart, however many workers there are.
 local SWEEP_US = 400000
 -- Entries that one call handles of each kind. It forgets several pages of expired jobs: with one worker and one API three
 -- times a second, which is more than the jobs that end in that time.
-local PAGE, FORGET_PAGES = 1000, 4
+local MOST, FORGET_PAGES = 1000, 4
+-- Batches whose retry waits for room, at most, that one call looks at.
+local MOST_BATCHES = 10
 
 local function due_of(key, limit) return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit) end
 
@@ -65,7 +67,7 @@ end
 
 -- Ends the jobs that are past a deadline.
 local function end_late_jobs()
-  for _, id in ipairs(due_of(DEADLINES, PAGE)) do
+  for _, id in ipairs(due_of(DEADLINES, MOST)) do
     local start_by, finish_by, status = unpack(redis.call('HMGET', record(id), 'start_by', 'finish_by', 'status'))
     redis.call('ZREM', DEADLINES, id)
     if status then
@@ -93,7 +95,7 @@ end
 
 -- Queues the jobs whose pause is over.
 local function end_pauses()
-  for _, id in ipairs(due_of(DELAYED, PAGE)) do
+  for _, id in ipairs(due_of(DELAYED, MOST)) do
     redis.call('ZREM', DELAYED, id)
     local score, wish, group, takes = unpack(redis.call('HMGET', record(id), 'score', 'cache', 'group', 'takes'))
     if score and not (takes and take_now(id, takes)) then enqueue(id, score, wish, group) end
@@ -123,7 +125,7 @@ local function queue_scheduled(id, fair)
 end
 
 local function end_schedules()
-  local ids = due_of(SCHEDULED, PAGE)
+  local ids = due_of(SCHEDULED, MOST)
   if #ids == 0 then return end
   local fair = read_turns()
   for _, id in ipairs(ids) do
@@ -135,12 +137,12 @@ end
 -- Takes jobs whose record was dropped out of the lists of all jobs.
 local function forget_expired()
   for _ = 1, FORGET_PAGES do
-    local ids = due_of(EXPIRES, PAGE)
+    local ids = due_of(EXPIRES, MOST)
     if #ids == 0 then break end
     redis.call('ZREM', EXPIRES, unpack(ids))
     redis.call('ZREM', S .. 'index', unpack(ids))
   end
-  for _, member in ipairs(due_of(OWNED_EXPIRES, 2 * PAGE)) do
+  for _, member in ipairs(due_of(OWNED_EXPIRES, 2 * MOST)) do
     local owner, id = member:match('^([^:]*):(.*)$')
     redis.call('ZREM', OWNED_EXPIRES, member)
     redis.call('ZREM', S .. 'owned:' .. owner, id)
@@ -160,6 +162,13 @@ local function forget_turns()
   end
 end
 
+-- Goes on with an operation on a batch whose API has ended in the midst, or that waits for room.
+local function advance_batches()
+  for i, group in ipairs(redis.call('HKEYS', PAGES)) do
+    if i > MOST_BATCHES or advance(group) ~= 2 then break end
+  end
+end
+
 local lost = recover(tonumber(ARGV[FIRST]))
 end_late_jobs()
 end_pauses()
@@ -167,4 +176,5 @@ end_schedules()
 flush()
 forget_expired()
 forget_turns()
+advance_batches()
 return commit(lost)

@@ -18,6 +18,7 @@
 --   S:job:<id>           hash   the record of a job; dropped keep_for_s after its end
 --   S:batch:<id>         hash   the record of a batch (POST /batches). Its chunks are jobs <id>.0, <id>.1, …; they are in no
 --                               index and their records live as long as the batch
+--   S:pages              hash   batch -> the operation on its chunks that goes on page by page (lib/pages)
 --   S:seen:<id>          string marks that a job existed, from its end on. The value is its API key's id, else 1; it lives
 --                               remember_us longer than the record. S:seen:batch:<id>: the same for a batch, from its
 --                               acceptance on

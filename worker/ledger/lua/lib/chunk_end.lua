@@ -32,8 +32,18 @@ local function end_batch(group)
   redis.call('PEXPIRE', batch_key, keep_ms)
   redis.call('PEXPIRE', seen('batch:' .. group), seen_ms)
   if promise then redis.call('PEXPIRE', promise_of(promise), keep_ms) end
-  for i = 0, chunks - 1 do redis.call('PEXPIRE', record(group .. '.' .. i), keep_ms) end
+  if tonumber(chunks) > PAGE then
+    redis.call('HSET', PAGES, group, 'expire 0 0')
+  else
+    redis.call('HDEL', PAGES, group)
+    for i = 0, chunks - 1 do redis.call('PEXPIRE', record(group .. '.' .. i), keep_ms) end
+  end
   ended[#ended + 1] = group
+end
+
+-- This many chunks are open no longer.
+local function close_chunks(group, chunks)
+  if redis.call('HINCRBY', batch_of(group), 'open', 0 - chunks) <= 0 then end_batch(group) end
 end
 
 -- A chunk of this many rows has ended; a chunk that succeeded may have failed rows.
@@ -49,5 +59,5 @@ local function end_chunk(status, group, rows, failed)
     tally('inputs:' .. outcome, rows)
   end
   report_batch(group)
-  if redis.call('HINCRBY', batch_of(group), 'open', -1) <= 0 then end_batch(group) end
+  close_chunks(group, 1)
 end
