@@ -120,7 +120,7 @@ BATCH_FIELDS: dict[str, Field] = {
     "cancelled": Field("chunk_end retry_batch", "StoredBatch retry_batch", "rows that were cancelled"),
     "stopped": Field("cancel_batch", "StoredBatch pages", "1: a client cancelled it"),
     "finished": Field("chunk_end", "StoredBatch cancel_batch retry_batch pages", "when its last chunk ended"),
-    "expires": Field("chunk_end", "StoredBatch", "when the record is dropped"),
+    "expires": Field("chunk_end", "StoredBatch pages", "when the record is dropped"),
     "begun": Field("retry_batch", "StoredBatch pages", "when its rows were queued again"),
     "retry": Field("retry_batch", "retry_batch", "id of the last request to run it again"),
     "watched": Field("hear_batch", "hear_batch batches", "1: a client listens to its changes"),

@@ -11,5 +11,5 @@ local chunks, finished = unpack(redis.call('HMGET', batch_of(group), 'chunks', '
 if not chunks then return nil end
 if finished then return -1 end
 redis.call('HSET', batch_of(group), 'stopped', 1)
-redis.call('HSETNX', PAGES, group, 'cancel 0 0')
+if not redis.call('HGET', PAGES, group) then redis.call('HSET', PAGES, group, 'cancel 0 0') end
 return commit(advance(group))

@@ -52,7 +52,7 @@ end
 
 -- The chunks of a batch that has ended are kept as long as its record.
 local function expire_page(group, first, last)
-  local left_ms = redis.call('PTTL', batch_of(group))
+  local left_ms = math.max(1, math.ceil((redis.call('HGET', batch_of(group), 'expires') - now) / 1000))
   for i = first, last do redis.call('PEXPIRE', record(group .. '.' .. i), left_ms) end
 end
 
@@ -81,8 +81,8 @@ local function advance(group)
   first, chunks = tonumber(first), tonumber(chunks)
   local last = math.min(first + PAGE, chunks) - 1
   if not do_page(kind, group, first, last, tonumber(offset), stopped) then return 2 end
-  if kind ~= 'expire' and redis.call('HEXISTS', batch_of(group), 'finished') == 1 then  -- end_batch has noted the rest
-    return redis.call('HEXISTS', PAGES, group)
+  if kind ~= 'expire' and redis.call('HGET', batch_of(group), 'finished') then  -- end_batch has noted the rest
+    return redis.call('HGET', PAGES, group) and 1 or 0
   elseif last + 1 < chunks then
     redis.call('HSET', PAGES, group, kind .. ' ' .. int(last + 1) .. ' ' .. offset)
     return 1
