@@ -24,6 +24,7 @@ SHOWN_BY: dict[str, tuple[list[Fault], float, list[tuple[float, float]], float]]
 def is_missed(pillar: str, folder: Path) -> bool:
     """Whether the audit fails without this pillar; prints its report where it does not."""
     faults, rate, sleeps, still_s = SHOWN_BY[pillar]
+    folder.mkdir(parents=True)
     options: dict[str, Any] = {"patience_s": 8, "still_s": still_s, "sleeps": sleeps}
     report = run(ours(pillar), folder, 0, seed=2, rate=rate, faults=faults, **options)
     if not getattr(report, PILLARS[pillar]):
