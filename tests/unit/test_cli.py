@@ -108,6 +108,14 @@ def test_predict_runs_the_example_json_a_file_or_stdin(twice: System) -> None:
     assert json.loads(services(twice, "predict", "twice", "-", stdin='{"n": 8}').stdout) == {"n": 16}
 
 
+@pytest.mark.parametrize("given", ["-5", "-0.5"])
+def test_an_input_may_be_a_negative_number(twice: System, given: str) -> None:
+    done = services(twice, "predict", "twice", given)
+    assert done.returncode == 1 and "invalid_input" in done.stderr, done.stderr
+    refused = services(twice, "predict", "twice", given, "--unknown")
+    assert refused.returncode == 2 and "--unknown" in refused.stderr, refused.stderr
+
+
 @pytest.mark.parametrize(("given", "said"), [('{"n": "x"}', "n: Input should be"), ("{", "is not JSON")])
 def test_predict_names_the_fault_in_one_line(twice: System, given: str, said: str) -> None:
     done = services(twice, "predict", "twice", "-", stdin=given)

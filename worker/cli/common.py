@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ from worker.settings import get_settings
 
 #: The forms of an input, for a command's help.
 INPUT_HELP = "the input as JSON; @FILE or FILE: a file with it; - for stdin"
+
+
+class InputCommand(click.Command):
+    """A command with an INPUT, which may be a negative number: click alone reads ``-5`` as an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; an unknown option beside a negative number is refused as an extra argument."""
+        ctx.ignore_unknown_options = any(re.fullmatch(r"-(\d+\.?\d*|\.\d+)", argument) for argument in args)
+        return super().parse_args(ctx, args)
 
 
 def read_input(given: str) -> Any:

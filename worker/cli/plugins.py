@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import click
 
-from worker.cli.common import INPUT_HELP, fail, join_errors, read_input, say_no_example
+from worker.cli.common import INPUT_HELP, InputCommand, fail, join_errors, read_input, say_no_example
 from worker.discovery import find_plugins, list_plugins
 from worker.errors import ServicesError
 from worker.processes.launch import find_here
@@ -56,8 +56,9 @@ def check(name: str) -> int:
 
 
 @click.command(
+    cls=InputCommand,
     help=f"Run one input through a service in this process, without Redis.\n\nINPUT: {INPUT_HELP}; "
-    "by default the service's example. The plugin's prints go to stderr."
+    "by default the service's example. The plugin's prints go to stderr.",
 )
 @click.argument("name")
 @click.argument("input", required=False)

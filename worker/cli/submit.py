@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from worker.cli.common import INPUT_HELP, join_errors, positive, read_input, say_no_example
+from worker.cli.common import INPUT_HELP, InputCommand, join_errors, positive, read_input, say_no_example
 from worker.discovery import list_plugins, say_written
 from worker.errors import ServicesError, UnknownService
 from worker.ledger.jobs import Priority, Status
@@ -37,9 +37,10 @@ def read_url(text: str) -> str:
 
 
 @click.command(
+    cls=InputCommand,
     help=f"""Send one job to the running API, wait for its end and print it.
 
-INPUT: {INPUT_HELP}; by default the service's example."""
+INPUT: {INPUT_HELP}; by default the service's example.""",
 )
 @click.argument("name")
 @click.argument("input", required=False)
