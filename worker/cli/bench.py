@@ -194,8 +194,8 @@ class Bench:
             service = self._service()
             if service.get("state") == "failed":
                 raise BenchFailed(f"service {self._plugin.name} failed: {service['reason']}")
-            told = service.get("knobs") or {}
-            new = (told.get("max_batch_size"), told.get("max_queue_delay_ms")) == (max_batch_size, max_queue_delay_ms)
+            knobs = service.get("knobs") or {}
+            new = (knobs.get("max_batch_size"), knobs.get("max_queue_delay_ms")) == (max_batch_size, max_queue_delay_ms)
             return service.get("state") == "ready" and new
 
         self._wait(ready, timeout_s, f"a worker of {self._plugin.name}")
@@ -204,25 +204,25 @@ class Bench:
         _, answer = fetch(f"{self._url}/services/{self._plugin.name}")
         return answer if isinstance(answer, dict) else {}
 
-    def _wait(self, look: Callable[[], bool], timeout_s: float, what: str) -> None:
+    def _wait(self, look: Callable[[], bool], timeout_s: float, part: str) -> None:
         deadline = time.monotonic() + timeout_s
         while not look():
             for process in self._processes:
                 if process.poll() is not None:
-                    raise BenchFailed(f"{what}: a process ended while it started: {self._last_words()}")
+                    raise BenchFailed(f"{part}: a process ended while it started: {self._last_words()}")
             if time.monotonic() > deadline:
-                raise BenchFailed(f"{what} did not become ready within {timeout_s:g} s: {self._last_words()}")
+                raise BenchFailed(f"{part} did not become ready within {timeout_s:g} s: {self._last_words()}")
             time.sleep(0.05)
 
     def _last_words(self) -> str:
         """The newest lines of the newest log, for an error's text."""
         logs = sorted(self._folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return " / ".join(lines[-3:]) or "it said nothing"
+        return " / ".join(lines[-3:]) or "its logs are empty"
 
     def _spawn(self, name: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         quiet = ("-W", "ignore:You're running the worker with superuser privileges")
-        told = {
+        own = {
             "SERVICES_DATA_DIR": str(self._folder),
             "SERVICES_LOG_LEVEL": "WARNING",
             "SERVICES_KEEP_FOR_S": KEEP_FOR_S,
@@ -230,7 +230,7 @@ class Bench:
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 python_command(*arguments, options=quiet),
-                env=child_environment(told | env),
+                env=child_environment(own | env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

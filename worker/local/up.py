@@ -181,12 +181,12 @@ class Guide(threading.Thread):
         headers = "-H 'Content-Type: application/json' -H 'Prefer: wait=10'"
         return f"  curl -s {self._api}/jobs {headers} -d {shlex.quote(body)}"
 
-    def _wait(self, what: str, look: Callable[[], bool]) -> None:
+    def _wait(self, part: str, look: Callable[[], bool]) -> None:
         last_message = time.monotonic()
         while not self.stop.is_set() and not look():
             if time.monotonic() - last_message > PATIENCE_S:
                 last_message = time.monotonic()
-                self._say(f"still waiting for {what}")
+                self._say(f"still waiting for {part}")
             self.stop.wait(0.2)
 
     def _say(self, text: str) -> None:
