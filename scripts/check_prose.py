@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Most of these words in 1,000 words of a tree.
 MOST = 2.0
 #: The trees: folders of Python and Lua, and the documents.
-TREES = ("worker", "api", "client/src", "libs_service", "scripts", "benchmarks", "docs")
+TREES = ("worker", "api", "client/src", "libs_service", "scripts", "benchmarks", "plugins", "docs")
 WORDS = re.compile(r"\b(what|whatever|who|whoever|so many)\b|^(?:Of (?!course)|Whose)\b", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 #: Code within prose, and the code blocks of documents.

@@ -2,7 +2,7 @@
 
 The flow: read the data (``training.corpus``) → two kinds of rows, user agents and behaviours (``antifraud.features``) →
 out-of-fold predictions, grouped by crawler family and by form, for the thresholds → one model on all that is trained
-on → figures on what was held out → ``model/model.txt`` (LightGBM's text format), ``model/model.json``,
+on → figures on the held-out texts → ``model/model.txt`` (LightGBM's text format), ``model/model.json``,
 ``MODEL_CARD.md``. Needs the extra ``train``.
 """
 
@@ -33,7 +33,7 @@ FOLDS = 5
 #: Share of people's events that may score as suspicious, on rows that the scoring model did not see.
 FALSE_POSITIVES = {"user_agent": 0.003, "behaviour": 0.01}
 
-#: What can only speak for automation, or only against it, whatever else is known: keeps the model from learning by
+#: Features that can only speak for automation, or only against it, beside any other: keeps the model from learning by
 #: heart which crawlers happen to lack it.
 RISING = ("has_url", "has_email", "has_domain", "strange_products", "strange_share", "first_strange", "last_strange",
           "compatible_strange", "knows_nothing", "broken_pairs", "unknown_words")  # fmt: skip
@@ -139,7 +139,7 @@ def group_of(sample: Sample) -> int:
 
 
 def write_model(booster: lightgbm.Booster, thresholds: dict[str, float]) -> str:
-    """The model and what serving needs to know of it; gives its version, which is its content's."""
+    """The model and the data that serving needs; gives its version, which is its content's."""
     MODEL.mkdir(parents=True, exist_ok=True)
     text = booster.model_to_string()
     version = f"1-{hashlib.sha256((text + json.dumps(thresholds)).encode()).hexdigest()[:8]}"
@@ -151,7 +151,7 @@ def write_model(booster: lightgbm.Booster, thresholds: dict[str, float]) -> str:
 def evaluate(
     booster: lightgbm.Booster, thresholds: dict[str, float], samples: list[Sample], visits: list[Visit]
 ) -> list[Figure]:
-    """The card's figures: the model alone, on what it was not trained on."""
+    """The card's figures: the model alone, on texts that it was not trained on."""
 
     def agents(name: str, keep: Callable[[Sample], bool]) -> Figure:
         kept = [s for s in samples if keep(s)]

@@ -1,4 +1,4 @@
-"""Antifraud on what makers, apps and forgers write: build ids, list words, addresses, device fields, broken forms."""
+"""Antifraud on the texts of makers, apps and forgers: build ids, list words, addresses, device fields, broken forms."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_lists_word_counts_alone_and_not_in_another() -> None:
 
 
 def test_what_the_lists_found_before_they_mostly_find_still() -> None:
-    """Of both lists' own patterns, searched for without bounds, the bounded search keeps nearly all of the bots."""
+    """The bounded search keeps nearly all of the bots that both lists' own patterns find without bounds."""
     folder = Path(__file__).resolve().parent
     bots = [line for name in ("handmade", "second") for line in (folder / f"{name}_bots.txt").read_text().splitlines()]
     assert sum(lists.count(bot) > 0 for bot in bots) >= 224
@@ -494,11 +494,11 @@ def test_no_text_makes_the_time_grow_with_the_square_of_its_length() -> None:
     assert growth[worst] < 3, (worst, growth[worst])
 
 
-# --- what was measured ---------------------------------------------------------------------------------------------
+# --- the measurements ---------------------------------------------------------------------------------------------
 
 
 def test_the_card_has_the_last_measured_table_and_no_kind_of_device_is_flagged_more(plain: Antifraud) -> None:
-    """``training/by_kind.json`` is what ``python -m training.by_kind`` found, beside commit cfb42b4."""
+    """``training/by_kind.json`` is the result of ``python -m training.by_kind``, beside commit cfb42b4."""
     folder = Path(__file__).resolve().parent.parent
     found = json.loads((folder / "training" / "by_kind.json").read_text())
     card = (folder / "MODEL_CARD.md").read_text()

@@ -3,7 +3,7 @@
     cd plugins/antifraud
     python -m training.by_kind --data FOLDER --at cfb42b4 [--devices FOLDER]
 
-The texts are those that training never saw: what ``training.corpus`` holds out, and the hand-made sets. ``--devices`` is
+The texts are those that training never saw: the texts that ``training.corpus`` holds out, and the hand-made sets. ``--devices`` is
 a folder of user agents by kind from another source, as the fixtures of ``device_detector`` are (PyPI's source archive,
 ``device_detector/tests/fixtures/upstream``; needs PyYAML): nothing was trained on it. Each version is run whole, by its
 own code and model, in a process of its own. Writes ``training/by_kind.json``, and its table into ``MODEL_CARD.md``.
@@ -47,7 +47,7 @@ KINDS = {
     "phone or tablet": r"Android|iPhone|iPad|iPod|Windows Phone|IEMobile|Mobile",
     "desktop": r"Windows|Macintosh|Mac OS X|Mac_PowerPC|X11|Linux|CrOS|Win9",
 }
-#: Files of another source's people that show ads, with the kind that they are; and what is no browser or app of a screen.
+#: Files of another source's people that show ads, with the kind that they are; and the texts of no browser or app of a screen.
 OTHER_KINDS = {
     "smartphone": "phone or tablet", "phablet": "phone or tablet", "tablet": "phone or tablet", "mobile_apps": "in-app",
     "clienthints": "phone or tablet", "clienthints-app": "in-app", "tv": "TV", "console": "console",
@@ -142,7 +142,7 @@ def run(groups: Texts, source: Path) -> dict[str, Any]:
 
 
 def score(groups: Texts) -> dict[str, Any]:
-    """Of each text: the whole service's score, and the model's probability alone."""
+    """For each text: the whole service's score, and the model's probability alone."""
     service_module = importlib.import_module("antifraud.service")
     schema = importlib.import_module("antifraud.schema")
     service = service_module.Antifraud()
@@ -160,7 +160,7 @@ def score(groups: Texts) -> dict[str, Any]:
 
 
 def slow_and_usual(groups: Texts) -> Texts:
-    """What to take the time of: people's user agents, and long ones that were made to be slow."""
+    """The texts to time: people's user agents, and long ones that were made to be slow."""
     usual = [text for name, texts in groups.items() if name.startswith("people: ") for text in texts]
     return {"usual": usual, "made to be slow": [f"{'aaaaaaaa-' * 113}{n})" for n in range(10)]}
 
@@ -182,7 +182,7 @@ def event(schema: Any, text: str) -> Any:
 
 
 def people(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each kind of people's devices, how many are flagged, and how many ``invalid``."""
+    """For each kind of people's devices, how many are flagged, and how many ``invalid``."""
     rows = []
     for name in before["scores"]:
         if "people" in name and before["scores"][name]:
@@ -196,7 +196,7 @@ def people(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def bots(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each set of bots, the shares that are flagged, and found where 1 % of the same source's people are."""
+    """For each set of bots, the shares that are flagged, and found where 1 % of the same source's people are."""
     rows = []
     for name in before["scores"]:
         if "bots" in name:
@@ -217,7 +217,7 @@ def share(values: list[float], least: float) -> float:
 
 
 def at_one_percent(name: str, scores: dict[str, Any], which: int) -> float:
-    """The share of a set's bots above what 1 % of people score, of the same source."""
+    """The share of a set's bots above the score of 1 % of people, of the same source."""
     source = name.split("bots")[0] + "people"
     peoples = np.sort([row[which] for kind, rows in scores.items() if kind.startswith(source) for row in rows])
     limit = peoples[min(int(np.ceil(len(peoples) * 0.99)), len(peoples) - 1)]
@@ -225,7 +225,7 @@ def at_one_percent(name: str, scores: dict[str, Any], which: int) -> float:
 
 
 def table() -> str:
-    """The card's section, from what was measured last."""
+    """The card's section, from the last measurement."""
     found = json.loads(RESULT.read_text())
     lines = [
         f"{TITLE}\n",

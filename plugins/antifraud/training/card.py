@@ -10,7 +10,7 @@ from training import by_kind
 from training.corpus import Sample, Visit
 from training.metrics import Figure
 
-#: What is read, with its licence.
+#: The data that is read, with its licence.
 SOURCES = {
     "crawler_ua/crawler-user-agents.json": "crawler-user-agents, MIT: crawlers",
     "browser_ua/top-user-agents.json": "top-user-agents, MIT: browsers, all held out",

@@ -111,7 +111,7 @@ def logged(visits: list[Visit]) -> list[Sample]:
 
 
 def _names_itself(text: str) -> bool:
-    """Whether the weak label is plainly wrong: the list misses some crawlers and feed readers that say what they are."""
+    """Whether the weak label is plainly wrong: the list misses some crawlers and feed readers that declare themselves."""
     return (
         re.search(r"https?:|@|bot|crawl|spider|fetch|feed|rss|curl|wget|libwww|java/|python|ruby|php", text, re.I)
         is not None

@@ -10,7 +10,7 @@ SHORTEST = 3
 
 
 class AgentsError(ValueError):
-    """A file of words cannot be used; the text names the file, the line and what was expected."""
+    """A file of words cannot be used; the text names the file, the line and the expectation."""
 
 
 class Agents:

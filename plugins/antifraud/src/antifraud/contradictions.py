@@ -1,6 +1,6 @@
-"""What in a user agent contradicts itself: its system, its engine and its versions cannot be one browser's.
+"""Contradictions within a user agent: its system, its engine and its versions cannot be one browser's.
 
-Only what no shipped browser ever wrote is named here. Versions that vendors have frozen (macOS 10_15_7, Windows NT
+Only texts that no shipped browser wrote are named here. Versions that vendors have frozen (macOS 10_15_7, Windows NT
 10.0, Android 10; K, iOS 18 under Safari 26) and old browsers' games ("like Gecko") are no contradictions.
 """
 
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-#: Systems, by what their devices write. The first that fits counts.
+#: Systems, by the words of their devices. The first that fits counts.
 _SYSTEMS = {
     "windows_phone": re.compile(r"Windows Phone|IEMobile|Windows CE|Windows Mobile"),
     "tizen": re.compile(r"Tizen|SMART-TV|Maple"),
@@ -75,7 +75,7 @@ _FROZEN_IOS, _NEW_SAFARI = 18, 26
 
 @dataclass(frozen=True)
 class Claims:
-    """What a user agent says of itself, in numbers and words."""
+    """The systems, engines and versions that a user agent names."""
 
     text: str
 

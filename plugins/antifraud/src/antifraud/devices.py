@@ -1,4 +1,4 @@
-"""What the fields of OpenRTB's ``device`` and its client hints (``sua``) say against each other and the user agent.
+"""Contradictions between OpenRTB's ``device``, its client hints (``sua``) and the user agent.
 
 Each claim names the systems that it leaves room for: an iPad that asks for desktop pages writes Macintosh, Fire OS is
 an Android, a phone's desktop mode writes Linux. Two claims contradict each other only where no system fits both.

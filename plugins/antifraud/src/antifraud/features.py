@@ -1,4 +1,4 @@
-"""What the model sees. Training and serving both come through here, so that they cannot drift apart.
+"""The model's inputs. Training and serving both come through here, so that they cannot drift apart.
 
 An event is shown to the model twice, as two rows of one matrix: its user agent alone, and its behaviour alone. The
 other half of each row is missing (NaN). So a browser's user agent cannot excuse a crawler's behaviour, and the model
@@ -121,7 +121,7 @@ def _contacts(text: str) -> dict[str, float]:
 
 
 def _knowledge(ua: UserAgent) -> dict[str, float]:
-    """What the parser knows, except that it is a crawler: that is a list, and lists are the first stage."""
+    """The parser's findings, except that it is a crawler: that is a list, and lists are the first stage."""
     return {
         "knows_device": ua.is_device,
         "knows_os": ua.os is not None and ua.os != "Other",
@@ -132,7 +132,7 @@ def _knowledge(ua: UserAgent) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What is known of an event beside its user agent; ``None`` wherever it is not known."""
+    """The data of an event beside its user agent; ``None`` wherever it is not known."""
 
     events_1h: float | None = None
     events_24h: float | None = None

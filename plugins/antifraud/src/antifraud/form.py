@@ -20,7 +20,7 @@ _ANGLED = re.compile(r"[<>]")
 #: Toolbars of old put their id in braces into Internet Explorer's comment, Facebook's apps their screen.
 _BRACED = re.compile(r"=\{[0-9A-Fa-f-]{36}\}|FBDM/\{[^{}\[\]]{0,120}\}?")
 
-#: Copied with what stood around it: a header's name, quotes, JSON, another program's escapes.
+#: Copied with the text around it: a header's name, quotes, JSON, another program's escapes.
 _WRAPPED = re.compile(
     r"^(?:http[_-])?(?:user[-_ ]?agent|ua)\s{0,3}[:=]|^\\?[\"'`\u201c\u201d\u2018\u2019\u00ab\u201e]"
     r"|^[bu][\"']|^&(?:quot|#34|#39);|^[\[({]\s{0,3}[\"']|^Mozilla\\",
@@ -38,7 +38,7 @@ _SHORT = re.compile(
     r"|^Mozilla/5\.\d [\w./+-]{1,80}(?: [\w./+-]{1,80}){0,2}$",
     re.IGNORECASE,
 )
-#: "(KHTML, like Gecko; …)": no browser has a second part there, but for old ones' Safari and what Sony's consoles show.
+#: "(KHTML, like Gecko; …)": no browser has a second part there, but for old ones' Safari and for Sony's consoles.
 _SECOND_PART = re.compile(r"\(KHTML, like Gecko ?[;,](?! Safari\b| HEVC)", re.IGNORECASE)
 _DOUBLERS = ("", " ", ",", ", ", ";", "; ", "|")
 
@@ -50,7 +50,7 @@ _KNOWN_SYSTEMS = re.compile(
 _OTHER_SCREENS = re.compile(
     r"\b(?:TV|STV|Xbox|CrKey|SmartTV|HbbTV|CE-HTML|SRAF|OMI|Tesla|VR|Quest|Kindle|PocketBook)\b|BRAVIA|AFT[A-Z]", re.I
 )
-#: An app's own browser: whatever stands at its end is the app's name.
+#: An app's own browser: the word at its end is the app's name.
 _WEB_VIEWS = re.compile(
     r"osmeta/|\) Opera \d|; wv\)|Version/4\.\d (?:Chrome|Mobile|Safari)|Electron/|QtWebEngine/|OculusBrowser"
 )
@@ -72,7 +72,7 @@ _KNOWN_BROWSERS = frozenset(
 
 
 def is_malformed(raw: str, text: str, *, is_recognised: bool) -> bool:
-    """Whether it breaks what every browser keeps. Long ones may have been cut by whoever kept them.
+    """Whether it breaks a form that every browser keeps. Long ones may have been cut by the log that kept them.
 
     Args:
         raw: as it was sent.
@@ -134,7 +134,7 @@ def has_extra_word(text: str, browser: str | None) -> bool:
 
 
 def _words(rest: str) -> list[str]:
-    """The names in what follows, lower case. A number behind a name is the name's version."""
+    """The names in the rest, lower case. A number behind a name is the name's version."""
     words = [word.split("/")[0].lower() for word in _MARKED.sub(" ", rest).split()]
     return [word for at, word in enumerate(words) if not at or not _VERSION.fullmatch(word)]
 

@@ -78,7 +78,7 @@ AUTOMATION_WORDS: dict[str, re.Pattern[str]] = {
     }.items()
 }
 
-#: "compatible; Name": browsers of old named what they are compatible with, crawlers name themselves there.
+#: "compatible; Name": old browsers named their models, crawlers name themselves there.
 COMPATIBLE = re.compile(r"compatible; ?([A-Za-z][\w.-]*)")
 SOURCE_BROWSERS = re.compile(
     r"MSIE|Konqueror|Windows|Opera|Google Desktop|PalmOS|Linux|Android|iCab|Yahoo! Widget|MSN", re.I
@@ -89,7 +89,7 @@ CONTACT = re.compile(
     r"\+ ?(?:https?:|www\.|mailto:|[\w.-]+@)|\(https?:|\bmailto:|(?<![\w.-])[\w.-]{1,64}@[A-Za-z0-9-]{1,63}\.[a-z]{2,}"
 )
 
-#: Tools that drive browsers or run scripts, whatever browser they say they are beside that.
+#: Tools that drive browsers or run scripts, even where they name a browser too.
 AUTOMATION_TOOLS = re.compile(
     r"headless|phantomjs|casperjs|slimerjs|jsdom|htmlunit|zombie\.?js|nightmare/|selenium|webdriver|puppeteer|playwright"
     r"|cypress/|browsershot|wkhtmlto|\bsplash (?=version)|chrome-lighthouse|synthetics?\b|powershell",

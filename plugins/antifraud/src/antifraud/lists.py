@@ -1,7 +1,7 @@
 """The public lists of crawlers, read word by word: a list's word counts where it stands alone, not inside another.
 
 The lists hold some 3,000 regular expressions. Here they are kept by their first letter and tried where a word begins,
-which is both what they mean ("Sonic" is no part of "ViewSonic") and quicker than a search at every letter. What may
+which is both their meaning ("Sonic" is no part of "ViewSonic") and quicker than a search at every letter. What may
 repeat without end in them is bounded, so that the time grows with the text's length, not with its square.
 """
 

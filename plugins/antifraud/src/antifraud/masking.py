@@ -1,4 +1,4 @@
-"""What a maker or an app writes into a user agent is hidden from lists and model: it says nothing of who asks.
+"""Words of makers and apps in a user agent are hidden from lists and model: they describe no client.
 
 A phone's model and its build id ("HTC Butterfly", "AP3A.240617.008"), the details that apps add about their device, and
 the name of the app in whose web view a page is shown. Every step reads the text once, so that no text makes it slow.
@@ -18,7 +18,7 @@ LONGEST_MODEL = 60
 SURE_WORDS = ("bot", "crawl", "script", "headless")
 
 _ANDROID = re.compile(r"andr[o0]id|\bAdr [\d.]", re.IGNORECASE)
-#: Who declares himself in an Android comment is no phone's maker: his words stay.
+#: A crawler that declares itself in an Android comment is no phone's maker: its words stay.
 _DECLARES = re.compile(r"compatible|https?:|www\.|@", re.IGNORECASE)
 #: The parts of an Android comment that are the system's own. All others are the maker's: model, build, firmware.
 _SYSTEMS = re.compile(
@@ -28,14 +28,14 @@ _SYSTEMS = re.compile(
     r"|opera (?:mini|mobi|tablet)/[\w./-]+|hmscore [\d.]+|j2me/midp",
     re.IGNORECASE,
 )
-#: Here the browser's own words go on, whatever brackets a model's name left open.
+#: Here the browser's own words go on, also behind brackets that a model's name left open.
 _AFTER_COMMENT = (" applewebkit", "applewebkit", " gecko/", " u2/", " ucbrowser")
 #: Facebook's apps add "[FBAN/FB4A;FBAV/26.0;FBDM/{density=1.5,width=480};FBDV/…]", with carrier and model; or cut off.
 FACEBOOK = re.compile(r"\[(?=FB|IAB)[A-Z_]{2,8}/[^\[\]]*(?:\]|$)")
 _FACEBOOK_MASK = "[FBAN/FB4A;FBAV/1.0;]"
 
 
-#: The model's name in an Android comment, and the whole of Dalvik's: what the trained model never sees.
+#: The model's name in an Android comment, and the whole of Dalvik's: the trained model never sees them.
 _ANDROID_MODEL = re.compile(
     r"(Android[ /-]?[\d.]{0,12};(?: ?U;)?(?: ?[a-z]{2}(?:[-_][A-Za-z]{0,3})?;)?) ?"
     r"(?![^;)]{0,200}(?:https?:|@|compatible))[^;/)]{1,60}?"
@@ -59,7 +59,7 @@ def mask_maker(text: str) -> str:
 
 
 def mask_android(text: str) -> str:
-    """Of every Android comment, keep the system's own parts; the maker's become one ``K``."""
+    """Keep the system's own parts of every Android comment; the maker's become one ``K``."""
     if _ANDROID.search(text) is None:
         return text
     parts, at = [], 0
@@ -121,7 +121,7 @@ def hide_app(text: str) -> str:
 
 
 def _app_of(text: str) -> str:
-    """What stands behind a web view's own words ("… wv) … Safari/537.36 Viber/21.1"), in Electron before Chrome's."""
+    """The text behind a web view's own words ("… wv) … Safari/537.36 Viber/21.1"), in Electron before Chrome's."""
     view = text.find("; wv) ")
     view = text.find(" Version/4.0 Chrome/") if view < 0 else view
     if view >= 0 and "Android" in text:
@@ -136,7 +136,7 @@ def _app_of(text: str) -> str:
 
 
 def _after_word(text: str, at: int) -> str:
-    """What follows the word before which the blank at ``at`` stands."""
+    """The text after the word before which the blank at ``at`` stands."""
     space = text.find(" ", at + 1) if at >= 0 else -1
     return text[space + 1 :] if space >= 0 else ""
 

@@ -12,7 +12,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class RangesError(ValueError):
-    """A file of ranges cannot be used; the text names the file, the line and what was expected."""
+    """A file of ranges cannot be used; the text names the file, the line and the expectation."""
 
 
 class Ranges:

@@ -11,7 +11,7 @@ Category = Literal["none", "GIVT", "SIVT"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What one reason code says and does. ``least_score`` places the event at or above its effect's threshold."""
+    """One reason code: its text and its effect. ``least_score`` places the event at or above its effect's threshold."""
 
     text: str
     effect: Effect

@@ -1,4 +1,4 @@
-"""Stage one: lists and parameter checks. Each gives the codes of what it found (``reasons.RULES``)."""
+"""Stage one: lists and parameter checks. Each gives the codes of its findings (``reasons.RULES``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_ABOVE = (
 
 
 def check_user_agent(ua: UserAgent | None) -> list[str]:
-    """What the lists know of a user agent."""
+    """The lists' findings about a user agent."""
     if ua is None:
         return ["ua_missing"]
     if ua.is_app_library:
@@ -58,7 +58,7 @@ def check_user_agent(ua: UserAgent | None) -> list[str]:
 
 
 def check_device(device: Device | None, ua: UserAgent | None) -> list[str]:
-    """What the device's fields and its client hints say against each other and the user agent."""
+    """Contradictions between the device's fields, its client hints and the user agent."""
     if device is None:
         return []
     found = ["ua_automation_tool"] if names_automation(device) else []
@@ -68,7 +68,7 @@ def check_device(device: Device | None, ua: UserAgent | None) -> list[str]:
 
 
 def check_addresses(device: Device | None, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
-    """What the operator's files know of ``ip`` and of ``ipv6``: each is looked at, and the worse counts."""
+    """The findings of the operator's files about ``ip`` and ``ipv6``: each is looked at, and the worse counts."""
     found = [] if hosting is not None else ["hosting_check_off"]
     if device is None:
         return found
@@ -79,7 +79,7 @@ def check_addresses(device: Device | None, hosting: Ranges | None, proxies: Rang
 
 
 def check_address(address: Address, hosting: Ranges | None, proxies: Ranges | None) -> list[str]:
-    """What the operator's files know of one address. A relay or VPN goes before a hosting provider."""
+    """The findings of the operator's files about one address. A relay or VPN goes before a hosting provider."""
     if address is None:
         return []
     address = unwrapped(address)
@@ -111,7 +111,7 @@ def check_times(event: Input, now: datetime) -> list[str]:
 
 
 def check_activity(activity: Activity | None) -> list[str]:
-    """Counts over what a person does, and counts that cannot be together."""
+    """Counts above a person's, and counts that cannot be together."""
     if activity is None:
         return []
     counts = {name: value for name, value in activity if value is not None}

@@ -1,4 +1,4 @@
-"""What a caller sends and gets. Pydantic alone: the API imports this module to validate before it accepts."""
+"""Input and output. Pydantic alone: the API imports this module to validate before it accepts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BrandVersion(Part):
 
 
 class UserAgentHints(Part):
-    """OpenRTB's ``sua``: what the browser's client hints say of it."""
+    """OpenRTB's ``sua``: the browser's client hints."""
 
     browsers: list[BrandVersion] | None = Field(default=None, max_length=32, description="The browser's brands.")
     platform: BrandVersion | None = Field(default=None, description="The system.")
@@ -76,7 +76,7 @@ class Geo(Part):
 
 
 class Device(Part):
-    """OpenRTB 2.6's ``device``: who asked. All its fields are taken; what can contradict is compared."""
+    """OpenRTB 2.6's ``device``. All its fields are taken; those that can contradict are compared."""
 
     ua: str | None = Field(default=None, max_length=8192, description="User agent as sent; empty counts as missing.")
     sua: UserAgentHints | None = Field(default=None, description="Client hints; compared with the user agent.")
@@ -136,7 +136,7 @@ class Imp(Part):
 
 
 class Activity(Part):
-    """What the caller counted for the same source (device, else address) up to and including this event."""
+    """The caller's counts for the same source (device, else address) up to and including this event."""
 
     events_1h: Count | None = Field(default=None, description="Events of any kind in the last hour.")
     events_24h: Count | None = Field(default=None, description="Events of any kind in the last 24 hours.")
@@ -179,7 +179,7 @@ CRAWLER: dict[str, Any] = {
 
 
 class Input(Part):
-    """One ad event. Only ``kind`` and ``time`` are required; whatever is missing is judged as unknown."""
+    """One ad event. Only ``kind`` and ``time`` are required; missing data is judged as unknown."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -203,7 +203,7 @@ class Input(Part):
 
 
 class Reason(BaseModel):
-    """One finding: a stable code, a sentence, and what it did to the verdict."""
+    """One finding: a stable code, a sentence, and its effect on the verdict."""
 
     code: str = Field(description="Stable code; the README lists all.")
     text: str = Field(description="What was found, in a sentence.")

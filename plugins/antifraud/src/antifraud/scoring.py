@@ -27,7 +27,7 @@ class Calibration:
 def calibrated(probability: float, threshold: float) -> float:
     """A score that passes ``SUSPICIOUS`` where the probability passes its threshold, linear in the log-odds.
 
-    The log-odds keep apart what a plain probability rounds together near 0 and 1.
+    The log-odds keep scores apart that a plain probability rounds together near 0 and 1.
     """
     if probability < threshold:
         return SUSPICIOUS * _share(_logit(probability), _logit(1e-6), _logit(threshold))
@@ -39,7 +39,7 @@ def judge(findings: list[str], model: dict[str, float], version: str) -> Output:
 
     Args:
         findings: codes of stage one.
-        model: calibrated scores of stage two by the code of their reason, for what is known of the event.
+        model: calibrated scores of stage two by the code of their reason, for the known data of the event.
         version: the model's.
     """
     codes = findings + [code for code, score in model.items() if score >= SUSPICIOUS]
@@ -55,7 +55,7 @@ def judge(findings: list[str], model: dict[str, float], version: str) -> Output:
 
 
 def _category(codes: list[str], verdict: str) -> Category:
-    """What the gravest findings are: lists and parameter checks (GIVT) before analysis (SIVT)."""
+    """The gravest findings: lists and parameter checks (GIVT) before analysis (SIVT)."""
     if verdict == "valid":
         return "none"
     gravest = [RULES[code].category for code in codes if RULES[code].effect == verdict]

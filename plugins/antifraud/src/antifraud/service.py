@@ -86,7 +86,7 @@ class Antifraud(Service[Input, Output]):
         return Event(list(dict.fromkeys(findings)), ua, _behaviour(input, is_hosting))
 
     def _user_agent(self, ua: UserAgent | None) -> tuple[list[str], UserAgent | None]:
-        """What is found of the user agent, and the user agent itself where it may be held against the event.
+        """The findings about the user agent, and the user agent itself where it may be held against the event.
 
         The block-list goes before the allow-list, and both go before the public lists, the checks and the model.
         """

@@ -1,4 +1,4 @@
-"""What public lists and the parser say about a user agent."""
+"""The findings of public lists and the parser about a user agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antifraud.contradictions import Claims, contradicts
 from antifraud.lexicon import APP_LIBRARIES, AUTOMATION_TOOLS, COMPATIBLE, CONTACT, SOURCE_BROWSERS
 from antifraud.masking import VAGUE_BRANDS, hide_app, is_sure, mask_maker, mask_model
 
-#: Characters that are read; what follows them is padding, and regular expressions should not pay for it.
+#: Characters that are read; the rest is padding, and regular expressions should not pay for it.
 MAX_LENGTH = 1024
 
 _TV = re.compile(r"\b(?:Roku|tvOS|AppleTV|HbbTV|Vizio)", re.IGNORECASE)
@@ -21,12 +21,12 @@ _TV = re.compile(r"\b(?:Roku|tvOS|AppleTV|HbbTV|Vizio)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class UserAgent:
-    """One user agent with what lists and the parser found.
+    """One user agent with the findings of lists and the parser.
 
     ``text`` has the device's model masked: the trained model sees it. ``bare`` has all masked that a maker says, the
     build too: lists and checks read it.
 
-    ``read`` keeps it for the events to come, and so whatever it has found once.
+    ``read`` keeps it for the events to come, and so each finding is made once.
     """
 
     raw: str
@@ -56,14 +56,14 @@ class UserAgent:
 
     @cached_property
     def declares_itself(self) -> bool:
-        """Whether it says what it is in the form that crawlers use: "compatible; Name", or an address to write to."""
+        """Whether it declares itself in the form that crawlers use: "compatible; Name", or an address to write to."""
         compatible = COMPATIBLE.search(self.bare)
         named = compatible is not None and SOURCE_BROWSERS.match(compatible[1]) is None
         return named or CONTACT.search(self.bare) is not None
 
     @cached_property
     def is_malformed(self) -> bool:
-        """Whether it breaks what every browser keeps."""
+        """Whether it breaks a form that every browser keeps."""
         is_recognised = self.is_device or self.os is not None or self.is_tv
         return form.is_malformed(self.raw, self.bare, is_recognised=is_recognised)
 

@@ -72,7 +72,7 @@ class Encoder:
 
 
 def _run_layer(layer: Layer, x: Array, bias: Array | None, texts: int, longest: int) -> Array:
-    """``x`` is (texts * longest, 384); so is what comes out."""
+    """``x`` is (texts * longest, 384); so is the result."""
     attended = _attend(x @ layer.qkv_w + layer.qkv_b, bias, texts, longest) @ layer.out_w + layer.out_b
     x = normalise(attended + x, *layer.norms[0])
     hidden = gelu(x @ layer.up_w + layer.up_b) @ layer.down_w + layer.down_b

@@ -1,4 +1,4 @@
-"""What ``embed`` takes and gives."""
+"""The input and the output of ``embed``."""
 
 from __future__ import annotations
 

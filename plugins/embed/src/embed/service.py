@@ -9,7 +9,7 @@ from embed.schema import Input, Output
 from embed.weights import MODEL_VERSION, find_model
 from worker.service import Service
 
-#: Tokens that the model was made for; what is longer is cut off, as sentence-transformers does.
+#: Tokens that the model was made for; longer texts are cut off, as sentence-transformers does.
 MAX_TOKENS = 256
 #: Texts are padded to the longest of a bucket, whose lengths differ by at most this factor (over it up to 16 tokens).
 BUCKET_RATIO = 1.5

@@ -20,7 +20,7 @@ SHA256 = {
 def find_model() -> Path:
     """The folder of ``EMBED_MODEL_DIR``, else that of the installed package, which is not imported: it wants PyTorch.
 
-    Raises ``FileNotFoundError`` or ``ValueError`` that say what to do.
+    Raises ``FileNotFoundError`` or ``ValueError`` that name the remedy.
     """
     named = os.environ.get("EMBED_MODEL_DIR")
     if named:
