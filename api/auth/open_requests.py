@@ -34,10 +34,8 @@ class OpenRequests:
         assert task
         tasks = self._tasks.setdefault(key_id, set())
         if self._most and len(tasks) >= self._most:
-            must = (
-                f"the API key has {len(tasks)} open requests; at most {self._most} (SERVICES_MAX_OPEN_REQUESTS) may be"
-            )
-            raise RateLimited(must)
+            most = f"of at most {self._most} (SERVICES_MAX_OPEN_REQUESTS)"
+            raise RateLimited(f"the API key has {len(tasks)} open requests, {most}; try again when one has ended")
         tasks.add(task)
         try:
             yield

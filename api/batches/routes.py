@@ -167,16 +167,16 @@ async def retry_batch(request: Request, batch_id: str) -> Response:
 
 async def _from_json(request: Request) -> tuple[BatchRequest, AsyncIterator[list[bytes]]]:
     settings = state_of(request).settings
-    try:
-        text = await read_body(request, settings.max_body_bytes)
-    except PayloadTooLarge as error:
-        raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON}) may be larger") from error
 
-    def parse() -> tuple[BatchRequest, list[bytes]]:
+    def parse(text: bytes) -> tuple[BatchRequest, list[bytes]]:
         asked = parse_batch(text, settings)
         return asked, [dump_strictly(value, "inputs") for value in asked.inputs]
 
-    asked, rows = await aside(len(text), parse)
+    try:
+        text = await read_body(request, settings.max_body_bytes)
+        asked, rows = await aside(len(text), partial(parse, text))
+    except PayloadTooLarge as error:
+        raise PayloadTooLarge(f"{error.message}; a batch of JSON lines ({NDJSON}) may be larger") from error
     return asked, at_once(rows)
 
 

@@ -22,6 +22,8 @@ log = logging.getLogger("services.api")
 
 #: Most bytes of a request's line and headers together.
 MAX_HEAD_BYTES = 64 * 1024
+#: Open descriptors that the process asks for.
+DESCRIPTORS = 65_536
 #: Seconds between two looks at all connections: a look costs less than timers for each request.
 LOOK_S = 0.5
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
@@ -34,6 +36,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_bytes = 0  # of the head that arrives, as received
         self.head_since = time.monotonic()  #: when the head that arrives began; 0: none does
+        self._is_refused = False
         self.unsent = 0  #: bytes that wait to be sent, at the last look
         self.unsent_since = 0.0  #: since when they are not fewer
 
@@ -61,15 +64,16 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is whole."""
-        if self.cycle is not None:  # None: the head was refused
+        if not self._is_refused:
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
-        if self.cycle is not None:
+        """A part of the body; that of a refused head belongs to no request."""
+        if not self._is_refused:
             super().on_body(body)
 
     def _refuse(self) -> None:
+        self._is_refused = True
         if not self.transport.is_closing():
             log.info("refused a request whose head has over %d bytes", MAX_HEAD_BYTES)
             self.transport.write(TOO_LARGE)
@@ -83,10 +87,14 @@ def find_server() -> uvicorn.Server | None:
 
 
 def limit_connections(server: uvicorn.Server | None) -> None:
-    """Let the server limit its connections, and let it open as many as the operating system allows."""
+    """Let the server limit its connections, and let it open as many as the operating system allows, up to a bound."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError) as error:  # macOS has a further limit of its own
+            log.warning("the limit of %d open descriptors stays: %s", soft, error)
     if server is None or not issubclass(server.config.http_protocol_class, HttpToolsProtocol):
         log.warning("the HTTP server is not uvicorn with httptools: request heads and unread answers have no limits")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -82,9 +82,8 @@ def _wait(client: Client, url: str, job: Job, timeout_s: float) -> Job:
 
     try:
         job = client.get(job.id)
-        job.result(timeout_s)
-    except JobNotSucceeded:
-        pass  # the caller prints it
+        with suppress(JobNotSucceeded):  # the caller prints its error
+            job.result(timeout_s)
     except TimeoutError:
         job.refresh()
     except KeyboardInterrupt:

@@ -19,6 +19,8 @@ log = logging.getLogger("services")
 
 #: The only ``maxmemory-policy`` that refuses new data instead of dropping stored data.
 POLICY = "noeviction"
+#: Without the right to call INFO, or on a server that has renamed it.
+UNCHECKED = "Redis's eviction policy and persistence are not checked, since it answers no INFO"
 _warned: set[str] = set()
 
 
@@ -30,16 +32,16 @@ def check_server(client: redis.Redis) -> None:
     """Raise ``EvictingStore`` unless Redis refuses data that it has no room for; warn where it writes no file."""
     try:
         check_info([client.info("memory"), client.info("persistence")])
-    except redis.exceptions.NoPermissionError:
-        _warn("the user of REDIS_URL may not call INFO: Redis's eviction policy and persistence are not checked")
+    except redis.exceptions.ResponseError as error:
+        _warn(f"{UNCHECKED} ({error})")
 
 
 async def check_server_of(client: redis.asyncio.Redis) -> None:
     """The same for asyncio."""
     try:
         check_info([await client.info("memory"), await client.info("persistence")])
-    except redis.exceptions.NoPermissionError:
-        _warn("the user of REDIS_URL may not call INFO: Redis's eviction policy and persistence are not checked")
+    except redis.exceptions.ResponseError as error:
+        _warn(f"{UNCHECKED} ({error})")
 
 
 def check_info(sections: list[Mapping[str, Any]]) -> None:
