@@ -38,7 +38,7 @@ class LimitedHttp(HttpToolsProtocol):
         self.head_since = time.monotonic()  #: when the head that arrives began; 0: none does
         self._is_refused = False
         self.unsent = 0  #: bytes that wait to be sent, at the last look
-        self.unsent_since = 0.0  #: since when they are not fewer
+        self.unsent_since = self.head_since  #: since when they are not fewer
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""

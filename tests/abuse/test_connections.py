@@ -6,6 +6,7 @@ import resource
 import socket
 import time
 
+import httpx
 import pytest
 
 from tests.kit.http import body
@@ -125,3 +126,16 @@ def test_a_low_limit_of_descriptors_is_raised(system: System) -> None:
         assert client.get("/readyz").status_code == 200
     for connection in many:
         connection.close()
+
+
+def test_a_new_connection_that_reads_slowly_gets_its_whole_answer(system: System) -> None:
+    system.start_api(SERVICES_MAX_BODY_BYTES="30000000")
+    with system.client() as client:
+        job = client.post("/jobs", content=body(input={"n": 1, "do": "x" * 20_000_000})).json()
+    for _ in range(2):
+        with httpx.stream("GET", f"{system.url}/jobs/{job['id']}?include=input", timeout=20) as answer:
+            size = 0
+            for piece in answer.iter_raw(1_000_000):
+                size += len(piece)
+                time.sleep(0.1)  # so that the connections are looked at meanwhile
+        assert size == int(answer.headers["content-length"]) > 20_000_000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
+import redis
 
 from tests.kit.http import assert_problem, body
 from tests.kit.keys import make_key
-from tests.kit.system import System, poll, services
-from worker.ledger.server_rules import EvictingStore, check_info
+from tests.kit.system import System, poll, redis_binary, services
+from worker.ledger.server_rules import EvictingStore, check_info, check_server
 
 
 def status(system: System, key: str = "") -> int:
@@ -79,6 +82,26 @@ def test_a_redis_without_an_append_only_file_is_a_warning(system: System) -> Non
     api = system.start_api()
     assert "Redis writes no append-only file" in api.output
     assert status(system) == 200
+
+
+def test_a_redis_that_has_renamed_info_is_a_warning(tmp_path: Path) -> None:
+    command = [
+        redis_binary(),
+        "--port",
+        "0",
+        "--unixsocket",
+        str(tmp_path / "r.sock"),
+        "--rename-command",
+        "INFO",
+        "NONE",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path) as server:
+        try:
+            with redis.Redis(unix_socket_path=str(tmp_path / "r.sock")) as client:
+                poll((tmp_path / "r.sock").exists, what="redis answers")
+                check_server(client)
+        finally:
+            server.kill()
 
 
 FOREIGN = [

@@ -33,7 +33,7 @@ def check_server(client: redis.Redis) -> None:
     try:
         check_info([client.info("memory"), client.info("persistence")])
     except redis.exceptions.ResponseError as error:
-        _warn(f"{UNCHECKED} ({error})")
+        _warn_unchecked(error)
 
 
 async def check_server_of(client: redis.asyncio.Redis) -> None:
@@ -41,7 +41,7 @@ async def check_server_of(client: redis.asyncio.Redis) -> None:
     try:
         check_info([await client.info("memory"), await client.info("persistence")])
     except redis.exceptions.ResponseError as error:
-        _warn(f"{UNCHECKED} ({error})")
+        _warn_unchecked(error)
 
 
 def check_info(sections: list[Mapping[str, Any]]) -> None:
@@ -62,6 +62,13 @@ def _each_server(sections: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any
     for section in sections:
         nodes = [value for value in section.values() if isinstance(value, dict) and "maxmemory_policy" in value]
         yield from nodes or (section,)
+
+
+def _warn_unchecked(error: redis.exceptions.ResponseError) -> None:
+    """Warn where INFO is not allowed or has been renamed; raise any other error, such as that of a full disk."""
+    if not (isinstance(error, redis.exceptions.NoPermissionError) or "unknown command" in str(error).lower()):
+        raise error
+    _warn(f"{UNCHECKED} ({error})")
 
 
 def _warn(text: str) -> None:
